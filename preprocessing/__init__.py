@@ -1,0 +1,1 @@
+"""Photos in, training shards out. Knows nothing of Prefect and Ray."""
