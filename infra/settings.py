@@ -1,0 +1,249 @@
+"""Every number and name that a run depends on, typed; a preset is one TOML file that lists them all.
+
+No field here has a default, except in `ModelReference`: a preset inherits nothing, so reading one file tells the whole
+run, and why each value is what it is stands beside it.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from infra.errors import UserError
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def _empty_is_none(value: object) -> object:
+    return None if value == "" else value  # TOML has no null
+
+
+OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelReference(_Frozen):
+    location: str = Field(
+        min_length=1,
+        description='"zoo:NAME" (shipped), a local folder ("/…", "./…", "~/…"), or a hub id "owner/name"',
+    )
+    revision: OptionalText = Field(default=None, description="for a hub id: the commit, 40 hex digits")
+    backend: str = Field(default="transformers", description="which implementation reads the files")
+
+
+class ModelsSettings(_Frozen):
+    base: ModelReference = Field(description="Stable Diffusion pipeline folder: the frozen prior")
+    clip: ModelReference = Field(description="CLIP image and text towers: subject features, prompt consistency")
+    captioner: ModelReference = Field(description="BLIP-2: one caption per photo")
+    segmenter: ModelReference = Field(description="Mask2Former: people as instances")
+    identity: ModelReference = Field(description="network whose embedding says whether two pictures show one person")
+    faces: Literal["mtcnn"] = Field(description="face detector for photos whose source knows no faces")
+
+
+class StorageSettings(_Frozen):
+    root: str = Field(
+        description='where shards, catalog and releases live: "" = WORKSPACE/store, a folder, or s3://bucket/prefix'
+    )
+    endpoint_url: OptionalText = Field(description="S3 server other than AWS's, such as MinIO's or Ceph's; \"\" = AWS")
+
+
+class PaperfolkSettings(_Frozen):
+    photos: Count = Field(description="training photos to draw, before any --more")
+    seed: int = Field(description="the world's seed: the same seed draws the same people")
+    pixels: Count = Field(description="side of a drawn photo, in pixels")
+    evaluation_people: Count = Field(description="people drawn for evaluation only, never in a training photo")
+
+
+class IngestSettings(_Frozen):
+    source: str = Field(description='"paperfolk", "ffhq:PATH", "celeba:PATH" or "folder:PATH"')
+    pixels: Count = Field(description="side of the square picture that a sample holds, in pixels")
+    min_side: Count = Field(description="a photo whose shorter side is below this is refused, in pixels")
+    max_pixels: Count = Field(description="a photo of more pixels than this is refused before it is decoded")
+    photos_per_shard: Count = Field(description="consecutive photos per shard: the unit of work and of retry")
+    workers: Count = Field(description="actors that decode and check")
+
+
+class CaptionSettings(_Frozen):
+    batch_size: Count = Field(description="pictures per forward pass")
+    max_new_tokens: Count = Field(description="longest caption, in tokens")
+    num_beams: Count = Field(description="beams of the search; 1 = greedy")
+    workers: Count = Field(description="actors, each with its own captioner")
+
+
+class SegmentSettings(_Frozen):
+    score_threshold: Fraction = Field(description="smallest person probability of a query that is kept")
+    mask_threshold: Fraction = Field(description="smallest mask probability of a pixel that belongs to an instance")
+    overlap_threshold: Fraction = Field(description="an instance that keeps less than this of its mask is dropped")
+    min_area: Fraction = Field(description="smallest instance, as a fraction of the picture's area")
+    face_fallback: bool = Field(description="nobody found but a face known: use the region around the face")
+    batch_size: Count = Field(description="pictures per forward pass")
+    workers: Count = Field(description="actors, each with its own segmenter")
+
+
+class ShardSettings(_Frozen):
+    reference_pixels: Count = Field(description="side of the subject's crop given to CLIP's image tower, in pixels")
+    reference_variants: Count = Field(description="differently augmented crops per subject")
+    batch_size: Count = Field(description="pictures per forward pass of the VAE and of CLIP")
+    workers: Count = Field(description="actors, each with VAE, text encoder and CLIP")
+
+
+class TrainSettings(_Frozen):
+    steps: Count = Field(description="optimisation steps")
+    batch_size: Count = Field(description="samples per step over all workers together")
+    workers: Count = Field(description="data-parallel processes; batch_size is a multiple of it")
+    learning_rate: float = Field(gt=0, description="AdamW, constant: the personalization experts")
+    router_learning_rate_factor: float = Field(gt=0, description="routers and prompt MLP learn at this multiple")
+    lambda_router: float = Field(ge=0, description="weight of eq. 10's router loss, as a mean over pixels")
+    lambda_object: float = Field(ge=0, description="weight of eq. 12's object loss, as a mean over pixels")
+    max_timestep: int = Field(ge=1, le=1000, description="only timesteps below this are trained")
+    condition_dropout: Fraction = Field(description="probability of training a sample without its condition")
+    ema_decay: float = Field(ge=0, lt=1, description="decay per step of the averaged weights that are released")
+    seed: int = Field(description="seed of sample order, noise, timesteps and dropout")
+    checkpoint_every: Count = Field(description="steps between checkpoints: the most that a crash costs")
+    warm_start: bool = Field(description="start from the release in production, where there is one")
+    precision: Literal["fp32", "bf16"] = Field(description="arithmetic of the forward pass; the weights stay fp32")
+
+    @model_validator(mode="after")
+    def _batch_splits_evenly(self) -> "TrainSettings":
+        if self.batch_size % self.workers:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of workers {self.workers}")
+        return self
+
+
+class PromptSettings(_Frozen):
+    template: str = Field(
+        description='the prompt, with {word} for the subject\'s word: "a photo of a {word} in the snow"'
+    )
+    scene: str = Field(description='the scene as a phrase of the prompt, for scene accuracy; "" = not scored')
+    object: str = Field(description='the held object as a phrase of the prompt, for object accuracy; "" = not scored')
+
+    @model_validator(mode="after")
+    def _word_stands_once(self) -> "PromptSettings":
+        if self.template.count("{word}") != 1:
+            raise ValueError(f"template {self.template!r} must hold {{word}} exactly once")
+        return self
+
+
+class EvaluateSettings(_Frozen):
+    source: str = Field(description='"paperfolk" or "celeba:PATH": people whose photos are never trained on')
+    subjects: Count = Field(description="people to evaluate on")
+    prompts: list[PromptSettings] = Field(min_length=1, description="each drawn for each subject and seed")
+    seeds: list[int] = Field(min_length=2, description="at least two: background change is measured between seeds")
+    inference_steps: Count = Field(description="UniPC steps")
+    guidance_scale: float = Field(ge=1, description="classifier-free guidance; 1 = none")
+    prior_only_above: int = Field(ge=0, le=1000, description="timesteps above this are drawn by the prior alone")
+    batch_size: Count = Field(description="pictures drawn at once")
+    workers: Count = Field(description="actors, each with the pipeline")
+
+
+class PublishSettings(_Frozen):
+    alias: str = Field(pattern=r"^[a-z][a-z0-9-]*$", description="the name that follows releases which pass the gate")
+    min_identity_gain: float = Field(description="gate: identity similarity of the release minus the prior's")
+    min_scene_ratio: float = Field(ge=0, description="gate: scene accuracy divided by the prior's")
+    min_object_ratio: float = Field(ge=0, description="gate: held-object accuracy divided by the prior's")
+    max_background_change: float = Field(
+        ge=0, description="gate: change outside the subject under a subject swap, divided by that under a seed change"
+    )
+    max_identity_regression: float = Field(
+        ge=0, description="gate: how far identity may fall below production's release"
+    )
+
+
+class RaySettings(_Frozen):
+    address: str = Field(description='"" = a Ray of its own on this machine; otherwise the cluster\'s address')
+    num_cpus: Count = Field(description="logical CPUs that a local Ray believes in: how many actors live at once")
+    object_store_mb: int = Field(ge=80, description="shared memory of a local Ray, in MB")
+
+
+class Settings(_Frozen):
+    name: str = Field(description="the preset's name")
+    workspace: Path = Field(description="folder for everything that a run leaves on this machine; absolute once loaded")
+    storage: StorageSettings = Field(description="object store")
+    models: ModelsSettings = Field(description="the pretrained models")
+    paperfolk: PaperfolkSettings = Field(description="the synthetic world")
+    ingest: IngestSettings = Field(description="stage 1")
+    caption: CaptionSettings = Field(description="stage 2")
+    segment: SegmentSettings = Field(description="stage 3")
+    shard: ShardSettings = Field(description="stage 4")
+    train: TrainSettings = Field(description="stage 5")
+    evaluate: EvaluateSettings = Field(description="stage 6")
+    publish: PublishSettings = Field(description="stage 7")
+    ray: RaySettings = Field(description="where heavy work runs")
+
+    @property
+    def store_root(self) -> str:
+        """What `infra.storage.open_store` takes: the storage root with its default filled in."""
+        return self.storage.root or str(self.workspace / "store")
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped presets."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def load_settings(preset: str, workspace: Path | None = None, overrides: Mapping[str, str] | None = None) -> Settings:
+    """Read a shipped preset by name, or any file whose path ends in .toml, and apply the overrides to it.
+
+    An override's key is dotted ("train.steps"), its value is written as in TOML ("300", "true", "[1, 2]"); where the
+    preset holds text, quotes are not needed. Raises UserError for an unknown preset or key and for a value that does not fit.
+    """
+    path = Path(preset) if preset.endswith(".toml") else PRESETS / f"{preset}.toml"
+    if not path.is_file():
+        raise UserError(
+            f"There is no preset {preset!r}: choose {' or '.join(preset_names())}, or give a path to a .toml file."
+        )
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"Preset {path} is not valid TOML: {error}.") from error
+    for key, text in (overrides or {}).items():
+        _override(values, key, text)
+    if workspace is not None:
+        values["workspace"] = str(workspace)
+    if isinstance(values.get("workspace"), str):
+        # Absolute, because Ray's workers may stand in another folder.
+        values["workspace"] = str(Path(values["workspace"]).expanduser().absolute())
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"Preset {preset!r} does not fit: {_describe(error)}.") from error
+
+
+def _override(values: dict[str, Any], key: str, text: str) -> None:
+    *folders, last = key.split(".")
+    table: Any = values
+    for folder in folders:
+        table = table.get(folder) if isinstance(table, dict) else None
+    if not isinstance(table, dict) or last not in table:
+        table = table if isinstance(table, dict) and folders else values
+        prefix = ".".join(folders) + "." if table is not values else ""
+        choices = ", ".join(prefix + name for name in table)
+        raise UserError(f"There is no setting {key!r}: choose one of {choices}.")
+    if isinstance(table[last], dict):
+        choices = ", ".join(f"{key}.{name}" for name in table[last])
+        raise UserError(f"{key!r} is a group of settings: set one of {choices}.")
+    table[last] = text if isinstance(table[last], str) else _parse(text)
+
+
+def _parse(text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # the field's own check then says what was wanted
+
+
+def _describe(error: ValidationError) -> str:
+    found = error.errors(include_url=False)
+    first = found[0]
+    where = ".".join(str(part) for part in first["loc"]) or "settings"
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    value = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f", not {first['input']!r}"
+    return f"{where}: {message[:1].lower()}{message[1:]}{value}{more}"

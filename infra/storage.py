@@ -1,0 +1,245 @@
+"""Objects by key, in a directory or on S3, behind one small interface.
+
+Everything atomic in the project is built on one primitive: *create this small object only if it is absent*. A
+directory does it with a link, S3 with a plain PutObject and `If-None-Match: *` (multipart uploads do not honour it everywhere).
+"""
+
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from infra.errors import UserError
+
+_PARTIAL = ".partial-"  # prefix of files being written; no key may have a part that starts so
+
+
+@runtime_checkable
+class ObjectStore(Protocol):
+    """Keys are relative POSIX paths such as "shards/ingest/0123.tar"; a bad key raises ValueError."""
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes; KeyError when there is none."""
+        ...
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write or replace; a reader sees the old object or the new one, never a part."""
+        ...
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write only if absent, atomically; False when the object was there, which then stays as it was."""
+        ...
+
+    def exists(self, key: str) -> bool:
+        """Whether there is such an object."""
+        ...
+
+    def list(self, prefix: str = "") -> list[str]:
+        """All keys that start with the prefix (a plain string: end it with "/" to name a folder), sorted."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the object; nothing happens when there is none."""
+        ...
+
+    def uri(self, key: str) -> str:
+        """The object's address for people and logs."""
+        ...
+
+    def delta_uri(self, name: str) -> str:
+        """Address of the Delta table of that name, for deltalake and polars."""
+        ...
+
+    def delta_options(self) -> dict[str, str]:
+        """Storage options that go with `delta_uri`."""
+        ...
+
+
+def open_store(root: str, endpoint_url: str | None = None) -> ObjectStore:
+    """A directory's path or "s3://bucket/prefix"; UserError for any other scheme or an S3 address without a bucket."""
+    scheme, separator, rest = root.partition("://")
+    if not separator:
+        return DirectoryStore(Path(root))
+    if scheme != "s3":
+        raise UserError(f"Storage root {root!r} is neither a folder nor s3://bucket/prefix: mend storage.root.")
+    bucket, _, prefix = rest.partition("/")
+    if not bucket:
+        raise UserError(f"Storage root {root!r} names no bucket: write s3://bucket/prefix in storage.root.")
+    return S3Store(bucket, prefix.strip("/"), endpoint_url)
+
+
+def check_key(key: str) -> str:
+    """The key itself when it is safe to join to a root; ValueError otherwise."""
+    parts = key.split("/")
+    if not all(re.fullmatch(r"[^\x00-\x1f\\]+", part) and part not in (".", "..") for part in parts):
+        raise ValueError(f"object key {key!r} is not a plain relative path")
+    if any(part.startswith(_PARTIAL) for part in parts):
+        raise ValueError(f"object key {key!r} uses the name of an unfinished file")
+    return key
+
+
+class DirectoryStore:
+    """Objects as files under a folder, which is created on first write."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root).expanduser().absolute()
+
+    def get(self, key: str) -> bytes:
+        try:
+            return self._path(key).read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise KeyError(key) from error
+
+    def put(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        partial = self._write_beside(path, data)
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+
+    def create(self, key: str, data: bytes) -> bool:
+        path = self._path(key)
+        if path.exists():
+            return False
+        partial = self._write_beside(path, data)
+        try:
+            os.link(partial, path)  # unlike a rename, a link never replaces
+        except FileExistsError:
+            return False
+        finally:
+            partial.unlink()
+        _sync_folder(path.parent)
+        return True
+
+    def exists(self, key: str) -> bool:
+        return self._path(key).is_file()
+
+    def list(self, prefix: str = "") -> list[str]:
+        folder = prefix.rpartition("/")[0]
+        start = self._path(folder) if folder else self.root
+        keys = []
+        for where, _, names in os.walk(start):
+            relative = Path(where).relative_to(self.root)
+            keys += [(relative / name).as_posix() for name in names if not name.startswith(_PARTIAL)]
+        return sorted(key for key in keys if key.startswith(prefix))
+
+    def delete(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
+
+    def uri(self, key: str) -> str:
+        return str(self._path(key))
+
+    def delta_uri(self, name: str) -> str:
+        path = self._path(name)
+        path.mkdir(parents=True, exist_ok=True)
+        return str(path)
+
+    def delta_options(self) -> dict[str, str]:
+        return {}
+
+    def _path(self, key: str) -> Path:
+        return self.root / check_key(key)
+
+    def _write_beside(self, path: Path, data: bytes) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.parent / f"{_PARTIAL}{secrets.token_hex(8)}"
+        with partial.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # the name must not survive a power cut that the bytes did not
+        return partial
+
+
+class S3Store:
+    """Objects under a prefix of an S3 bucket; credentials and region come from the usual AWS settings."""
+
+    def __init__(self, bucket: str, prefix: str = "", endpoint_url: str | None = None) -> None:
+        self.bucket, self.prefix, self.endpoint_url = bucket, prefix, endpoint_url
+        self._client: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_client": None}  # clients do not travel between processes
+
+    def get(self, key: str) -> bytes:
+        name = self._name(key)
+        client = self._connect()
+        try:
+            return bytes(client.get_object(Bucket=self.bucket, Key=name)["Body"].read())
+        except client.exceptions.NoSuchKey as error:
+            raise KeyError(key) from error
+
+    def put(self, key: str, data: bytes) -> None:
+        self._connect().put_object(Bucket=self.bucket, Key=self._name(key), Body=data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        from botocore.exceptions import ClientError
+
+        try:
+            self._connect().put_object(Bucket=self.bucket, Key=self._name(key), Body=data, IfNoneMatch="*")
+        except ClientError as error:
+            # 409: another conditional write on the key was under way at that moment; the same answer, "not you".
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 412:
+                return False
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 409:
+                return self.create(key, data)
+            raise
+        return True
+
+    def exists(self, key: str) -> bool:
+        from botocore.exceptions import ClientError
+
+        try:
+            self._connect().head_object(Bucket=self.bucket, Key=self._name(key))
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                return False
+            raise
+        return True
+
+    def list(self, prefix: str = "") -> list[str]:
+        if folder := prefix.rpartition("/")[0]:
+            check_key(folder)
+        start = f"{self.prefix}/" if self.prefix else ""
+        pages = self._connect().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start + prefix)
+        return sorted(item["Key"][len(start) :] for page in pages for item in page.get("Contents", []))
+
+    def delete(self, key: str) -> None:
+        self._connect().delete_object(Bucket=self.bucket, Key=self._name(key))
+
+    def uri(self, key: str) -> str:
+        return f"s3://{self.bucket}/{self._name(key)}"
+
+    def delta_uri(self, name: str) -> str:
+        return self.uri(name)
+
+    def delta_options(self) -> dict[str, str]:
+        options = {"conditional_put": "etag"}
+        if self.endpoint_url:
+            options["AWS_ENDPOINT_URL"] = self.endpoint_url
+            options["AWS_ALLOW_HTTP"] = "true" if self.endpoint_url.startswith("http://") else "false"
+        return options
+
+    def _name(self, key: str) -> str:
+        return f"{self.prefix}/{check_key(key)}" if self.prefix else check_key(key)
+
+    def _connect(self) -> Any:
+        if self._client is None:
+            import boto3
+            from botocore.config import Config
+
+            config = Config(
+                retries={"max_attempts": 5, "mode": "standard"},
+                # Ceph and older servers refuse the newer checksum trailers; our own SHA-256 checks what matters.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            )
+            self._client = boto3.client("s3", endpoint_url=self.endpoint_url, config=config)
+        return self._client
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
