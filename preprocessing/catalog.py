@@ -117,6 +117,7 @@ class Catalog:
         fingerprints = {(shard.stage, shard.shard): shard.fingerprint for shard in shards}
         rows = {_identity(row): row for row in map(_shard_record, shards)}
         rows |= {_identity(row): row for row in (_photo_record(photo, fingerprints) for photo in photos)}
+        conflict: DeltaError | None = None
         for _ in range(_ATTEMPTS):
             table = self._table()
             version = -1 if table is None else table.version()
@@ -139,7 +140,9 @@ class Catalog:
                     return 0
                 write_deltalake(table, frame, mode="append", commit_properties=_ONE_TRY)
                 return version + 1
-            except (CommitFailedError, DeltaError) as error:
+            except DeltaError as error:
+                if not isinstance(error, CommitFailedError) and "already exists" not in str(error):
+                    raise
                 conflict = error
         raise RuntimeError(f"the catalog changed under {_ATTEMPTS} attempts to commit") from conflict
 
