@@ -1,0 +1,32 @@
+"""Mixture-of-Attention (arXiv 2404.11565) for stock diffusers pipelines: see README.md for the map."""
+
+import infra.torchvision_ops  # noqa: F401  # isort: skip  # before anything that imports diffusers
+from moa_model.adapter import MoAAdapter, RecordedStep
+from moa_model.binding import Binding, Subjects
+from moa_model.checkpoint import load_checkpoint, save_checkpoint
+from moa_model.config import MoAConfig
+from moa_model.ema import EMA
+from moa_model.image_encoder import ImageEncoder
+from moa_model.losses import Losses
+from moa_model.sampling import Draw, draw, global_batch, latents_from_moments, sample_order
+from moa_model.training import Batch, MoATrainingModule
+
+__all__ = [
+    "EMA",
+    "Batch",
+    "Binding",
+    "Draw",
+    "ImageEncoder",
+    "Losses",
+    "MoAAdapter",
+    "MoAConfig",
+    "MoATrainingModule",
+    "RecordedStep",
+    "Subjects",
+    "draw",
+    "global_batch",
+    "latents_from_moments",
+    "load_checkpoint",
+    "sample_order",
+    "save_checkpoint",
+]

@@ -1,0 +1,290 @@
+"""The adapter: all MoA layers and the multimodal prompt, attached to a stock diffusers pipeline.
+
+Axes: B rows of the U-Net's batch, S subjects, F image feature, H W latent pixels.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from infra.errors import UserError
+from moa_model.attention import AttentionMaps, MoAAttentionProcessor, MoAStep
+from moa_model.binding import Binding, Subjects, SubjectsByWord, bind
+from moa_model.config import MoAConfig
+from moa_model.files import read_config, read_weights, write_adapter
+from moa_model.image_encoder import ImageEncoder
+from moa_model.layers import attention_layers, layer_shapes
+from moa_model.losses import layer_size, mean_over_layers
+from moa_model.prompt import MultimodalPrompt, one_hot_tokens
+
+
+@dataclass(frozen=True)
+class RecordedStep:
+    """The maps of one denoising step; rows as in the U-Net's batch (the unconditional half first)."""
+
+    timestep: float
+    latent_size: tuple[int, int]
+    maps: AttentionMaps
+
+    def router(self) -> dict[int, Float[Tensor, "B h w"]]:
+        """R_0, the prior's weight, by layer index, at each layer's own size."""
+        return {index: self._picture(flat) for index, flat in self.maps.router.items()}
+
+    def subject(self) -> dict[int, Float[Tensor, "B S h w"]]:
+        """The personalization expert's attention to each subject's word, by layer index (cross-attention only)."""
+        return {index: self._picture(flat) for index, flat in self.maps.subject.items()}
+
+    def mean_router(self) -> Float[Tensor, "B H W"]:
+        """R_0, mean over layers, at the latent's size."""
+        return mean_over_layers(self.maps.router.values(), self.latent_size)
+
+    def _picture(self, flat: Tensor) -> Tensor:
+        return flat.float().unflatten(-1, layer_size(self.latent_size, flat.shape[-1]))
+
+
+@dataclass(frozen=True)
+class _Attachment:
+    unet: nn.Module
+    originals: dict[str, Any]
+    hook: Any
+
+
+@dataclass
+class _Switches:
+    prior_only: bool = False
+    recording: list[RecordedStep] | None = None
+    attachments: list[_Attachment] = field(default_factory=list)
+
+
+class MoAAdapter(nn.Module):
+    """Experts, routers and prompt MLP for one architecture of U-Net.
+
+    On a stock pipeline:
+
+        adapter = MoAAdapter.from_pretrained("release").attach(pipe, image_encoder="openai/clip-vit-large-patch14")
+        bound = adapter.bind(pipe, prompt, {"man": photo})
+        image = pipe(prompt, cross_attention_kwargs=bound, generator=generator).images[0]
+    """
+
+    def __init__(self, config: MoAConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder: ImageEncoder | None = None
+        cross = [i for i, shape in enumerate(config.layers) if shape.cross]
+        self.layers = nn.ModuleList(
+            MoAAttentionProcessor(shape, index, cross.index(index) if shape.cross else -1)
+            for index, shape in enumerate(config.layers)
+        )
+        self.prompt = MultimodalPrompt(config.image_dim, config.text_dim, len(config.layers), config.timesteps)
+        self.register_buffer("_cross_layers", torch.tensor(cross), persistent=False)
+        self._switches = _Switches()
+
+    # ---- making and keeping
+
+    @classmethod
+    def for_unet(cls, unet: nn.Module, image_dim: int, **config: Any) -> Self:
+        """A fresh adapter: experts copied from the U-Net's layers, R = (½, ½), a prompt MLP that changes nothing yet.
+
+        ``config`` are further fields of MoAConfig (``timesteps``, ``prior_only_above``, ``image_encoder``).
+        """
+        text_dim = unet.config.cross_attention_dim
+        adapter = cls(MoAConfig(image_dim=image_dim, text_dim=text_dim, layers=layer_shapes(unet), **config))
+        for layer, host in zip(adapter.layers, attention_layers(unet).values(), strict=True):
+            layer.expert.copy_from(host)
+        return adapter
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Read an adapter's two files; raises UserError where one is missing, damaged, tampered with or not finite."""
+        adapter = cls(read_config(Path(folder)))
+        adapter.load_state_dict(read_weights(Path(folder), adapter.state_dict()))
+        return adapter.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``adapter.safetensors`` and ``adapter_config.json`` into ``folder``."""
+        write_adapter(Path(folder), self.config, self.state_dict())
+
+    # ---- attaching
+
+    def attach(self, pipe_or_unet: Any, image_encoder: ImageEncoder | tuple[Any, Any] | str | Path | None = None) -> Self:
+        """Give every attention layer of the U-Net its MoA processor; the layers themselves stay as they are.
+
+        ``image_encoder``: a CLIP's folder or hub id, or (model, processor); needed to bind pictures, not features.
+        Moves the adapter to the U-Net's device and dtype. Raises UserError, and changes nothing, if the U-Net has another
+        architecture, already carries an adapter, or has processors that ours would replace.
+        """
+        unet = getattr(pipe_or_unet, "unet", pipe_or_unet)
+        self._require_fit(unet)
+        if image_encoder is not None:
+            self.image_encoder = _as_encoder(image_encoder)
+        first = next(parameter for parameter in unet.parameters())
+        self.to(device=first.device, dtype=first.dtype if first.dtype.is_floating_point else None)
+        originals = {f"{name}.processor": layer.processor for name, layer in attention_layers(unet).items()}
+        for layer, host in zip(self.layers, attention_layers(unet).values(), strict=True):
+            host.set_processor(layer)
+        hook = unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)
+        self._switches.attachments.append(_Attachment(unet, originals, hook))
+        return self
+
+    def detach(self, pipe_or_unet: Any) -> Self:
+        """Put the U-Net's own processors back. Raises UserError if this adapter is not attached to it."""
+        unet = getattr(pipe_or_unet, "unet", pipe_or_unet)
+        attachment = self._attachment(unet)
+        for name, host in attention_layers(unet).items():
+            host.set_processor(attachment.originals[f"{name}.processor"])
+        attachment.hook.remove()
+        self._switches.attachments.remove(attachment)
+        return self
+
+    def is_attached(self, pipe_or_unet: Any) -> bool:
+        """Whether this adapter is attached to the pipeline's U-Net."""
+        unet = getattr(pipe_or_unet, "unet", pipe_or_unet)
+        return any(attachment.unet is unet for attachment in self._switches.attachments)
+
+    # ---- generating
+
+    def bind(
+        self,
+        pipe: Any,
+        prompt: str | Sequence[str],
+        subjects: SubjectsByWord | Sequence[SubjectsByWord],
+        image_encoder: ImageEncoder | tuple[Any, Any] | str | Path | None = None,
+    ) -> dict[str, Any]:
+        """``cross_attention_kwargs`` for one call of ``pipe`` with this prompt.
+
+        ``subjects`` maps words to a picture or an image feature [F]; several prompts take a list of mappings. A word that
+        repeats takes a list, first occurrence first. An empty mapping is no subject: the prior, bit for bit.
+        Raises UserError: word not in the prompt, more subjects than occurrences, no image encoder, not attached.
+        """
+        self._require_in_place(self._attachment(pipe.unet))
+        encoder = self.image_encoder if image_encoder is None else _as_encoder(image_encoder)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        by_prompt = [subjects] if isinstance(subjects, Mapping) else list(subjects)
+        if not any(by_prompt):
+            return {}
+        binding: Binding = bind(
+            pipe.tokenizer,
+            [pipe.maybe_convert_prompt(text, pipe.tokenizer) for text in prompts],
+            by_prompt,
+            encoder.encode if encoder else _no_encoder,
+            self.config.image_dim,
+            guided=lambda: pipe.do_classifier_free_guidance,
+        )
+        return {"moa": binding}
+
+    @contextmanager
+    def prior_only(self) -> Iterator[None]:
+        """The prior alone, bit for bit, whatever is bound."""
+        before, self._switches.prior_only = self._switches.prior_only, True
+        try:
+            yield
+        finally:
+            self._switches.prior_only = before
+
+    @contextmanager
+    def recording(self) -> Iterator[list[RecordedStep]]:
+        """Collect router and subject maps of every step that the experts take part in."""
+        before, self._switches.recording = self._switches.recording, []
+        try:
+            yield self._switches.recording
+        finally:
+            self._switches.recording = before
+
+    # ---- inside one forward pass
+
+    def _before_unet(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Turn the bound subjects into this step's conditions for all layers, or leave the prior alone."""
+        side_channel = dict(kwargs.get("cross_attention_kwargs") or {})
+        request: Binding | Subjects | None = side_channel.pop("moa", None)
+        if request is None:
+            return args, kwargs
+        named = dict(zip(("sample", "timestep", "encoder_hidden_states"), args, strict=False)) | kwargs
+        step = None if self._switches.prior_only else self._step(request, **{name: named[name] for name in _STEP_ARGUMENTS})
+        if step is not None:
+            side_channel["moa"] = step
+        return args, kwargs | {"cross_attention_kwargs": side_channel}
+
+    def _step(
+        self, request: Binding | Subjects, sample: Tensor, timestep: Any, encoder_hidden_states: Tensor
+    ) -> MoAStep | None:
+        text_BTD = encoder_hidden_states
+        rows, device = len(sample), sample.device
+        timestep_B = torch.as_tensor(timestep, device=device, dtype=torch.float32).expand(rows)
+        personal_B = timestep_B <= self.config.prior_only_above
+        if not personal_B.any():
+            return None
+        subjects = request.for_batch(rows)
+        if self.prompt.mlp[-1].weight.device != device:  # the pipeline was moved after attach; it moves only the layers
+            self.to(device)
+        token_BS = subjects.token_BS.to(device)
+        token_BST = one_hot_tokens(token_BS, text_BTD.shape[1], like=text_BTD)
+        word_BSD = torch.einsum("bst,btd->bsd", token_BST, text_BTD)
+        image_BSF = subjects.image_BSF.to(text_BTD)
+        word_LBSD = self.prompt(image_BSF, word_BSD, timestep_B, self._cross_layers)
+        maps = subjects.maps
+        if maps is None and self._switches.recording is not None:
+            maps = AttentionMaps(blocks={shape.block for shape in self.config.layers})
+            size = (sample.shape[-2], sample.shape[-1])
+            self._switches.recording.append(RecordedStep(float(timestep_B[0]), size, maps))
+        return MoAStep(word_LBSD, token_BST, None if personal_B.all() else personal_B, maps)
+
+    # ---- refusals
+
+    def _require_fit(self, unet: Any) -> None:
+        if not isinstance(unet, nn.Module):
+            raise UserError(f"{type(unet).__name__} has no U-Net: attach MoA to a Stable Diffusion pipeline or its U-Net.")
+        hosts = attention_layers(unet)
+        for name, host in hosts.items():
+            if isinstance(host.processor, MoAAttentionProcessor):
+                raise UserError("This U-Net already carries a MoA adapter: detach it first.")
+            if type(host.processor) is not AttnProcessor2_0:
+                raise UserError(
+                    f"The U-Net's attention is {type(host.processor).__name__} at {name}, which MoA would replace: "
+                    "unload it (IP-Adapter, xFormers, attention slicing) before attaching."
+                )
+        shapes = layer_shapes(unet)
+        if len(shapes) != len(self.config.layers):
+            raise UserError(
+                f"This adapter is for another base: it has {len(self.config.layers)} attention layers, this U-Net {len(shapes)}."
+            )
+        for own, theirs in zip(self.config.layers, shapes, strict=True):
+            for what, value in own:
+                if getattr(theirs, what) != value:
+                    raise UserError(
+                        f"This adapter is for another base: {what} of {own.name} is {value} there, "
+                        f"{getattr(theirs, what)} in this U-Net."
+                    )
+
+    def _require_in_place(self, attachment: _Attachment) -> None:
+        for host, layer in zip(attention_layers(attachment.unet).values(), self.layers, strict=True):
+            if host.processor is not layer:
+                raise UserError(
+                    f"{type(host.processor).__name__} has replaced the MoA layers (IP-Adapter, xFormers or attention slicing "
+                    "was loaded after them): unload it, detach, and attach again."
+                )
+
+    def _attachment(self, unet: nn.Module) -> _Attachment:
+        for attachment in self._switches.attachments:
+            if attachment.unet is unet:
+                return attachment
+        raise UserError("This adapter is not attached to this pipeline: call adapter.attach(pipe) first.")
+
+
+_STEP_ARGUMENTS = ("sample", "timestep", "encoder_hidden_states")
+
+
+def _as_encoder(given: ImageEncoder | tuple[Any, Any] | str | Path) -> ImageEncoder:
+    if isinstance(given, ImageEncoder):
+        return given
+    return ImageEncoder(*given) if isinstance(given, tuple) else ImageEncoder.load(str(given))
+
+
+def _no_encoder(pictures: Sequence[Any]) -> Tensor:
+    raise UserError("Pictures need an image encoder: adapter.attach(pipe, image_encoder=the CLIP folder or hub id).")

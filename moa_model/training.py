@@ -1,0 +1,114 @@
+"""One MoA training step: noise, U-Net, three losses. Plain PyTorch; wrap the module in DDP for many workers.
+
+Axes: B batch, C latent channels, H W latent pixels, T text tokens, D text width, S subjects, F image feature.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
+
+import torch
+from diffusers import DDPMScheduler
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from infra.errors import UserError
+from moa_model.adapter import MoAAdapter
+from moa_model.attention import AttentionMaps
+from moa_model.binding import Subjects
+from moa_model.layers import penalised_blocks
+from moa_model.losses import Losses, masked_loss, mean_over_layers, object_loss, router_loss
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A worker's samples of one step, with the random numbers that ``sampling.draw`` gave them."""
+
+    latents: Float[Tensor, "B C H W"]
+    """Scaled VAE latents without noise."""
+    text: Float[Tensor, "B T D"]
+    null_text: Float[Tensor, "T D"]
+    """Embedding of the empty prompt, for samples whose condition is dropped."""
+    image_embeds: Float[Tensor, "B S F"]
+    tokens: Int[Tensor, "B S"]
+    """Index of each subject's word, −1 = no subject."""
+    masks: Float[Tensor, "B S H W"]
+    """Each subject's pixels at latent size, 0 … 1."""
+    noise: Float[Tensor, "B C H W"]
+    timesteps: Int[Tensor, " B"]
+    dropped: Bool[Tensor, " B"]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The batch on another device."""
+        moved = {field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
+        return type(self)(**moved)
+
+
+class MoATrainingModule(nn.Module):
+    """Frozen U-Net and trained adapter; ``forward(batch)`` gives the losses."""
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        adapter: MoAAdapter,
+        scheduler_config: Any,
+        *,
+        lambda_router: float = 0.1,
+        lambda_object: float = 1e-4,
+        blocks: Literal["middle", "all"] = "middle",
+        router_normalisation: Literal["mean", "sum"] = "mean",
+    ) -> None:
+        """``scheduler_config`` is the base's (``pipe.scheduler.config``); its prediction type decides the target.
+
+        ``blocks``: which ones the router and object losses cover (``layers.penalised_blocks``).
+        Raises UserError for a prediction type other than epsilon and v_prediction.
+        """
+        super().__init__()
+        self.scheduler = DDPMScheduler.from_config(scheduler_config)
+        if self.scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+            raise UserError(
+                f'The base predicts "{self.scheduler.config.prediction_type}": MoA trains on epsilon or v_prediction.'
+            )
+        if not adapter.is_attached(unet):
+            adapter.attach(unet)
+        self.unet, self.adapter = unet, adapter
+        self.lambda_router, self.lambda_object = lambda_router, lambda_object
+        self.router_normalisation: Literal["mean", "sum"] = router_normalisation
+        self.blocks = penalised_blocks(adapter.config.layers, blocks)
+        unet.eval().requires_grad_(False)  # the prior is frozen for ever …
+        adapter.float().train().requires_grad_(True)  # … and the experts, which it now carries, are trained
+
+    def forward(self, batch: Batch) -> Losses:
+        """Losses of one batch (eq. 12)."""
+        mask_BHW = batch.masks.amax(dim=1)
+        text_BTD = torch.where(batch.dropped[:, None, None], batch.null_text, batch.text)
+        token_BS = torch.where(batch.dropped[:, None], -1, batch.tokens)
+        maps = AttentionMaps(self.blocks)
+        prediction_BCHW = self.unet(
+            self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps),
+            batch.timesteps,
+            encoder_hidden_states=text_BTD,
+            cross_attention_kwargs={"moa": Subjects(batch.image_embeds, token_BS, maps)},
+            return_dict=False,
+        )[0]
+        size = (batch.latents.shape[-2], batch.latents.shape[-1])
+        masked = masked_loss(prediction_BCHW.float(), self._target(batch), mask_BHW)
+        router = router_loss(mean_over_layers(maps.router.values(), size), mask_BHW, self.router_normalisation)
+        attention_BSHW = mean_over_layers(maps.subject.values(), size)
+        balance = object_loss(attention_BSHW, batch.masks, (token_BS >= 0).float())
+        total = masked + self.lambda_router * router + self.lambda_object * balance
+        return Losses(total, masked, router, balance)
+
+    def optimizer_groups(self, learning_rate: float, router_learning_rate_factor: float = 2.0) -> list[dict[str, Any]]:
+        """Parameter groups: experts at ``learning_rate``, routers and prompt MLP at ``factor`` times that."""
+        experts = [parameter for layer in self.adapter.layers for parameter in layer.expert.parameters()]
+        seen = set(map(id, experts))
+        others = [parameter for parameter in self.adapter.parameters() if id(parameter) not in seen]
+        return [
+            {"params": experts, "lr": learning_rate},
+            {"params": others, "lr": learning_rate * router_learning_rate_factor},
+        ]
+
+    def _target(self, batch: Batch) -> Float[Tensor, "B C H W"]:
+        if self.scheduler.config.prediction_type == "epsilon":
+            return batch.noise
+        return self.scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps)
