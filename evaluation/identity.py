@@ -1,0 +1,185 @@
+"""Identity preservation: is the person in the generated picture the person in the reference photo?
+
+identity = max(0, cos(embed(person cropped from the generated picture), embed(person cropped from the reference))),
+and 0 where nobody is found in the generated picture: a picture without the subject preserves no identity
+(FastComposer's protocol; the encoder is FaceNet there and any folder of an image model here).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import infra.torchvision_ops  # noqa: F401
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from safetensors.torch import load_file
+
+from evaluation.people import Found
+from infra.errors import UserError
+from infra.model_files import resolve
+from infra.settings import ModelReference
+
+GREY = (127, 127, 127)
+
+
+@dataclass(frozen=True)
+class CropRule:
+    """How a person is cut out before being embedded: the square around the box, `margin` of its side added all round.
+
+    `background="grey"` paints everything outside the mask (where there is one) grey, so that a scene can neither earn
+    nor cost identity. An encoder's `config.json` may carry `"crop": {"margin": …, "background": …}`: then the crop is
+    the one it was trained on.
+    """
+
+    margin: float = 0.05
+    background: Literal["grey", "keep"] = "grey"
+
+
+def crop_person(image: Image.Image, person: Found | None, rule: CropRule) -> Image.Image:
+    """The square RGB crop of `person`; what lies outside the picture is grey. `None` = all of the picture."""
+    picture = image.convert("RGB")
+    if person is None:
+        return picture
+    if rule.background == "grey" and person.mask is not None:
+        picture = Image.composite(picture, Image.new("RGB", picture.size, GREY), Image.fromarray(person.mask))
+    x1, y1, x2, y2 = person.box
+    side = max(1, round(max(x2 - x1, y2 - y1) * (1 + 2 * rule.margin)))
+    left, top = round((x1 + x2 - side) / 2), round((y1 + y2 - side) / 2)
+    square = Image.new("RGB", (side, side), GREY)
+    square.paste(picture, (-left, -top))
+    return square
+
+
+class IdentityEncoder(Protocol):
+    """Crops in, one unit vector each out."""
+
+    crop: CropRule
+
+    def embed(self, crops: Sequence[Image.Image]) -> Float[np.ndarray, "N D"]: ...
+
+
+def identity_similarity(
+    generated_ND: Float[np.ndarray, "N D"], references_ND: Float[np.ndarray, "N D"]
+) -> Float[np.ndarray, " N"]:
+    """Cosine of row i with row i, clamped at 0; a row of zeros (nobody found) scores 0."""
+    cosine_N = (_unit(generated_ND) * _unit(references_ND)).sum(axis=1)
+    return np.clip(cosine_N, 0.0, 1.0)
+
+
+def embed_people(
+    images: Sequence[Image.Image], people: Sequence[Sequence[Found]], encoder: IdentityEncoder, batch_size: int = 32
+) -> Float[np.ndarray, "N D"]:
+    """The first person of each picture as a unit vector; zeros where the picture shows nobody."""
+    shown = [index for index, found in enumerate(people) if found]
+    if not shown:
+        return np.zeros((len(images), 1), np.float32)
+    crops = [crop_person(images[index], people[index][0], encoder.crop) for index in shown]
+    batches = [encoder.embed(crops[start : start + batch_size]) for start in range(0, len(crops), batch_size)]
+    embedded = np.concatenate(batches)
+    vectors_ND = np.zeros((len(images), embedded.shape[1]), np.float32)
+    vectors_ND[shown] = embedded
+    return vectors_ND
+
+
+def matched_identity(
+    generated_PD: Float[np.ndarray, "P D"], references_SD: Float[np.ndarray, "S D"]
+) -> tuple[float, list[int | None]]:
+    """Several subjects: match people to references greedily, best pair first; the score is the *worst* matched pair.
+
+    Returns (score, for each subject the number of its person or None). A subject without a person makes the score 0.
+    """
+    similarity_SP = np.clip(_unit(references_SD) @ _unit(generated_PD).T, 0.0, 1.0)
+    free = similarity_SP.copy()
+    match: list[int | None] = [None] * len(references_SD)
+    for _ in range(min(similarity_SP.shape)):
+        subject, person = np.unravel_index(np.argmax(free), free.shape)
+        match[int(subject)] = int(person)
+        free[subject, :] = free[:, person] = -1.0
+    scores = [0.0 if person is None else float(similarity_SP[s, person]) for s, person in enumerate(match)]
+    return min(scores), match
+
+
+def open_identity_encoder(reference: ModelReference, device: str = "cpu") -> IdentityEncoder:
+    """The encoder that `models.identity` names: backend "transformers" or "facenet"."""
+    if reference.backend == "transformers":
+        return TransformersIdentity(reference, device)
+    if reference.backend == "facenet":
+        return FaceNetIdentity(Path(reference.location), device)
+    raise UserError(
+        f"models.identity.backend is '{reference.backend}', but an identity encoder is 'transformers' or 'facenet': "
+        "set one of the two."
+    )
+
+
+class TransformersIdentity:
+    """Any image model of transformers with a pooled output (ResNetModel in the demo) and its image processor."""
+
+    def __init__(self, reference: ModelReference, device: str = "cpu") -> None:
+        from transformers import AutoImageProcessor, AutoModel
+
+        location, options = resolve(reference, "identity")
+        extra: dict[str, Any] = dict(options)
+        self._processor = AutoImageProcessor.from_pretrained(location, **extra)
+        self._model = AutoModel.from_pretrained(location, use_safetensors=True, **extra).eval().to(device)
+        self._device = device
+        self.crop = CropRule(**(getattr(self._model.config, "crop", None) or {}))
+
+    @torch.inference_mode()
+    def embed(self, crops: Sequence[Image.Image]) -> Float[np.ndarray, "N D"]:
+        inputs = self._processor(images=[crop.convert("RGB") for crop in crops], return_tensors="pt")
+        pooled = self._model(inputs["pixel_values"].to(self._device)).pooler_output
+        return _unit(pooled.flatten(1).float().cpu().numpy())
+
+
+class FaceNetIdentity:
+    """facenet-pytorch's InceptionResnetV1, 512 dimensions, on 160 × 160 face crops without margin (the paper's metric).
+
+    The published weights are a pickle, which this project never loads: `weights` is a safetensors conversion of them
+    (a file, or a folder with `vggface2.safetensors`). evaluation/README.md has the command that converts.
+    """
+
+    crop = CropRule(margin=0.0, background="keep")
+
+    def __init__(self, weights: Path, device: str = "cpu") -> None:
+        from facenet_pytorch import InceptionResnetV1
+
+        state = {name: tensor for name, tensor in load_file(_facenet_file(weights)).items() if "logits" not in name}
+        model = InceptionResnetV1(pretrained=None, classify=False)
+        # The head that classifies the training set's people is not part of the embedding.
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        if unexpected or any("logits" not in name for name in missing):
+            raise UserError(
+                f"{weights} does not hold facenet-pytorch's InceptionResnetV1 (unknown: {len(unexpected)}, missing: "
+                f"{len(missing)} tensors): convert 20180402-114759-vggface2.pt as evaluation/README.md shows."
+            )
+        self._model = model.eval().to(device)
+        self._device = device
+
+    @torch.inference_mode()
+    def embed(self, crops: Sequence[Image.Image]) -> Float[np.ndarray, "N D"]:
+        resized = [np.asarray(crop.convert("RGB").resize((160, 160), Image.Resampling.BILINEAR)) for crop in crops]
+        pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float()
+        # The scale that the network was trained with: (x − 127.5) / 128.
+        return _unit(self._model(((pixels - 127.5) / 128).to(self._device)).float().cpu().numpy())
+
+
+def _facenet_file(weights: Path) -> Path:
+    file = weights / "vggface2.safetensors" if weights.is_dir() else weights
+    advice = (
+        "convert facenet-pytorch's 20180402-114759-vggface2.pt once with the command in evaluation/README.md and set "
+        "models.identity.location to the vggface2.safetensors that it writes."
+    )
+    if file.suffix != ".safetensors":
+        raise UserError(f"FaceNet's weights at {file} are not .safetensors, and pickles are never loaded: {advice}")
+    if not file.is_file():
+        raise UserError(f"FaceNet's weights are not at {file}: {advice}")
+    return file
+
+
+def _unit(vectors_ND: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
+    length_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    return vectors_ND / np.where(length_N1 == 0, 1.0, length_N1)
