@@ -1,0 +1,157 @@
+"""A chunk of a source's photos → one shard of checked, square pictures and one row per photo.
+
+A chunk is a run of consecutive records, so the same source gives the same chunks; a photo that is refused costs itself
+only. Chunks may be ingested side by side, each with the digests known before it: `collides` tells whether two of them
+met the same photo, and the later one is then ingested again.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Protocol
+
+from PIL import Image
+
+from preprocessing.catalog import KEPT, REFUSED, PhotoRow
+from preprocessing.faces import Face
+from preprocessing.photos import PhotoRefused, Reason, decode, read_bytes, square
+from preprocessing.shards import encode_json, write_tar
+from preprocessing.sources import Record
+
+STAGE = "ingest"
+_PICTURES = 8  # that a chunk hands up to be looked at
+
+
+class IngestLimits(Protocol):
+    """What of the ingest settings matters here."""
+
+    @property
+    def pixels(self) -> int: ...
+    @property
+    def min_side(self) -> int: ...
+    @property
+    def max_pixels(self) -> int: ...
+
+
+class Detector(Protocol):
+    """Finds faces; `preprocessing.faces.FaceDetector` is one."""
+
+    def detect(self, image: Image.Image) -> list[Face]: ...
+
+
+@dataclass(frozen=True)
+class IngestedChunk:
+    """What became of a chunk: one row per record; `tar` is None and `shard_id` "" where none was kept."""
+
+    shard_id: str
+    tar: bytes | None
+    rows: list[PhotoRow]
+    pictures: list[tuple[str, bytes]] = field(default_factory=list)  # (origin, JPEG bytes) of the first few kept
+
+    @property
+    def keys(self) -> list[str]:
+        """The kept photos' keys, sorted as the samples in the tar."""
+        return sorted(row.key for row in self.rows if row.status == KEPT)
+
+    def collides(self, known_digests: AbstractSet[str]) -> bool:
+        """Whether a photo kept here has been kept elsewhere since this chunk was given its known digests."""
+        return not known_digests.isdisjoint(self.keys)
+
+
+def chunk(records: Iterable[Record], photos_per_shard: int) -> Iterator[list[Record]]:
+    """Consecutive records, `photos_per_shard` at a time; the last chunk may be shorter."""
+    if photos_per_shard < 1:
+        raise ValueError(f"{photos_per_shard} photos per shard")
+    remaining = iter(records)
+    while batch := list(islice(remaining, photos_per_shard)):
+        yield batch
+
+
+def ingest_chunk(
+    records: Sequence[Record],
+    known_digests: AbstractSet[str],
+    settings: IngestLimits,
+    detector: Detector | None = None,
+) -> IngestedChunk:
+    """Read, check and crop each photo; the same files and settings give the same bytes and rows.
+
+    detector: finds the faces where the source does not say (`Record.faces` is None); without one, no face is known.
+    Of several records with the same bytes the first that can be kept is kept.
+    """
+    samples: dict[str, dict[str, bytes]] = {}
+    rows: list[tuple[Record, str, Reason | None, str]] = []
+    pictures: list[tuple[str, bytes]] = []
+    for record in records:
+        key = ""
+        try:
+            if record.problem is not None:
+                raise PhotoRefused(*record.problem)
+            data = read_bytes(record.path)
+            key = hashlib.sha256(data).hexdigest()
+            _check_file(record, data)
+            if key in samples or key in known_digests:
+                raise PhotoRefused(Reason.DUPLICATE, f"SHA-256 {key[:16]}")
+            samples[key] = _sample(
+                record, decode(data, settings.min_side, settings.max_pixels), settings.pixels, detector
+            )
+        except PhotoRefused as refusal:
+            rows.append((record, key, refusal.reason, refusal.detail))
+            continue
+        rows.append((record, key, None, ""))
+        if len(pictures) < _PICTURES:
+            pictures.append((record.origin, samples[key]["jpg"]))
+    if not samples:
+        return IngestedChunk("", None, [_row("", *row) for row in rows])
+    shard_id = shard_name(samples)
+    return IngestedChunk(shard_id, write_tar(samples.items()), [_row(shard_id, *row) for row in rows], pictures)
+
+
+def shard_name(keys: Iterable[str]) -> str:
+    """A shard is named by what is in it: the first 16 hex digits of the SHA-256 of its sorted keys."""
+    return hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
+
+
+def _check_file(record: Record, data: bytes) -> None:
+    """What the source's lists say of the file's bytes."""
+    if record.size is not None and len(data) != record.size:
+        raise PhotoRefused(Reason.SIZE_MISMATCH, f"{len(data)} bytes, listed with {record.size}")
+    if record.md5 is not None:
+        md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        if md5 != record.md5:
+            raise PhotoRefused(Reason.CHECKSUM_MISMATCH, f"MD5 {md5}, listed with {record.md5}")
+
+
+def _sample(record: Record, image: Image.Image, pixels: int, detector: Detector | None) -> dict[str, bytes]:
+    if record.pixels is not None and image.size != record.pixels:
+        listed = f"{record.pixels[0]} x {record.pixels[1]}"
+        raise PhotoRefused(Reason.SIZE_MISMATCH, f"{image.width} x {image.height} pixels, listed with {listed}")
+    faces = record.faces
+    if faces is None:
+        faces = tuple(detector.detect(image)) if detector is not None else ()
+    picture, crop = square(image, faces, pixels)
+    inside = [face for face in map(crop.face, faces) if face is not None]
+    description: dict[str, Any] = {
+        "source": record.source,
+        "origin": record.origin,
+        "license": record.license,
+        "author": record.author,
+        "identity": record.identity,
+        "word": record.word,
+        "split": record.split,
+        "size": [image.width, image.height],
+        "crop": [crop.left, crop.top, crop.left + crop.side, crop.top + crop.side],
+        "faces": [face.as_json() for face in inside],
+    }
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=95, subsampling=0)
+    return {"jpg": buffer.getvalue(), "json": encode_json(description)}
+
+
+def _row(shard_id: str, record: Record, key: str, reason: Reason | None, detail: str) -> PhotoRow:
+    """A refused photo is in no shard: its row stays the same whatever it was read together with."""
+    if reason is None:
+        return PhotoRow(STAGE, shard_id, key, record.source, record.origin, KEPT)
+    return PhotoRow(STAGE, "", key, record.source, record.origin, REFUSED, reason.value, detail or reason.sentence)
