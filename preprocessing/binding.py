@@ -1,7 +1,7 @@
 """Which word of the caption is which person in the picture, and which token of the prompt is that word.
 
-Captions name people from left to right and instances are numbered from left to right, so order alone binds most of them;
-image-text scores overrule it only when they clearly disagree.
+Captions name people from left to right and instances are numbered from left to right, so order alone binds most of
+them; image-text scores overrule it only when they clearly disagree.
 """
 
 import re
@@ -65,7 +65,8 @@ def bind(
     """Bind words to people one to one; what is left over on either side stays unbound. Sorted by place in the caption.
 
     Without scores the largest people are bound, left to right. With scores (higher is better) the best assignment as a
-    whole wins if its mean score is more than `margin` above the order's: equal words have equal scores, and order decides.
+    whole wins if its mean score is more than `margin` above the order's: equal words have equal scores, and order
+    decides.
     faces: instance number -> face, copied into the subject.
     """
     if not words or not people:
@@ -114,9 +115,7 @@ def token_index(tokenizer: Any, caption: str, span: tuple[int, int]) -> int | No
     start, end = span
     if not 0 <= start < end <= len(caption):
         raise ValueError(f"span {span} is not inside the caption of {len(caption)} characters")
-    encoding = tokenizer(
-        caption, return_offsets_mapping=True, truncation=True, max_length=tokenizer.model_max_length
-    )
+    encoding = tokenizer(caption, return_offsets_mapping=True, truncation=True, max_length=tokenizer.model_max_length)
     offsets = encoding["offset_mapping"]
     # Special tokens have empty spans. The word is whole only if a token reaches its last character.
     hits = [i for i, (low, high) in enumerate(offsets) if low < high and low < end and high > start]

@@ -72,8 +72,8 @@ class TransformersCaptioner:
 class LavisCaptioner:
     """BLIP-2 by LAVIS, `reference.location` = "NAME/TYPE" as in "blip2_opt/caption_coco_opt6.7b".
 
-    LAVIS pins a transformers of 2023, so it runs in an interpreter of its own, named by MOA_LAVIS_PYTHON; pictures go there
-    and captions come back as lines of JSON. The checkpoints that it unpickles therefore never enter this process.
+    LAVIS pins a transformers of 2023, so it runs in an interpreter of its own, named by MOA_LAVIS_PYTHON; pictures go
+    there and captions come back as lines of JSON. The checkpoints that it unpickles therefore never enter this process.
     `reference.revision` is the commit of the LAVIS that is installed there.
     """
 
@@ -81,12 +81,16 @@ class LavisCaptioner:
         interpreter = os.environ.get(LAVIS_PYTHON, "")
         if not Path(interpreter).is_file():
             raise UserError(
-                "The LAVIS captioner needs a Python 3.10 of its own: `python3.10 -m venv lavis && lavis/bin/pip install "
-                f"salesforce-lavis`, then set {LAVIS_PYTHON} to lavis/bin/python; or choose the backend 'transformers'."
+                "The LAVIS captioner needs a Python 3.10 of its own: `python3.10 -m venv lavis`, "
+                f"`lavis/bin/pip install salesforce-lavis`, then set {LAVIS_PYTHON} to lavis/bin/python; "
+                "or choose the backend 'transformers'."
             )
         name, separator, model_type = reference.location.partition("/")
         if not separator:
-            raise UserError(f"A LAVIS captioner is named NAME/TYPE, not {reference.location!r}: blip2_opt/caption_coco_opt6.7b.")
+            raise UserError(
+                f"A LAVIS captioner is named NAME/TYPE, not {reference.location!r}: "
+                "such as blip2_opt/caption_coco_opt6.7b."
+            )
         self._settings = settings
         worker = Path(__file__).with_name("lavis_worker.py")
         self._process = subprocess.Popen(

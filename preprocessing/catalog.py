@@ -1,8 +1,8 @@
 """What is known of every photo and shard: one versioned, transactional table (Delta).
 
-Photos and shards share one table, so one commit makes a shard and its photos visible together and one number, the table's
-version, names everything that a training run read. A row never changes and carries no time: the same inputs give the same
-rows, whatever was killed and repeated in between. (When a row was written is in Delta's own history.)
+Photos and shards share one table, so one commit makes a shard and its photos visible together and one number, the
+table's version, names everything that a training run read. A row never changes and carries no time: the same inputs
+give the same rows, whatever was killed and repeated in between. (When a row was written is in Delta's own history.)
 """
 
 import hashlib
@@ -35,7 +35,8 @@ _COLUMNS: dict[str, Any] = {
     "sha256": polars.String,
     "samples": polars.Int64,
 }
-# Writers that meet read the table again and try anew; each round one of them wins, so this many writers at once are safe.
+# Writers that meet read the table again and try anew; each round one of them wins, so this many writers at once are
+# safe.
 _ATTEMPTS = 64
 # No silent retry on a newer version: it may already hold the rows.
 _ONE_TRY = CommitProperties(max_commit_retries=0)
@@ -111,8 +112,8 @@ class Catalog:
     def commit(self, shards: Sequence[ShardRow] = (), photos: Sequence[PhotoRow] = ()) -> int:
         """Write the rows that are not there yet in one transaction and return the version that holds them all.
 
-        Serialisable: a commit is accepted only on the version that it was compared with. A shard is known by (stage, shard,
-        fingerprint), a photo by (stage, shard, key, source, origin, fingerprint).
+        Serialisable: a commit is accepted only on the version that it was compared with. A shard is known by (stage,
+        shard, fingerprint), a photo by (stage, shard, key, source, origin, fingerprint).
         """
         fingerprints = {(shard.stage, shard.shard): shard.fingerprint for shard in shards}
         rows = {_identity(row): row for row in map(_shard_record, shards)}
@@ -180,7 +181,8 @@ class Catalog:
     def counts(self, fingerprints: Mapping[str, str] | None = None, version: int | None = None) -> Counts:
         """Every photo once: kept, or refused for the first reason on its way.
 
-        fingerprints: stage -> fingerprint; refusals of a later stage under other settings do not count. None: all count.
+        fingerprints: stage -> fingerprint; refusals of a later stage under other settings do not count. None: all
+        count.
         """
         refused: Counter[str] = Counter()
         kept: set[tuple[str, str]] = set()
@@ -224,7 +226,7 @@ class Catalog:
 
 
 def shard_object_key(stage: str, shard: str, sha256: str) -> str:
-    """Where a shard's bytes live. The digest is in the name: a committed row's bytes are never overwritten by others."""
+    """Where a shard's bytes live. With the digest in its name a committed file is never overwritten by other bytes."""
     return f"shards/{stage}/{shard}-{sha256[:16]}.tar"
 
 
@@ -247,7 +249,7 @@ def load_shard(store: "ObjectStore", row: ShardRow) -> bytes:
 
 
 def sweep(store: "ObjectStore", catalog: Catalog, stages: Iterable[str]) -> list[str]:
-    """Delete shard files that no commit names (a crash between upload and commit leaves them); nobody may be writing."""
+    """Delete shard files that no commit names: a crash before the commit leaves them. Nobody may be writing."""
     removed = []
     for stage in stages:
         named = {row.object_key for row in catalog.shards(stage)}

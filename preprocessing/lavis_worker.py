@@ -1,6 +1,6 @@
-"""Runs in LAVIS's own interpreter: pictures in, captions out, one line of JSON each way. Imports nothing of this project.
+"""Runs in LAVIS's own interpreter: pictures in, captions out, one line of JSON each way. Imports nothing of ours.
 
-    lavis/bin/python lavis_worker.py blip2_opt caption_coco_opt6.7b
+lavis/bin/python lavis_worker.py blip2_opt caption_coco_opt6.7b
 """
 
 import base64

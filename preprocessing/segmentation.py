@@ -1,8 +1,8 @@
 """Photos to people: one mask per person from a Mask2Former-class model, numbered from left to right.
 
-The class and mask logits are read here, not by the libraries' own post-processing: their panoptic one gives each segment the
-region where it beats the other *segments*, so with people only a person swallows the background. Here every mask is cut
-at its own probability first.
+The class and mask logits are read here, not by the libraries' own post-processing: their panoptic one gives each
+segment the region where it beats the other *segments*, so with people only a person swallows the background. Here
+every mask is cut at its own probability first.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +25,8 @@ _MOST_PEOPLE = 255  # an instance map has 8 bits
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """One instance: its number in the map (1 = leftmost), person probability, box [x1, y1, x2, y2] in pixels (right and lower
-    edge exclusive) and area as a fraction of the picture."""
+    """One instance: its number in the map (1 = leftmost), person probability, box [x1, y1, x2, y2] in pixels (right
+    and lower edge exclusive) and area as a fraction of the picture."""
 
     instance: int
     score: float
@@ -76,9 +76,9 @@ def separate_people(
     """Mask2Former's two outputs for one picture, the masks already at its size, as people who do not overlap.
 
     A query is a person if the person classes' probability is above `score_threshold`; its mask is where its own
-    probability is above `mask_threshold`. A pixel wanted by several goes to the larger class x mask probability. Whoever
-    keeps less than `overlap_threshold` of the mask is a duplicate or a fragment: the worst goes, the pixels are shared out
-    anew, until none is left (dropping all at once would leave the winners with holes).
+    probability is above `mask_threshold`. A pixel wanted by several goes to the larger class x mask probability.
+    Whoever keeps less than `overlap_threshold` of the mask is a duplicate or a fragment: the worst goes, the pixels
+    are shared out anew, until none is left (dropping all at once would leave the winners with holes).
     """
     height, width = mask_logits_QHW.shape[1:]
     score_Q = class_logits_QC.float().softmax(-1)[:, list(person_labels)].sum(-1)
@@ -158,7 +158,7 @@ class TransformersSegmenter:
         self._model = model.eval().to(self._device)
         self._person_labels = [int(i) for i, label in model.config.id2label.items() if label.lower() == "person"]
         if not self._person_labels:
-            raise UserError(f"The segmenter {reference.location!r} knows no class 'person': choose one trained on COCO.")
+            raise UserError(f"The segmenter {reference.location!r} has no class 'person': choose one trained on COCO.")
 
     @torch.inference_mode()
     def segment(self, images: Sequence[Image.Image]) -> list[People]:
@@ -179,8 +179,9 @@ class TransformersSegmenter:
 class Detectron2Segmenter:
     """The original Mask2Former code on detectron2, one picture at a time.
 
-    `reference.location` is a folder with `config.yaml` (such as maskformer2_swin_large_IN21k_384_bs16_100ep with its bases
-    merged, as `cfg.dump()` writes it) and `model.safetensors` (the published .pkl converted once: nothing is unpickled here).
+    `reference.location` is a folder with `config.yaml` (such as maskformer2_swin_large_IN21k_384_bs16_100ep with its
+    bases merged, as `cfg.dump()` writes it) and `model.safetensors` (the published .pkl converted once: nothing is
+    unpickled here).
     """
 
     def __init__(self, reference: ModelReference, settings: SegmentSettings) -> None:
@@ -194,16 +195,17 @@ class Detectron2Segmenter:
             from mask2former import add_maskformer2_config
         except ImportError as error:
             raise UserError(
-                f"The detectron2 segmenter needs detectron2 and Mask2Former ({error}): build detectron2 from its repository, put "
-                "the Mask2Former repository on PYTHONPATH and compile its deformable attention, or choose the backend 'transformers'."
+                f"The detectron2 segmenter needs detectron2 and Mask2Former ({error}): build detectron2 from its "
+                "repository, put the Mask2Former repository on PYTHONPATH and compile its deformable attention, or "
+                "choose the backend 'transformers'."
             ) from error
         from safetensors.torch import load_file
 
         folder = local_folder(reference)
         if folder is None or not (folder / "config.yaml").is_file() or not (folder / "model.safetensors").is_file():
             raise UserError(
-                f"The detectron2 segmenter {reference.location!r} must be a folder with config.yaml and model.safetensors: "
-                "convert the published checkpoint once and set models.segmenter.location."
+                f"The detectron2 segmenter {reference.location!r} must be a folder with config.yaml and "
+                "model.safetensors: convert the published checkpoint once and set models.segmenter.location."
             )
         configuration = get_cfg()
         add_deeplab_config(configuration)
@@ -260,7 +262,7 @@ def _owners(
 def _to_picture(
     logits_QHW: Float[Tensor, "queries h w"], padded: tuple[int, ...], valid: tuple[int, ...], size: tuple[int, int]
 ) -> Float[Tensor, "queries height width"]:
-    """Mask logits at the network's stride as logits at the picture's size, the padding cut away; sizes are (height, width)."""
+    """Mask logits at the network's stride as logits at the picture's (height, width), the padding cut away."""
     full = interpolate(logits_QHW[None].float(), size=tuple(padded), mode="bilinear", align_corners=False)
     cut = full[:, :, : valid[0], : valid[1]]
     return interpolate(cut, size=size, mode="bilinear", align_corners=False)[0]

@@ -61,8 +61,8 @@ def write_tar(samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> bytes:
 def read_tar(data: bytes) -> Iterator[Sample]:
     """The samples of a tar in its order. Nothing is extracted, no path is opened.
 
-    Only plain files with whitelisted names are accepted: links, devices, folders, long-name and pax extensions, names with
-    a slash, sizes beyond the data or `MAX_PART_BYTES`, a file twice, a sample in two pieces raise UnsafeTar.
+    Only plain files with whitelisted names are accepted: links, devices, folders, long-name and pax extensions, names
+    with a slash, sizes beyond the data or `MAX_PART_BYTES`, a file twice, a sample in two pieces raise UnsafeTar.
     """
     key, parts, done = "", {}, set[str]()
     for name, content in _members(data):

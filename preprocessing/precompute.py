@@ -1,0 +1,185 @@
+"""What a training step would otherwise compute anew in each epoch: VAE moments, text states and subject features.
+
+moments [2C, h, w]: the VAE's mean and log-variance, not multiplied by its scaling factor: a latent is drawn when
+training.
+text [L, D]: the text encoder's last hidden states of the caption, padded to the model's length.
+image_embeds [S, V, D]: CLIP's projected embedding of each subject's crops; variant 0 is the plain one.
+
+Axes: B pictures, C latent channels, h w latent rows and columns, L prompt tokens, D width, S subjects, V variants.
+"""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float16
+from PIL import Image
+
+from infra.model_files import resolve
+from infra.settings import ModelReference, ShardSettings
+from preprocessing.binding import Subject, Word, token_index
+
+_GREY = (127, 127, 127)
+_BORDER = 0.1  # room around the subject's box, as a fraction of its longer side
+
+
+def subject_crop(
+    image: Image.Image,
+    mask: Bool[np.ndarray, "height width"] | None,
+    box: Sequence[float] | None,
+    pixels: int,
+    *,
+    flip: bool = False,
+    zoom: float = 1.0,
+    shift: tuple[float, float] = (0.0, 0.0),
+) -> Image.Image:
+    """A subject as the image encoder sees it, when training and when drawing alike: pixels x pixels, RGB.
+
+    The square around `box` [x1, y1, x2, y2] with some room, grey beyond the picture's edges; with a mask also grey
+    wherever it is False. Without a box the mask's own box, and without either the whole picture, padded to a square.
+    `zoom` > 1 cuts closer, `shift` moves the square by fractions of its side.
+    """
+    image = image.convert("RGB")
+    border = _BORDER
+    if mask is not None:
+        if mask.shape != (image.height, image.width):
+            raise ValueError(f"mask {mask.shape} does not fit a picture of {image.height} x {image.width}")
+        stencil = Image.fromarray(mask.astype(np.uint8) * 255)
+        image = Image.composite(image, Image.new("RGB", image.size, _GREY), stencil)
+        if box is None and mask.any():
+            rows, columns = np.nonzero(mask)
+            box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    if box is None:
+        box, border = (0, 0, image.width, image.height), 0.0
+    x1, y1, x2, y2 = (float(value) for value in box)
+    side = max(x2 - x1, y2 - y1, 1.0) * (1 + 2 * border) / zoom
+    left = (x1 + x2 - side) / 2 + shift[0] * side
+    top = (y1 + y2 - side) / 2 + shift[1] * side
+    corners = (round(left), round(top), round(left + side), round(top + side))
+    # Cut by pasting: Pillow's crop fills with black what lies outside, which CLIP would take for part of the picture.
+    square = Image.new("RGB", (max(corners[2] - corners[0], 1), max(corners[3] - corners[1], 1)), _GREY)
+    square.paste(image, (-corners[0], -corners[1]))
+    if flip:
+        square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return square.resize((pixels, pixels), Image.Resampling.BICUBIC)
+
+
+def subject_variants(
+    image: Image.Image, mask: Bool[np.ndarray, "height width"], box: Sequence[float], settings: ShardSettings, seed: str
+) -> list[Image.Image]:
+    """`reference_variants` crops of one subject: even ones without the background, odd ones with it.
+
+    Variant 0 is neither flipped nor moved; the others are, by a random stream that depends on `seed` alone. A subject
+    that is always cut out the same way would be learned with its pose.
+    """
+    stream = random.Random(hashlib.sha256(seed.encode()).digest())
+    crops = []
+    for variant in range(settings.reference_variants):
+        zoom, shift_x, shift_y = stream.uniform(0.9, 1.2), stream.uniform(-0.05, 0.05), stream.uniform(-0.05, 0.05)
+        crops.append(
+            subject_crop(
+                image,
+                mask if variant % 2 == 0 else None,
+                box,
+                settings.reference_pixels,
+                flip=variant % 4 in (1, 2),
+                zoom=zoom if variant else 1.0,
+                shift=(shift_x, shift_y) if variant else (0.0, 0.0),
+            )
+        )
+    return crops
+
+
+class Precomputer:
+    """The base model's VAE and text encoder and CLIP's towers, loaded once per process; safetensors only."""
+
+    def __init__(self, base: ModelReference, clip: ModelReference, settings: ShardSettings) -> None:
+        import infra.torchvision_ops  # noqa: F401, I001  # before diffusers and transformers
+        from diffusers import AutoencoderKL
+        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPTextModel
+
+        self.settings = settings
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        where, arguments = resolve(base, "base")
+        safe: dict[str, Any] = {**arguments, "use_safetensors": True}
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(where, subfolder="tokenizer", **arguments)
+        self._vae: Any = self._ready(AutoencoderKL.from_pretrained(where, subfolder="vae", **safe))
+        self._text: Any = self._ready(CLIPTextModel.from_pretrained(where, subfolder="text_encoder", **safe))
+        where, arguments = resolve(clip, "clip")
+        safe = {**arguments, "use_safetensors": True}
+        self._clip: Any = self._ready(CLIPModel.from_pretrained(where, **safe))
+        self._clip_tokenizer: Any = AutoTokenizer.from_pretrained(where, **arguments)
+        self._clip_images: Any = AutoImageProcessor.from_pretrained(where, **arguments)
+
+    @property
+    def embed_width(self) -> int:
+        """Width D of the subject features."""
+        return int(self._clip.config.projection_dim)
+
+    @torch.inference_mode()
+    def moments(self, images: Sequence[Image.Image]) -> Float16[np.ndarray, "b c2 h w"]:
+        """Mean and log-variance of the VAE's posterior, unscaled, of pictures of one size."""
+        pixels = np.stack([np.asarray(image.convert("RGB"), np.float32) for image in images])
+        pixels_BCHW = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self._device) / 127.5 - 1
+        return _half(self._vae.encode(pixels_BCHW).latent_dist.parameters)
+
+    @torch.inference_mode()
+    def text(self, captions: Sequence[str]) -> Float16[np.ndarray, "b l d"]:
+        """Last hidden states of captions padded to the model's length, as a stock pipeline computes them."""
+        tokens = self.tokenizer(
+            list(captions),
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
+        )
+        # No attention mask: Stable Diffusion attends to the padding too (unless the encoder's configuration asks for
+        # one).
+        mask = tokens["attention_mask"] if getattr(self._text.config, "use_attention_mask", False) else None
+        return _half(
+            self._text(
+                tokens["input_ids"].to(self._device), attention_mask=None if mask is None else mask.to(self._device)
+            ).last_hidden_state
+        )
+
+    @torch.inference_mode()
+    def image_embeds(self, crops: Sequence[Image.Image]) -> Float16[np.ndarray, "b d"]:
+        """CLIP's projected image embeddings (`image_embeds` of CLIPVisionModelWithProjection), not normalised."""
+        return _half(self._project_images(crops))
+
+    @torch.inference_mode()
+    def word_scores(self, crops: Sequence[Image.Image], words: Sequence[Word]) -> Float[np.ndarray, "words people"]:
+        """Cosine between "a photo of a WORD" and each person's crop, for `binding.bind`."""
+        prompts = [f"a photo of a {word.text.lower()}" for word in words]
+        tokens = self._clip_tokenizer(prompts, padding=True, truncation=True, return_tensors="pt").to(self._device)
+        text = self._clip.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        text_embeds = torch.nn.functional.normalize(self._clip.text_projection(text.pooler_output), dim=-1)
+        image_embeds = torch.nn.functional.normalize(self._project_images(crops), dim=-1)
+        scores: np.ndarray = (text_embeds @ image_embeds.T).float().cpu().numpy()
+        return scores
+
+    def token(self, caption: str, subject: Subject) -> int | None:
+        """Place of the subject's word among the prompt's tokens; None where the prompt is cut before it."""
+        return token_index(self.tokenizer, caption, (subject.start, subject.end))
+
+    def _project_images(self, crops: Sequence[Image.Image]) -> Float[torch.Tensor, "b d"]:
+        embeds = []
+        for start in range(0, len(crops), self.settings.batch_size):
+            batch = list(crops[start : start + self.settings.batch_size])
+            pixels = self._clip_images(images=batch, return_tensors="pt")["pixel_values"].to(self._device)
+            embeds.append(self._clip.visual_projection(self._clip.vision_model(pixel_values=pixels).pooler_output))
+        return torch.cat(embeds)
+
+    def _ready(self, model: Any) -> Any:
+        return model.eval().requires_grad_(False).to(self._device)
+
+
+def _half(tensor: torch.Tensor) -> np.ndarray:
+    """Half precision on the CPU; what overflows there would poison a training step much later, so it fails here."""
+    array: np.ndarray = tensor.to(torch.float16).cpu().numpy()
+    if not np.isfinite(array).all():
+        raise ValueError("a feature is not finite in half precision")
+    return array
