@@ -326,6 +326,7 @@ def _hero(data: ReportData) -> list[Image.Image]:
     ]
     if drawn:
         # A diagonal through the table shows different people in different scenes.
-        step = max(1, len(drawn) // 5) + 1
-        return [drawn[(place * step) % len(drawn)] for place in range(min(5, len(drawn)))]
+        across = len(data.grid.prompts) if data.grid else 1
+        places = dict.fromkeys(place * (across + 1) % len(drawn) for place in range(5))
+        return [drawn[place] for place in places]
     return [photo.picture for photo in data.photos[:5]]
