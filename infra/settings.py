@@ -192,7 +192,8 @@ def load_settings(preset: str, workspace: Path | None = None, overrides: Mapping
     """Read a shipped preset by name, or any file whose path ends in .toml, and apply the overrides to it.
 
     An override's key is dotted ("train.steps"), its value is written as in TOML ("300", "true", "[1, 2]"); where the
-    preset holds text, quotes are not needed. Raises UserError for an unknown preset or key and for a value that does not fit.
+    preset holds text, quotes are not needed. Raises UserError for an unknown preset or key and for a value that does
+    not fit.
     """
     path = Path(preset) if preset.endswith(".toml") else PRESETS / f"{preset}.toml"
     if not path.is_file():

@@ -1,7 +1,8 @@
 """Objects by key, in a directory or on S3, behind one small interface.
 
 Everything atomic in the project is built on one primitive: *create this small object only if it is absent*. A
-directory does it with a link, S3 with a plain PutObject and `If-None-Match: *` (multipart uploads do not honour it everywhere).
+directory does it with a link, S3 with a plain PutObject and `If-None-Match: *` (multipart uploads do not honour it
+everywhere).
 """
 
 import os

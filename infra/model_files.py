@@ -1,0 +1,83 @@
+"""From a model's name in the settings to the folder or hub id that `from_pretrained` takes, and to its fingerprint."""
+
+import hashlib
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from infra.errors import UserError
+from infra.settings import ModelReference
+
+ZOO = Path(__file__).parent / "zoo" / "weights"
+
+# What `save_pretrained` always writes: its absence means a half-copied or a wrong folder.
+_CONFIGURATION_FILES = {"transformers": "config.json", "diffusers": "model_index.json"}
+
+
+def resolve(reference: ModelReference, kind: str) -> tuple[str, dict[str, str]]:
+    """What to hand to `from_pretrained`: a folder's path or a hub id, and keyword arguments such as its revision.
+
+    `kind` ("captioner", …) is what an error calls the model. Raises UserError when a folder is missing or incomplete,
+    or when a hub id has no pinned revision. Nothing is downloaded here.
+    """
+    folder = local_folder(reference)
+    if folder is None:
+        return reference.location, {"revision": _pinned_revision(reference, kind)}
+    if not folder.is_dir():
+        shipped = sorted(path.name for path in ZOO.iterdir() if path.is_dir()) if ZOO.is_dir() else []
+        hint = (
+            f"the zoo has {', '.join(shipped) or 'no weights: install the package with its data'}"
+            if reference.location.startswith("zoo:")
+            else f"put the files there or change models.{kind}.location"
+        )
+        raise UserError(f"The {kind} {reference.location!r} is not at {folder}: {hint}.")
+    expected = _CONFIGURATION_FILES.get(reference.backend)
+    if expected and not (folder / expected).is_file():
+        raise UserError(f"The {kind}'s folder {folder} holds no {expected}: copy the whole model folder there.")
+    return str(folder), {}
+
+
+def local_folder(reference: ModelReference) -> Path | None:
+    """The folder that the reference names, whether or not it exists; None when it is a hub id."""
+    location = reference.location
+    if location.startswith("zoo:"):
+        return ZOO / location.removeprefix("zoo:")
+    looks_like_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", location) is not None
+    if looks_like_hub_id and (reference.revision or not Path(location).is_dir()):
+        return None
+    return Path(location).expanduser().absolute()
+
+
+def fingerprint(reference: ModelReference) -> str:
+    """A name for exactly these weights: "owner/name@revision" on the hub, the SHA-256 of a folder's names and contents.
+
+    A file that has the size and modification time it had before is not read again within a process.
+    """
+    location, arguments = resolve(reference, "model")
+    if arguments:
+        return f"{location}@{arguments['revision']}"
+    folder = Path(location)
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if not path.is_file() or any(part.startswith(".") for part in name.parts):
+            continue  # a download's or a desktop's notes are not the model
+        status = path.stat()
+        digest.update(f"{name.as_posix()}\0{_file_sha256(path, status.st_size, status.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _file_sha256(path: Path, size: int, modified_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _pinned_revision(reference: ModelReference, kind: str) -> str:
+    revision = reference.revision or ""
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise UserError(
+            f"The {kind} {reference.location!r} is neither a folder here nor a hub id with a pinned commit: "
+            f"set models.{kind}.revision to 40 hex digits."
+        )
+    return revision
