@@ -3,6 +3,7 @@
 import io
 import os
 import stat
+import struct
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +11,18 @@ from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms
 
 from preprocessing.faces import Face
 
 # Only decoders for photographs: Pillow knows forty formats, among them ones that start other programs (EPS).
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
-# MPO is missing: telephones write it, and its first picture is the photo.
+# Those that this build of Pillow lacks are left out: naming one would fail for every file.
+Image.init()
+_FORMATS = [name for name in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF") if name in Image.OPEN]
+# MPO (a JPEG with more pictures behind it) is missing: telephones write it, and its first picture is the photo.
 _MANY_FRAMES = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")
+_PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
 _MAX_FILE_BYTES = 1 << 30
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -136,7 +141,7 @@ def decode(data: bytes, min_side: int, max_pixels: int) -> Image.Image:
         raise PhotoRefused(Reason.EMPTY_FILE, "0 bytes")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of what is decided here: large pictures, odd EXIF, TIFF tags
-        image = _open(data)
+        image = _open(data, max_pixels)
         _check_header(image, min_side, max_pixels)
         try:
             image.load()
@@ -152,23 +157,27 @@ def decode(data: bytes, min_side: int, max_pixels: int) -> Image.Image:
     return rgb
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise PhotoRefused(Reason.TOO_LARGE, _short(error)) from error
-    except UnidentifiedImageError as error:
-        raise PhotoRefused(Reason.NOT_AN_IMAGE, f"begins with {data[:8]!r}") from error
     except Exception as error:
-        raise PhotoRefused(Reason.NOT_AN_IMAGE, _short(error)) from error
+        if data.startswith(_PNG_START) and len(data) >= len(_PNG_START) + 8:
+            # Pillow reads on to the pixels before it tells a PNG's size; a mere header is judged by what it claims.
+            width, height = struct.unpack_from(">II", data, len(_PNG_START))
+            if width * height > max_pixels:
+                raise PhotoRefused(Reason.TOO_LARGE, _size_above(width, height, max_pixels)) from error
+        if data.startswith(_STARTS):
+            raise PhotoRefused(Reason.TRUNCATED, "the header is damaged or ends too early") from error
+        raise PhotoRefused(Reason.NOT_AN_IMAGE, f"begins with {data[:8]!r}") from error
 
 
 def _check_header(image: Image.Image, min_side: int, max_pixels: int) -> None:
-    size = f"{image.width} x {image.height}"
     if image.width * image.height > max_pixels:
-        raise PhotoRefused(Reason.TOO_LARGE, f"{size} pixels, at most {max_pixels} in all")
+        raise PhotoRefused(Reason.TOO_LARGE, _size_above(image.width, image.height, max_pixels))
     if min(image.size) < min_side:
-        raise PhotoRefused(Reason.TOO_SMALL, f"{size} pixels, at least {min_side} a side")
+        raise PhotoRefused(Reason.TOO_SMALL, f"{image.width} x {image.height} pixels, at least {min_side} a side")
     try:
         many = image.format in _MANY_FRAMES and getattr(image, "is_animated", False)
     except Exception as error:  # looking for a second frame reads beyond the header
@@ -270,6 +279,10 @@ def square(image: Image.Image, faces: Sequence[Face], pixels: int) -> tuple[Imag
 def _covering(start: float, side: int, low: float, high: float) -> float:
     """`start` moved as little as possible so that [start, start + side] covers [low, high]; `low` wins in need."""
     return min(max(start, high - side), low)
+
+
+def _size_above(width: int, height: int, max_pixels: int) -> str:
+    return f"{width} x {height} pixels, at most {max_pixels} in all"
 
 
 def _kind(mode: int) -> str:
