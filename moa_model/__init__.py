@@ -1,6 +1,7 @@
 """Mixture-of-Attention (arXiv 2404.11565) for stock diffusers pipelines: see README.md for the map."""
 
-import infra.torchvision_ops  # noqa: F401  # isort: skip  # before anything that imports diffusers
+import infra.torchvision_ops  # noqa: F401
+
 from moa_model.adapter import MoAAdapter, RecordedStep
 from moa_model.binding import Binding, Subjects
 from moa_model.checkpoint import load_checkpoint, save_checkpoint

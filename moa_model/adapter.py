@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
@@ -23,6 +23,9 @@ from moa_model.image_encoder import ImageEncoder
 from moa_model.layers import attention_layers, layer_shapes
 from moa_model.losses import layer_size, mean_over_layers
 from moa_model.prompt import MultimodalPrompt, one_hot_tokens
+
+EncoderLike: TypeAlias = ImageEncoder | tuple[Any, Any] | str | Path
+"""An encoder, its (model, processor), or the folder or hub id of a CLIP."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class MoAAdapter(nn.Module):
         )
         self.prompt = MultimodalPrompt(config.image_dim, config.text_dim, len(config.layers), config.timesteps)
         self.register_buffer("_cross_layers", torch.tensor(cross), persistent=False)
+        self.prior_only_above = config.prior_only_above  # a user may lower it (more of the scene) or raise it
         self._switches = _Switches()
 
     # ---- making and keeping
@@ -113,17 +117,17 @@ class MoAAdapter(nn.Module):
 
     # ---- attaching
 
-    def attach(self, pipe_or_unet: Any, image_encoder: ImageEncoder | tuple[Any, Any] | str | Path | None = None) -> Self:
+    def attach(self, pipe_or_unet: Any, image_encoder: EncoderLike | None = None) -> Self:
         """Give every attention layer of the U-Net its MoA processor; the layers themselves stay as they are.
 
         ``image_encoder``: a CLIP's folder or hub id, or (model, processor); needed to bind pictures, not features.
-        Moves the adapter to the U-Net's device and dtype. Raises UserError, and changes nothing, if the U-Net has another
-        architecture, already carries an adapter, or has processors that ours would replace.
+        Moves the adapter to the U-Net's device and dtype. Raises UserError, and changes nothing, if the U-Net has
+        another architecture, already carries an adapter, or has processors that ours would replace.
         """
         unet = getattr(pipe_or_unet, "unet", pipe_or_unet)
         self._require_fit(unet)
         if image_encoder is not None:
-            self.image_encoder = _as_encoder(image_encoder)
+            self.image_encoder = self._fitting(image_encoder)
         first = next(parameter for parameter in unet.parameters())
         self.to(device=first.device, dtype=first.dtype if first.dtype.is_floating_point else None)
         originals = {f"{name}.processor": layer.processor for name, layer in attention_layers(unet).items()}
@@ -155,16 +159,16 @@ class MoAAdapter(nn.Module):
         pipe: Any,
         prompt: str | Sequence[str],
         subjects: SubjectsByWord | Sequence[SubjectsByWord],
-        image_encoder: ImageEncoder | tuple[Any, Any] | str | Path | None = None,
+        image_encoder: EncoderLike | None = None,
     ) -> dict[str, Any]:
         """``cross_attention_kwargs`` for one call of ``pipe`` with this prompt.
 
-        ``subjects`` maps words to a picture or an image feature [F]; several prompts take a list of mappings. A word that
-        repeats takes a list, first occurrence first. An empty mapping is no subject: the prior, bit for bit.
+        ``subjects`` maps words to a picture or an image feature [F]; several prompts take a list of mappings. A word
+        that repeats takes a list, first occurrence first. An empty mapping is no subject: the prior, bit for bit.
         Raises UserError: word not in the prompt, more subjects than occurrences, no image encoder, not attached.
         """
         self._require_in_place(self._attachment(pipe.unet))
-        encoder = self.image_encoder if image_encoder is None else _as_encoder(image_encoder)
+        encoder = self.image_encoder if image_encoder is None else self._fitting(image_encoder)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         by_prompt = [subjects] if isinstance(subjects, Mapping) else list(subjects)
         if not any(by_prompt):
@@ -199,28 +203,32 @@ class MoAAdapter(nn.Module):
 
     # ---- inside one forward pass
 
-    def _before_unet(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def _before_unet(
+        self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
         """Turn the bound subjects into this step's conditions for all layers, or leave the prior alone."""
         side_channel = dict(kwargs.get("cross_attention_kwargs") or {})
         request: Binding | Subjects | None = side_channel.pop("moa", None)
         if request is None:
             return args, kwargs
         named = dict(zip(("sample", "timestep", "encoder_hidden_states"), args, strict=False)) | kwargs
-        step = None if self._switches.prior_only else self._step(request, **{name: named[name] for name in _STEP_ARGUMENTS})
+        step = self._step(request, named["sample"], named["timestep"], named["encoder_hidden_states"])
         if step is not None:
             side_channel["moa"] = step
         return args, kwargs | {"cross_attention_kwargs": side_channel}
 
     def _step(
-        self, request: Binding | Subjects, sample: Tensor, timestep: Any, encoder_hidden_states: Tensor
+        self, request: Binding | Subjects, sample: Tensor, timestep: Any, text_BTD: Float[Tensor, "B T D"]
     ) -> MoAStep | None:
-        text_BTD = encoder_hidden_states
+        """What all layers need in this forward pass; None where every row takes the prior alone."""
+        if self._switches.prior_only:
+            return None
         rows, device = len(sample), sample.device
+        subjects = request.for_batch(rows)
         timestep_B = torch.as_tensor(timestep, device=device, dtype=torch.float32).expand(rows)
-        personal_B = timestep_B <= self.config.prior_only_above
+        personal_B = timestep_B <= self.prior_only_above
         if not personal_B.any():
             return None
-        subjects = request.for_batch(rows)
         if self.prompt.mlp[-1].weight.device != device:  # the pipeline was moved after attach; it moves only the layers
             self.to(device)
         token_BS = subjects.token_BS.to(device)
@@ -239,7 +247,9 @@ class MoAAdapter(nn.Module):
 
     def _require_fit(self, unet: Any) -> None:
         if not isinstance(unet, nn.Module):
-            raise UserError(f"{type(unet).__name__} has no U-Net: attach MoA to a Stable Diffusion pipeline or its U-Net.")
+            raise UserError(
+                f"{type(unet).__name__} has no U-Net: attach MoA to a Stable Diffusion pipeline or its U-Net."
+            )
         hosts = attention_layers(unet)
         for name, host in hosts.items():
             if isinstance(host.processor, MoAAttentionProcessor):
@@ -252,7 +262,8 @@ class MoAAdapter(nn.Module):
         shapes = layer_shapes(unet)
         if len(shapes) != len(self.config.layers):
             raise UserError(
-                f"This adapter is for another base: it has {len(self.config.layers)} attention layers, this U-Net {len(shapes)}."
+                f"This adapter is for another base: it has {len(self.config.layers)} attention layers, "
+                f"this U-Net {len(shapes)}."
             )
         for own, theirs in zip(self.config.layers, shapes, strict=True):
             for what, value in own:
@@ -262,12 +273,24 @@ class MoAAdapter(nn.Module):
                         f"{getattr(theirs, what)} in this U-Net."
                     )
 
+    def _fitting(self, given: EncoderLike) -> ImageEncoder:
+        if isinstance(given, ImageEncoder):
+            encoder = given
+        else:
+            encoder = ImageEncoder(*given) if isinstance(given, tuple) else ImageEncoder.load(str(given))
+        if encoder.width != self.config.image_dim:
+            raise UserError(
+                f"The image encoder's features have width {encoder.width}, this adapter's {self.config.image_dim}: "
+                f"use the one it was trained with ({self.config.image_encoder or 'not named'})."
+            )
+        return encoder
+
     def _require_in_place(self, attachment: _Attachment) -> None:
         for host, layer in zip(attention_layers(attachment.unet).values(), self.layers, strict=True):
             if host.processor is not layer:
                 raise UserError(
-                    f"{type(host.processor).__name__} has replaced the MoA layers (IP-Adapter, xFormers or attention slicing "
-                    "was loaded after them): unload it, detach, and attach again."
+                    f"{type(host.processor).__name__} has replaced the MoA layers: unload what brought it (IP-Adapter, "
+                    "xFormers, attention slicing), detach the adapter, and attach it again."
                 )
 
     def _attachment(self, unet: nn.Module) -> _Attachment:
@@ -275,15 +298,6 @@ class MoAAdapter(nn.Module):
             if attachment.unet is unet:
                 return attachment
         raise UserError("This adapter is not attached to this pipeline: call adapter.attach(pipe) first.")
-
-
-_STEP_ARGUMENTS = ("sample", "timestep", "encoder_hidden_states")
-
-
-def _as_encoder(given: ImageEncoder | tuple[Any, Any] | str | Path) -> ImageEncoder:
-    if isinstance(given, ImageEncoder):
-        return given
-    return ImageEncoder(*given) if isinstance(given, tuple) else ImageEncoder.load(str(given))
 
 
 def _no_encoder(pictures: Sequence[Any]) -> Tensor:

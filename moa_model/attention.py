@@ -148,9 +148,7 @@ class MoAAttentionProcessor(nn.Module):
         return self.expert(hidden_BNC, condition, mask)
 
 
-def route(
-    logits_BN2: Float[Tensor, "B N 2"], personal_B: Bool[Tensor, " B"] | None = None
-) -> Float[Tensor, "B N 2"]:
+def route(logits_BN2: Float[Tensor, "B N 2"], personal_B: Bool[Tensor, " B"] | None = None) -> Float[Tensor, "B N 2"]:
     """R = softmax(f(Z)) over prior and personalization (eq. 5), or (1, 0) for samples that take the prior alone."""
     router_BN2 = logits_BN2.softmax(dim=-1)
     if personal_B is None:

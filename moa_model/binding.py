@@ -46,7 +46,7 @@ class Binding:
     image_PSF: Float[Tensor, "P S F"]
     token_PS: Int[Tensor, "P S"]
     guided: Callable[[], bool]
-    """Whether the running call has an unconditional half: it comes first, has no subjects and goes through the experts."""
+    """Whether the running call has an unconditional half: it comes first, without subjects, through the experts too."""
 
     def for_batch(self, rows: int) -> Subjects:
         """Repeat per image, put the unconditional half before; raises UserError if the prompts are not this many."""
@@ -75,8 +75,8 @@ def bind(
 ) -> Binding:
     """Bind each prompt's subjects to its words.
 
-    Raises UserError for a word that is not in its prompt, more subjects than occurrences, or a feature of the wrong width.
-    Warns, and leaves the subject out, where the prompt is cut before its word.
+    Raises UserError for a word that is not in its prompt, more subjects than occurrences, or a feature of the wrong
+    width. Warns, and leaves the subject out, where the prompt is cut before its word.
     """
     if len(prompts) != len(subjects):
         raise UserError(f"{len(prompts)} prompts need as many mappings of subjects, not {len(subjects)}.")
@@ -100,12 +100,14 @@ def word_spans(prompt: str, word: str) -> list[tuple[int, int]]:
 
 
 def token_index(tokenizer: Any, prompt: str, span: tuple[int, int]) -> int | None:
-    """Index of the last token of the characters ``span``, counting the start token; None if the prompt is cut before it.
+    """Index of the last token of the characters ``span``, counting the start token; None if the prompt is cut before.
 
     Raises UserError for a tokenizer without offsets.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise UserError(f"{type(tokenizer).__name__} has no character offsets: load the pipeline with a fast CLIP tokenizer.")
+        raise UserError(
+            f"{type(tokenizer).__name__} has no character offsets: load the pipeline with a fast CLIP tokenizer."
+        )
     encoded = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length, return_offsets_mapping=True)
     start, end = span
     inside = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if a < end and b > start and b > a]
@@ -121,7 +123,9 @@ def _bind_prompt(tokenizer: Any, prompt: str, by_word: SubjectsByWord) -> list[t
         if not spans:
             raise UserError(f'The word "{word}" is not in the prompt "{prompt}": name a word of the prompt.')
         if len(chosen) > len(spans):
-            raise UserError(f'{len(chosen)} subjects for "{word}", which stands {len(spans)} times in the prompt "{prompt}".')
+            raise UserError(
+                f'{len(chosen)} subjects for "{word}", which stands {len(spans)} times in the prompt "{prompt}".'
+            )
         for span, subject in zip(spans, chosen, strict=False):
             if subject is None:
                 continue
@@ -129,7 +133,9 @@ def _bind_prompt(tokenizer: Any, prompt: str, by_word: SubjectsByWord) -> list[t
             if token is None:
                 warnings.warn(f'The prompt is too long: the subject of "{word}" is lost.', stacklevel=4)
             elif token in bound:
-                raise UserError(f'Two subjects for one place of the prompt: "{word}" at character {span[0]} of "{prompt}".')
+                raise UserError(
+                    f'Two subjects for one place of the prompt: "{word}" at character {span[0]} of "{prompt}".'
+                )
             else:
                 bound[token] = subject
     return sorted(bound.items(), key=lambda item: item[0])
@@ -147,5 +153,7 @@ def _features(
         features.update(zip(pictures, encode(list(pictures.values())), strict=True))
     for feature in features.values():
         if feature.shape != (image_dim,):
-            raise UserError(f"This adapter takes image features of width {image_dim}, not of shape {tuple(feature.shape)}.")
+            raise UserError(
+                f"This adapter takes image features of width {image_dim}, not of shape {tuple(feature.shape)}."
+            )
     return features

@@ -21,7 +21,9 @@ class MoAConfig(BaseModel):
         description="Timesteps above this one are sampled with the prior alone: the experts were never trained there. "
         "The first steps decide the layout; 700 keeps more of the scene and less of the identity.",
     )
-    image_encoder: str = Field("", description="Name of the CLIP that made the image features; another one will not do.")
+    image_encoder: str = Field(
+        "", description="Name of the CLIP that made the image features; another one will not do."
+    )
     layers: tuple[LayerShape, ...] = Field(min_length=1, description="The base's attention layers in execution order.")
     base_digest: str = Field("", description="sha256 over the layers' shapes: another base is refused by it.")
 

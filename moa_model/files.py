@@ -42,14 +42,18 @@ def read_weights(folder: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]
     path = folder / WEIGHTS
     weights = read_tensors(path)
     if strange := sorted(weights.keys() ^ expected.keys()):
-        raise UserError(f"{path} does not belong to its {CONFIG}: {strange[0]} is {'missing' if strange[0] in expected else 'unknown'}.")
+        fault = "missing" if strange[0] in expected else "unknown"
+        raise UserError(f"{path} does not belong to its {CONFIG}: {strange[0]} is {fault}.")
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
             raise UserError(
-                f"{path} does not fit its {CONFIG}: {name} has shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}."
+                f"{path} does not fit its {CONFIG}: {name} has shape {tuple(tensor.shape)}, "
+                f"not {tuple(expected[name].shape)}."
             )
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-            raise UserError(f"{path} holds values that are not finite numbers in {name}: train or pull the adapter again.")
+            raise UserError(
+                f"{path} holds values that are not finite numbers in {name}: train or pull the adapter again."
+            )
     return weights
 
 

@@ -4,17 +4,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
+import infra.torchvision_ops  # noqa: F401
+
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-
-import infra.torchvision_ops  # noqa: F401
-from infra.errors import UserError
-
-# isort: split
 from transformers import AutoConfig, CLIPImageProcessor, CLIPVisionModelWithProjection
 from transformers.utils import logging
+
+from infra.errors import UserError
 
 _GREY = (127, 127, 127)  # what a removed background looks like in training
 
@@ -24,6 +23,11 @@ class ImageEncoder:
 
     def __init__(self, model: Any, processor: Any, name: str = "") -> None:
         self.model, self.processor, self.name = model, processor, name
+
+    @property
+    def width(self) -> int:
+        """Width of the image feature."""
+        return self.model.config.projection_dim
 
     @classmethod
     def load(cls, location: str, **kwargs: Any) -> Self:

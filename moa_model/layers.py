@@ -1,7 +1,7 @@
 """Where a U-Net's attention layers are, in the order in which they run.
 
 A *block* is one transformer block (self- then cross-attention); Stable Diffusion 1.5 has 16, hence 32 MoA layers.
-diffusers lists a U-Net's processors as down, up, mid; the layer index of eq. 8 counts in execution order: down, mid, up.
+diffusers lists a U-Net's processors as down, up, mid; the layer index of eq. 8 counts down, mid, up, as they run.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ def attention_layers(unet: nn.Module) -> dict[str, Attention]:
 
 
 def layer_shapes(unet: nn.Module) -> tuple[LayerShape, ...]:
-    """The shapes of ``attention_layers(unet)``, in the same order. Raises UserError on layers unlike Stable Diffusion's."""
+    """The shapes of ``attention_layers(unet)``, in the same order. Raises UserError on unusual layers."""
     shapes: list[LayerShape] = []
     blocks: dict[str, int] = {}
     for name, layer in attention_layers(unet).items():
@@ -109,6 +109,6 @@ def _require_plain(name: str, layer: Attention) -> None:
     strange = [extra for extra in extras if getattr(layer, extra, None) is not None]
     if strange or layer.residual_connection or layer.rescale_output_factor != 1 or layer.fused_projections:
         raise UserError(
-            f"The attention layer {name} is not a plain Stable Diffusion layer ({', '.join(strange) or 'rescaled or fused'}): "
-            "undo fuse_qkv_projections() or use a Stable Diffusion U-Net."
+            f"The attention layer {name} is not a plain Stable Diffusion layer ("
+            f"{', '.join(strange) or 'rescaled or fused'}): undo fuse_qkv_projections() or take another U-Net."
         )

@@ -1,9 +1,9 @@
 """The three losses of MoA training (eqs. 9-12).
 
-Axes: B batch, C latent channels, H W latent height and width, N pixels of one layer, S subjects. Masks are 1 on a person, 0
-elsewhere. Every loss is first taken per picture and then averaged over the batch, so that a batch split over any number of
-workers has the same gradient. Maps of layers of different size are brought to the latent's size by nearest
-neighbour (open in the paper): a coarse pixel speaks for every latent pixel that it covers.
+Axes: B batch, C latent channels, H W latent height and width, N pixels of one layer, S subjects. Masks are 1 on a
+person, 0 elsewhere. Every loss is first taken per picture and then averaged over the batch, so that a batch split over
+any number of workers has the same gradient. Maps of layers of different size are brought to the latent's size
+by nearest neighbour (open in the paper): a coarse pixel speaks for every latent pixel that it covers.
 """
 
 import math
@@ -28,7 +28,7 @@ class Losses(NamedTuple):
 def masked_loss(
     prediction_BCHW: Float[Tensor, "B C H W"], target_BCHW: Float[Tensor, "B C H W"], mask_BHW: Float[Tensor, "B H W"]
 ) -> Float[Tensor, ""]:
-    """Mean squared error on the foreground alone: Σ M ⊙ (Z − Ẑ)² / Σ M (eq. 9). A picture without foreground counts 0."""
+    """Mean squared error on the foreground alone: Σ M ⊙ (Z − Ẑ)² / Σ M (eq. 9). An empty mask counts 0."""
     error_BHW = (prediction_BCHW - target_BCHW).square().mean(dim=1)
     return _foreground_mean(error_BHW, mask_BHW).mean()
 
@@ -53,8 +53,8 @@ def object_loss(
 ) -> Float[Tensor, ""]:
     """Balanced L1: each subject's attention, mean on its background minus mean on its foreground (eq. 11).
 
-    This is FastComposer's definition, which the paper cites. Eq. 12 as printed has (1 − A_s) in the background term, which
-    would reward attention on the background: an erratum. Subjects that are not ``present`` (1 or 0) do not count.
+    This is FastComposer's definition, which the paper cites. Eq. 12 as printed has (1 − A_s) in the background term,
+    which would reward attention on the background: an erratum. Subjects that are not ``present`` (1 or 0) do not count.
     """
     background_BS = _foreground_mean(attention_BSHW, 1 - mask_BSHW)
     foreground_BS = _foreground_mean(attention_BSHW, mask_BSHW)

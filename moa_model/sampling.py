@@ -1,7 +1,7 @@
 """What a training step sees: which samples, and which random numbers.
 
-Both are pure functions of (seed, step) for the whole global batch, so that one worker or 64 train on the same numbers and
-a restart continues at exactly the next sample: a worker draws for all and takes its own rows.
+Both are pure functions of (seed, step) for the whole global batch, so that one worker or 64 train on the same numbers
+and a restart continues at exactly the next sample: a worker draws for all and takes its own rows.
 """
 
 from dataclasses import dataclass, fields
@@ -71,7 +71,7 @@ def latents_from_moments(
     scaling_factor: float,
     shift_factor: float = 0.0,
 ) -> Float[Tensor, "B C H W"]:
-    """Sample the VAE's posterior from its moments (mean and log variance, as ``AutoencoderKL`` gives them) and scale."""
+    """Sample the VAE's posterior from its moments (mean and log variance, ``AutoencoderKL``'s order) and scale."""
     mean, log_variance = moments.float().chunk(2, dim=1)
     latents = mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * posterior
     return (latents - shift_factor) * scaling_factor

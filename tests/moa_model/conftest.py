@@ -1,0 +1,77 @@
+from collections.abc import Callable
+
+import infra.torchvision_ops  # noqa: F401
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from moa_model import Batch, MoAAdapter, draw
+from tests.tiny_models import IMAGE_DIM, TEXT_DIM, TOKENS, tiny_pipeline
+
+PROMPT = "a photo of a man"
+
+
+@pytest.fixture
+def pipe() -> StableDiffusionPipeline:
+    return tiny_pipeline()
+
+
+def trained_like(adapter: MoAAdapter, seed: int = 1) -> MoAAdapter:
+    """Weights that training could have made: nothing at its starting value."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return adapter
+
+
+@pytest.fixture
+def adapter(pipe: StableDiffusionPipeline) -> MoAAdapter:
+    return trained_like(MoAAdapter.for_unet(pipe.unet, IMAGE_DIM))
+
+
+@pytest.fixture
+def feature() -> Tensor:
+    return torch.randn(IMAGE_DIM, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture
+def paint() -> Callable[..., np.ndarray]:
+    """Generate with a fixed seed and few steps."""
+
+    def _paint(pipe: StableDiffusionPipeline, prompt: str | list[str] = PROMPT, seed: int = 3, **kwargs) -> np.ndarray:
+        settings = {"num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "np"} | kwargs
+        return pipe(prompt, generator=torch.Generator().manual_seed(seed), **settings).images
+
+    return _paint
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Four samples: one subject, two subjects, one dropped, one on the first and one on the last timestep."""
+    return make_batch()
+
+
+def make_batch(count: int = 4, dtype: torch.dtype = torch.float32) -> Batch:
+    generator = torch.Generator().manual_seed(2)
+    numbers = draw(0, 0, count, (4, 8, 8))
+    masks = torch.zeros(count, 2, 8, 8)
+    masks[:, 0, 2:6, 1:4] = 1
+    masks[1, 1, 1:7, 5:8] = 1
+    tokens = torch.full((count, 2), -1)
+    tokens[:, 0] = 5
+    tokens[1, 1] = 9
+    return Batch(
+        latents=torch.randn(count, 4, 8, 8, generator=generator, dtype=dtype),
+        text=torch.randn(count, TOKENS, TEXT_DIM, generator=generator, dtype=dtype),
+        null_text=torch.randn(TOKENS, TEXT_DIM, generator=generator, dtype=dtype),
+        image_embeds=torch.randn(count, 2, IMAGE_DIM, generator=generator, dtype=dtype),
+        tokens=tokens,
+        masks=masks.to(dtype),
+        noise=numbers.noise.to(dtype),
+        timesteps=torch.tensor([0, 800, *numbers.timesteps[2:].tolist()]),
+        dropped=torch.arange(count) == 2,
+    )
