@@ -1,5 +1,6 @@
 """Where photos come from: one module per kind of source, one line per kind in `SOURCES`."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,11 +86,7 @@ def open_source(spec: str) -> Source:
     if kind not in SOURCES or not colon or not path:
         raise UserError(f'The source "{spec}" is none of {choices}: write for example folder:~/photos.')
     root = Path(path).expanduser()
-    try:
-        is_folder = root.is_dir()
-    except (OSError, ValueError):  # a name too long, or with a null byte
-        is_folder = False
-    if not is_folder:
-        problem = "is not a folder" if root.exists() else "does not exist"
-        raise UserError(f'The source folder "{root}" {problem}: give the path of a folder in "{kind}:PATH".')
+    if not os.path.isdir(root):  # os.path, for pathlib raises on names too long for a file system
+        problem = "is not a folder" if os.path.exists(root) else "does not exist"
+        raise UserError(f'The source folder "{path[:200]}" {problem}: give the path of a folder in "{kind}:PATH".')
     return SOURCES[kind](root)

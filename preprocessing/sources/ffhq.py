@@ -136,8 +136,8 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
                 while True:
                     try:
                         result, end = decoder.raw_decode(text, place)
-                        # A number at the end of the block may go on in the next one.
-                        if end < len(text) or ended:
+                        # A number at the end of a block may go on in the next one, even as "0." does.
+                        if ended or text[end : end + 1] in tuple(" \t\r\n,:}"):
                             place = end
                             return result
                     except json.JSONDecodeError as error:

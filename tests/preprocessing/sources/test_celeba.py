@@ -1,0 +1,171 @@
+"""The CelebA reader on small roots of the official layout, right and wrong."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from infra.errors import UserError
+from preprocessing.photos import Reason
+from preprocessing.sources import Record, open_source
+
+COLUMNS = ["5_o_Clock_Shadow", "Male", "Young"]
+POINTS = "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y"
+
+
+def write_root(root: Path, count: int = 4, folder: str = "Img/img_align_celeba") -> None:
+    names = [f"{index:06d}.jpg" for index in range(1, count + 1)]
+    for place in (folder, "Anno", "Eval"):
+        (root / place).mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        Image.new("RGB", (178, 218), (number, 90, 90)).save(root / folder / name)
+    write(root, "Anno/identity_CelebA.txt", [f"{name} {2880 + index % 2}" for index, name in enumerate(names)])
+    sexes = ["-1" if index % 2 else " 1" for index in range(count)]
+    rows = [f"{name} -1  {sex} -1" for name, sex in zip(names, sexes, strict=True)]
+    write(root, "Anno/list_attr_celeba.txt", [str(count), " ".join(COLUMNS) + " ", *rows])
+    for kind in ("list_landmarks_align_celeba.txt", "list_landmarks_celeba.txt"):
+        rows = [f"{name} 69  109  106  113   77  142   73  152  108  154" for name in names]
+        write(root, f"Anno/{kind}", [str(count), POINTS, *rows])
+    rows = [f"{name}    95  71  226  313" for name in names]
+    write(root, "Anno/list_bbox_celeba.txt", [str(count), "image_id x_1 y_1 width height", *rows])
+    write(root, "Eval/list_eval_partition.txt", [f"{name} {index % 3}" for index, name in enumerate(names)])
+
+
+def write(root: Path, name: str, lines: list[str]) -> None:
+    (root / name).write_text("\n".join(lines) + "\n")
+
+
+def change(root: Path, name: str, old: str, new: str) -> None:
+    text = (root / name).read_text()
+    assert old in text
+    (root / name).write_text(text.replace(old, new))
+
+
+def read(root: Path) -> dict[str, Record]:
+    source = open_source(f"celeba:{root}")
+    records = list(source.records())
+    assert records == list(source.records())
+    return {Path(record.origin).name: record for record in records}
+
+
+def problems(root: Path) -> dict[str, Reason | None]:
+    return {name: record.problem[0] if record.problem else None for name, record in read(root).items()}
+
+
+@pytest.mark.parametrize("folder", ["Img/img_align_celeba", "img_align_celeba", "img_align_celeba/img_align_celeba"])
+def test_a_right_root(tmp_path: Path, folder: str) -> None:
+    write_root(tmp_path, folder=folder)
+    records = read(tmp_path)
+    assert list(records) == [f"{index:06d}.jpg" for index in range(1, 5)]
+    first, second = records["000001.jpg"], records["000002.jpg"]
+    assert first.problem is None and first.path == tmp_path / folder / "000001.jpg"
+    assert (first.source, first.origin) == ("celeba", f"{folder}/000001.jpg")
+    assert (first.identity, first.word, first.split) == ("2880", "man", "train")
+    assert (second.identity, second.word, second.split) == ("2881", "woman", "validation")
+    assert first.faces is not None
+    face = first.faces[0]
+    assert face.landmarks[0] == (69, 109) and face.landmarks[4] == (108, 154)
+    assert face.box[0] < 69 and face.box[2] > 108 and face.box[1] < 109 and 154 < face.box[3] < 218
+    assert "non-commercial" in first.license and "redistributed" in open_source(f"celeba:{tmp_path}").terms
+
+
+def test_pictures_in_the_wild_have_their_own_boxes(tmp_path: Path) -> None:
+    write_root(tmp_path, folder="img_celeba")
+    change(tmp_path, "Anno/list_bbox_celeba.txt", "000002.jpg    95  71  226  313", "000002.jpg 0 0 0 0")
+    records = read(tmp_path)
+    first, second = records["000001.jpg"].faces, records["000002.jpg"].faces
+    assert first is not None and first[0].box == (95, 71, 321, 384)
+    assert second is not None and second[0].area > 0, "an empty box is made from the landmarks"
+
+
+def test_every_list_is_optional(tmp_path: Path) -> None:
+    write_root(tmp_path)
+    for path in (*(tmp_path / "Anno").iterdir(), *(tmp_path / "Eval").iterdir()):
+        path.unlink()
+    for record in read(tmp_path).values():
+        assert (record.problem, record.identity, record.word, record.split, record.faces) == (None,) * 5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Anno/identity_CelebA.txt",
+        "Anno/list_attr_celeba.txt",
+        "Anno/list_landmarks_align_celeba.txt",
+        "Eval/list_eval_partition.txt",
+    ],
+)
+def test_a_missing_line_costs_its_own_photo(tmp_path: Path, name: str) -> None:
+    write_root(tmp_path)
+    lines = (tmp_path / name).read_text().splitlines()
+    write(tmp_path, name, [line for line in lines if not line.startswith("000003")])
+    expected = {"000001.jpg": None, "000002.jpg": None, "000003.jpg": Reason.MISSING_ANNOTATION, "000004.jpg": None}
+    assert problems(tmp_path) == expected
+    problem = read(tmp_path)["000003.jpg"].problem
+    assert problem is not None and Path(name).name in problem[1]
+
+
+@pytest.mark.parametrize(
+    "name, old, new",
+    [
+        ("Anno/list_attr_celeba.txt", "000002.jpg -1  -1 -1", "000002.jpg -1  -1"),
+        ("Anno/list_attr_celeba.txt", "000002.jpg -1  -1 -1", "000002.jpg -1  0 -1"),
+        ("Anno/list_landmarks_align_celeba.txt", "000002.jpg 69", "000002.jpg nan"),
+        ("Anno/list_landmarks_align_celeba.txt", "000002.jpg 69", "000002.jpg left"),
+        ("Anno/identity_CelebA.txt", "000002.jpg 2881", "000002.jpg"),
+        ("Anno/identity_CelebA.txt", "000002.jpg 2881", "000002.jpg 2881\n000002.jpg 7"),
+        ("Eval/list_eval_partition.txt", "000002.jpg 1", "000002.jpg 9"),
+    ],
+)
+def test_a_bad_line_costs_its_own_photo(tmp_path: Path, name: str, old: str, new: str) -> None:
+    write_root(tmp_path)
+    change(tmp_path, name, old, new)
+    expected = {"000001.jpg": None, "000002.jpg": Reason.BAD_ANNOTATION, "000003.jpg": None, "000004.jpg": None}
+    assert problems(tmp_path) == expected
+
+
+def test_lists_and_folder_disagree(tmp_path: Path) -> None:
+    write_root(tmp_path)
+    (tmp_path / "Img/img_align_celeba/000001.jpg").unlink()
+    Image.new("RGB", (178, 218)).save(tmp_path / "Img/img_align_celeba/999999.jpg")
+    change(tmp_path, "Anno/identity_CelebA.txt", "000002.jpg 2881", "000002.jpg 2881\n../../../../etc/passwd 3")
+    found = problems(tmp_path)
+    assert found == {
+        "000001.jpg": Reason.MISSING_FILE,
+        "000002.jpg": None,
+        "000003.jpg": None,
+        "000004.jpg": None,
+        "999999.jpg": Reason.MISSING_ANNOTATION,
+        "passwd": Reason.UNSAFE_PATH,
+    }
+
+
+def test_a_list_without_its_header_and_a_root_without_pictures_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="img_align_celeba"):
+        open_source(f"celeba:{tmp_path}")
+    write_root(tmp_path)
+    for text in (b"", b"000001.jpg -1 1 -1\n", b"4\n", b"\xff\xfe\x00"):
+        (tmp_path / "Anno/list_attr_celeba.txt").write_bytes(text)
+        with pytest.raises(UserError, match="list_attr_celeba.txt"):
+            list(open_source(f"celeba:{tmp_path}").records())
+
+
+@given(st.integers(0, 3000), st.sampled_from(["", "\n", " ", "x", "-", "\0", "../", "é"]))
+@settings(max_examples=60, deadline=None)
+def test_a_damaged_list_never_breaks_the_reader(
+    tmp_path_factory: pytest.TempPathFactory, place: int, inserted: str
+) -> None:
+    root = tmp_path_factory.mktemp("celeba")
+    write_root(root, count=3)
+    for name in ("Anno/list_attr_celeba.txt", "Anno/list_landmarks_align_celeba.txt", "Eval/list_eval_partition.txt"):
+        text = (root / name).read_text()
+        cut = place % len(text)
+        (root / name).write_text(text[:cut] + inserted + text[cut + 1 :])
+    try:
+        records = list(open_source(f"celeba:{root}").records())
+    except UserError:
+        return
+    assert len(records) >= 3
+    assert len({record.origin for record in records}) == len(records)
