@@ -53,9 +53,9 @@ def map_shards(
 ) -> Iterator[dict[str, Any]]:
     """Yield worker_class(*constructor_args)(item) for each item, each as soon as it is done, in any order.
 
-    `concurrency` actors at most. Items and results travel as they are (no tables are made of them), so they should be
-    small: keys and rows, not pictures. An actor that dies is replaced and its item tried again; an exception in a worker ends
-    the iteration, a UserError as itself. Needs a `ray_session`.
+    `concurrency` actors at most. Items and results travel as they are (no table is made of them); they should be small:
+    keys and rows, not pictures. An actor that dies is replaced and its item tried again; an exception in a worker
+    ends the iteration, a UserError as itself. Needs a `ray_session`.
     """
     if not items:
         return

@@ -1,0 +1,157 @@
+"""What a preset needs of this machine, and whether it is there: looked at, never downloaded or changed."""
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+
+from infra.errors import UserError
+from infra.model_files import resolve
+from infra.settings import ModelReference, Settings
+from infra.storage import S3Store, open_store
+
+GB = 10**9
+# What is free must hold the shards, checkpoints and a release. Two figures, because the presets differ by that much.
+_DISK_GB = {True: 2, False: 200}
+# BLIP-2 6.7B in half precision, the largest model of a preset at 512 pixels.
+_GPU_MEMORY_GB = 40
+_SMALL_PICTURE = 128  # at most this many pixels a side: a CPU will do
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    ok: bool
+    detail: str  # what was found, and where it is not ok, what mends it
+
+
+def diagnose(settings: Settings) -> list[Check]:
+    """One check per model, data source, store and machine resource; never raises for what is missing."""
+    checks = [_model(kind, reference) for kind, reference in _models(settings)]
+    checks += [_source("ingest.source", settings.ingest.source), _source("evaluate.source", settings.evaluate.source)]
+    return [*checks, _storage(settings), _ray(settings), _accelerator(settings), _memory(), _disk(settings)]
+
+
+def _models(settings: Settings) -> Iterator[tuple[str, ModelReference]]:
+    for kind in type(settings.models).model_fields:
+        value = getattr(settings.models, kind)
+        if isinstance(value, ModelReference):
+            yield kind, value
+
+
+def _model(kind: str, reference: ModelReference) -> Check:
+    name = f"model {kind}"
+    try:
+        location, arguments = resolve(reference, kind)
+    except UserError as error:
+        return Check(name, False, str(error))
+    if not arguments:
+        folder = Path(location)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+        return Check(name, True, f"{folder} ({size:.1f} MB)")
+    revision = arguments["revision"]
+    cached = _hub_cache() / f"models--{location.replace('/', '--')}" / "snapshots" / revision
+    if cached.is_dir():
+        return Check(name, True, f"{location}@{revision[:12]} is in the hub cache")
+    return Check(
+        name,
+        False,
+        f"{location}@{revision[:12]} is not in the hub cache: `hf download {location} --revision {revision}`",
+    )
+
+
+def _hub_cache() -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def _source(name: str, source: str) -> Check:
+    kind, _, path = source.partition(":")
+    if not path:
+        return Check(name, True, f"{kind} is drawn on the spot")
+    folder = Path(path).expanduser().absolute()
+    if folder.is_dir():
+        return Check(name, True, str(folder))
+    return Check(name, False, f"no folder {folder}: place the data there or --set {name}={kind}:PATH")
+
+
+def _storage(settings: Settings) -> Check:
+    try:
+        store = open_store(settings.store_root, settings.storage.endpoint_url)
+    except UserError as error:
+        return Check("storage", False, str(error))
+    if not isinstance(store, S3Store):
+        existing = _existing_parent(Path(settings.store_root))
+        writable = os.access(existing, os.W_OK)
+        return Check("storage", writable, f"{settings.store_root} {'can' if writable else 'cannot'} be written")
+    return _s3(store)
+
+
+def _s3(store: S3Store) -> Check:
+    from boto3 import Session
+
+    place = store.endpoint_url or "AWS"
+    if Session().get_credentials() is None:
+        return Check(
+            "storage", False, f"{_address(store)}: no credentials for {place}, set AWS_PROFILE or AWS_ACCESS_KEY_ID"
+        )
+    try:
+        store.list("doctor/")
+    except Exception as error:  # botocore has dozens of kinds, and each is an answer here
+        return Check("storage", False, f"{_address(store)} on {place}: {error}")
+    return Check("storage", True, f"{_address(store)} on {place} answers")
+
+
+def _address(store: S3Store) -> str:
+    return f"s3://{store.bucket}/{store.prefix}"
+
+
+def _ray(settings: Settings) -> Check:
+    address = settings.ray.address
+    if not address:
+        return Check("ray", True, f"started here with {settings.ray.num_cpus} logical CPUs")
+    if address == "auto":
+        running = Path("/tmp/ray/ray_current_cluster").is_file()
+        return Check("ray", running, "a cluster runs here" if running else "no cluster runs here: `ray start --head`")
+    parts = urlsplit(address if "//" in address else f"//{address}")
+    try:
+        socket.create_connection((parts.hostname or "", parts.port or 6379), timeout=5).close()
+    except OSError as error:
+        return Check("ray", False, f"{address} does not answer ({error}): start the cluster or mend ray.address")
+    return Check("ray", True, f"{address} answers")
+
+
+def _accelerator(settings: Settings) -> Check:
+    import torch
+
+    if settings.ingest.pixels <= _SMALL_PICTURE:
+        return Check("accelerator", True, f"none needed for {settings.ingest.pixels}-pixel pictures")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    sizes = [torch.cuda.get_device_properties(index).total_memory / GB for index in range(count)]
+    enough = count >= settings.train.workers and min(sizes) >= _GPU_MEMORY_GB
+    found = ", ".join(f"{size:.0f} GB" for size in sizes) or "no GPU"
+    wanted = f"train.workers = {settings.train.workers} wants one GPU each, of {_GPU_MEMORY_GB} GB or more"
+    return Check("accelerator", enough, f"{found} here" if enough else f"{found} here; {wanted}")
+
+
+def _memory() -> Check:
+    total = psutil.virtual_memory().total / GB
+    return Check("memory", total >= 7.5, f"{total:.0f} GB" + ("" if total >= 7.5 else ": 8 GB are needed"))
+
+
+def _disk(settings: Settings) -> Check:
+    free = shutil.disk_usage(_existing_parent(settings.workspace)).free / GB
+    needed = _DISK_GB[settings.ingest.pixels <= _SMALL_PICTURE]
+    detail = f"{free:.0f} GB free under {settings.workspace}"
+    return Check("disk", free >= needed, detail if free >= needed else f"{detail}: {needed} GB are needed")
+
+
+def _existing_parent(path: Path) -> Path:
+    path = path.expanduser().absolute()
+    return next(parent for parent in (path, *path.parents) if parent.exists())
