@@ -8,16 +8,15 @@ give the same rows, whatever was killed and repeated in between. (When a row was
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import polars
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
-if TYPE_CHECKING:
-    from infra.storage import ObjectStore
+from infra.storage import ObjectStore
 
 _NAME = "catalog"
 _COLUMNS: dict[str, Any] = {
@@ -96,7 +95,7 @@ class Counts:
 class Catalog:
     """The table `catalog` of an object store. Cheap to make, holds no connection, can be pickled."""
 
-    def __init__(self, store: "ObjectStore") -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._read: tuple[int, polars.DataFrame] | None = None
 
@@ -174,32 +173,38 @@ class Catalog:
         """The keys of all photos that were kept: another file with the same bytes is a duplicate."""
         return {row.key for row in self.photos("ingest") if row.status == KEPT}
 
-    def known_origins(self, source: str) -> set[str]:
-        """What has been read of a source already, kept or refused: it is not read again."""
-        return {row.origin for row in self.photos("ingest") if row.source == source}
+    def known_origins(self, source: str, retry: Collection[str] = ()) -> set[str]:
+        """What has been read of a source already, kept or refused: it is not read again.
+
+        retry: reasons whose cause may be gone by now (a broken link, an unreadable file); photos refused for them are
+        left out.
+        """
+        rows = [row for row in self.photos("ingest") if row.source == source]
+        return {row.origin for row in rows if row.status == KEPT or row.reason not in retry}
 
     def counts(self, fingerprints: Mapping[str, str] | None = None, version: int | None = None) -> Counts:
         """Every photo once: kept, or refused for the first reason on its way.
 
-        fingerprints: stage -> fingerprint; refusals of a later stage under other settings do not count. None: all
-        count.
+        A photo that was refused and later mended and kept counts as kept. fingerprints: stage -> fingerprint; a later
+        stage's refusals under other settings do not count. None: all count.
         """
-        refused: Counter[str] = Counter()
-        kept: set[tuple[str, str]] = set()
-        later: dict[tuple[str, str], str] = {}
+        kept: set[tuple[str, str, str]] = set()
+        early: dict[tuple[str, str], str] = {}
+        late: dict[tuple[str, str, str], str] = {}
         for row in self.photos(version=version):
-            if row.stage == "ingest":
-                if row.status == KEPT:
-                    kept.add((row.shard, row.key))
-                else:
-                    refused[row.reason] += 1
-            elif row.status == REFUSED and (fingerprints is None or fingerprints.get(row.stage) == row.fingerprint):
-                # Sorted by stage: "segment" comes before "shard", as it does on a photo's way.
-                later.setdefault((row.shard, row.key), row.reason)
-        later = {photo: reason for photo, reason in later.items() if photo in kept}
-        seen = len(kept) + refused.total()
-        refused.update(later.values())
-        return Counts(seen=seen, kept=len(kept) - len(later), refused=dict(sorted(refused.items())))
+            photo = (row.source, row.origin, row.key)
+            if row.status == KEPT:
+                kept.add(photo)
+            elif row.stage == "ingest":
+                early.setdefault(photo[:2], row.reason)
+            elif fingerprints is None or fingerprints.get(row.stage) == row.fingerprint:
+                # Sorted by stage: caption, segment, shard, as on a photo's way.
+                late.setdefault(photo, row.reason)
+        mended = {photo[:2] for photo in kept}
+        refused = Counter(reason for photo, reason in early.items() if photo not in mended)
+        refused.update(reason for photo, reason in late.items() if photo in kept)
+        seen = len(kept) + len(early.keys() - mended)
+        return Counts(seen, seen - refused.total(), dict(sorted(refused.items())))
 
     def content_digest(self, version: int | None = None) -> str:
         """SHA-256 (hex) of the sorted rows: equal for two catalogs that say the same, whatever their history."""
@@ -231,7 +236,7 @@ def shard_object_key(stage: str, shard: str, sha256: str) -> str:
 
 
 def store_shard(
-    store: "ObjectStore", stage: str, shard: str, fingerprint: str, tar: bytes, samples: int, source: str = ""
+    store: ObjectStore, stage: str, shard: str, fingerprint: str, tar: bytes, samples: int, source: str = ""
 ) -> ShardRow:
     """Upload a shard and return the row that makes it visible once committed; repeating it is harmless."""
     sha256 = hashlib.sha256(tar).hexdigest()
@@ -240,7 +245,7 @@ def store_shard(
     return ShardRow(stage, shard, fingerprint, object_key, sha256, samples, source)
 
 
-def load_shard(store: "ObjectStore", row: ShardRow) -> bytes:
+def load_shard(store: ObjectStore, row: ShardRow) -> bytes:
     """Fetch a shard's bytes; ValueError where they are not those that were committed."""
     tar = store.get(row.object_key)
     if hashlib.sha256(tar).hexdigest() != row.sha256:
@@ -248,7 +253,7 @@ def load_shard(store: "ObjectStore", row: ShardRow) -> bytes:
     return tar
 
 
-def sweep(store: "ObjectStore", catalog: Catalog, stages: Iterable[str]) -> list[str]:
+def sweep(store: ObjectStore, catalog: Catalog, stages: Iterable[str]) -> list[str]:
     """Delete shard files that no commit names: a crash before the commit leaves them. Nobody may be writing."""
     removed = []
     for stage in stages:

@@ -118,9 +118,9 @@ def tiny_clip(seed: int = 0, folder: Path | None = None) -> tuple[CLIPModel, CLI
 
 
 def tiny_blip2(folder: Path, seed: int = 0) -> Path:
-    """A random BLIP-2 of 32 × 32 pictures with its processor, saved; its captions are gibberish of four words.
+    """A random BLIP-2 of 32 × 32 pictures with its processor, saved.
 
-    It never stops by itself and leans towards "man", so that most captions name somebody.
+    It never stops by itself and says little but "man", so that its captions name somebody.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import (
