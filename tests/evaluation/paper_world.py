@@ -62,7 +62,7 @@ SUBJECTS = [
 
 
 class World:
-    """Draws each subject where the prior drew its person; `shift` moves the scene with the subject, `lost` never show."""
+    """Draws subjects where the prior drew its person; `shift` moves the scene with the subject, `lost` never show."""
 
     def __init__(self, shift: int = 0, lost: tuple[str, ...] = (), router: bool = False) -> None:
         self.shift, self.lost, self.router = shift, lost, router
