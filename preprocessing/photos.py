@@ -18,7 +18,7 @@ from preprocessing.faces import Face
 # Only decoders for photographs: Pillow knows forty formats, among them ones that start other programs (EPS).
 # Those that this build of Pillow lacks are left out: naming one would fail for every file.
 Image.init()
-_FORMATS = [name for name in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF") if name in Image.OPEN]
+_FORMATS: list[str] = [name for name in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF") if name in Image.OPEN]
 # MPO (a JPEG with more pictures behind it) is missing: telephones write it, and its first picture is the photo.
 _MANY_FRAMES = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
@@ -65,6 +65,11 @@ class Reason(StrEnum):
     def sentence(self) -> str:
         return _SENTENCES[self]
 
+    @property
+    def may_mend(self) -> bool:
+        """Whether the same name may be fine another day: what is wrong is around the photo, not in its bytes."""
+        return self in _MAY_MEND
+
 
 _SENTENCES = {
     Reason.EMPTY_FILE: "The file has no bytes.",
@@ -89,6 +94,8 @@ _SENTENCES = {
     Reason.NO_PERSON_WORD: "The caption names no person.",
     Reason.MODEL_FAILED: "A model failed on this photo; the detail says how.",
 }
+
+_MAY_MEND = {Reason.UNREADABLE, Reason.BROKEN_LINK, Reason.MISSING_FILE, Reason.MISSING_ANNOTATION}
 
 
 class PhotoRefused(Exception):

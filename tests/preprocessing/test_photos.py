@@ -277,6 +277,11 @@ def test_every_reason_has_a_sentence_and_survives_pickling() -> None:
         assert (refusal.reason, refusal.detail) == (reason, "why")
 
 
+def test_what_is_wrong_with_the_bytes_does_not_mend() -> None:
+    assert Reason.MISSING_FILE.may_mend and Reason.BROKEN_LINK.may_mend
+    assert not Reason.TRUNCATED.may_mend and not Reason.DUPLICATE.may_mend
+
+
 def test_square_of_a_square_is_the_picture_itself() -> None:
     image = picture((64, 64))
     result, crop = square(image, [Face((10, 10, 30, 30))], 64)

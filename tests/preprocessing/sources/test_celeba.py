@@ -1,6 +1,7 @@
 """The CelebA reader on small roots of the official layout, right and wrong."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from infra.errors import UserError
+from preprocessing.ingesting import ingest_chunk
 from preprocessing.photos import Reason
 from preprocessing.sources import Record, open_source
 
@@ -169,3 +171,12 @@ def test_a_damaged_list_never_breaks_the_reader(
         return
     assert len(records) >= 3
     assert len({record.origin for record in records}) == len(records)
+
+
+def test_the_rest_of_the_chunk_is_kept(tmp_path: Path) -> None:
+    write_root(tmp_path)
+    change(tmp_path, "Anno/list_attr_celeba.txt", "000003.jpg -1   1 -1\n", "")
+    records = list(open_source(f"celeba:{tmp_path}").records())
+    result = ingest_chunk(records, set(), SimpleNamespace(pixels=32, min_side=16, max_pixels=100_000))
+    assert [row.reason for row in result.rows] == ["", "", Reason.MISSING_ANNOTATION, ""]
+    assert len(result.keys) == 3
