@@ -22,7 +22,7 @@ def write_root(root: Path, count: int = 4, folder: str = "Img/img_align_celeba")
     for place in (folder, "Anno", "Eval"):
         (root / place).mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(names):
-        Image.new("RGB", (178, 218), (number, 90, 90)).save(root / folder / name)
+        Image.new("RGB", (178, 218), (40 * number, 90, 90)).save(root / folder / name)
     write(root, "Anno/identity_CelebA.txt", [f"{name} {2880 + index % 2}" for index, name in enumerate(names)])
     sexes = ["-1" if index % 2 else " 1" for index in range(count)]
     rows = [f"{name} -1  {sex} -1" for name, sex in zip(names, sexes, strict=True)]
