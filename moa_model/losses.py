@@ -67,7 +67,8 @@ def mean_over_layers(maps: Iterable[Float[Tensor, "B *S N"]], size: tuple[int, i
     """The mean of the layers' maps at latent size; layers of one size are added before they are enlarged."""
     by_pixels: dict[int, list[Tensor]] = {}
     for layer_map in maps:
-        by_pixels.setdefault(layer_map.shape[-1], []).append(layer_map.float())
+        at_least_32_bits = layer_map.to(torch.promote_types(layer_map.dtype, torch.float32))
+        by_pixels.setdefault(layer_map.shape[-1], []).append(at_least_32_bits)
     count = sum(map(len, by_pixels.values()))
     if not count:
         raise ValueError("no layer recorded a map: record at least one block")

@@ -91,7 +91,7 @@ class MoATrainingModule(nn.Module):
             return_dict=False,
         )[0]
         size = (batch.latents.shape[-2], batch.latents.shape[-1])
-        masked = masked_loss(prediction_BCHW.float(), self._target(batch), mask_BHW)
+        masked = masked_loss(prediction_BCHW.to(batch.latents.dtype), self._target(batch), mask_BHW)
         router = router_loss(mean_over_layers(maps.router.values(), size), mask_BHW, self.router_normalisation)
         attention_BSHW = mean_over_layers(maps.subject.values(), size)
         balance = object_loss(attention_BSHW, batch.masks, (token_BS >= 0).float())

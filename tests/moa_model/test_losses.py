@@ -50,8 +50,8 @@ def test_maps_of_several_sizes_count_alike() -> None:
     fine = torch.ones(1, 1, 16).double()
     mean = mean_over_layers([coarse, fine, fine], (4, 4))[0, 0]
     assert mean.shape == (4, 4)
-    torch.testing.assert_close(mean[:2, :2], torch.ones(2, 2))
-    torch.testing.assert_close(mean[2:, 2:], torch.full((2, 2), 2 / 3))
+    torch.testing.assert_close(mean[:2, :2], torch.ones(2, 2).double())
+    torch.testing.assert_close(mean[2:, 2:], torch.full((2, 2), 2 / 3).double())
     with pytest.raises(ValueError, match="no layer"):
         mean_over_layers([], (4, 4))
 

@@ -1,0 +1,105 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from infra.errors import UserError
+from moa_model.binding import Subjects, bind, token_index, word_spans
+from tests.tiny_models import IMAGE_DIM, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+
+
+def _bind(prompts, subjects, guided: bool = False):
+    def encode(pictures):
+        return torch.stack([torch.full((IMAGE_DIM,), float(picture.getpixel((0, 0))[0])) for picture in pictures])
+
+    return bind(TOKENIZER, prompts, subjects, encode, IMAGE_DIM, lambda: guided)
+
+
+def _feature(value: float) -> torch.Tensor:
+    return torch.full((IMAGE_DIM,), value)
+
+
+def _last_token_by_prefix(prompt: str, end: int) -> int:
+    """Independent of offsets: tokens of the text up to the word's end, start token not counted, is the index."""
+    return len(TOKENIZER.tokenize(prompt[:end]))
+
+
+@given(order=st.permutations(["man", "woman", "boy", "girl"]), bound=st.permutations(["man", "woman", "boy", "girl"]))
+@settings(deadline=None, max_examples=30)
+def test_every_subject_finds_its_word_in_every_order(order: list[str], bound: list[str]) -> None:
+    prompt = "a " + " and a ".join(order) + " on the beach"
+    value = {word: float(index) for index, word in enumerate(bound)}
+    binding = _bind([prompt], [{word: _feature(value[word]) for word in bound}])
+    expected = sorted((_last_token_by_prefix(prompt, word_spans(prompt, word)[0][1]), value[word]) for word in bound)
+    assert binding.token_PS[0].tolist() == [token for token, _ in expected]
+    assert binding.image_PSF[0, :, 0].tolist() == [subject for _, subject in expected]
+
+
+def test_repeated_words_are_bound_by_occurrence() -> None:
+    prompt = "a man, a woman and a Man"
+    spans = word_spans(prompt, "man")
+    assert [prompt[a:b] for a, b in spans] == ["man", "Man"]  # not the "man" in "woman"
+    binding = _bind([prompt], [{"man": [_feature(1), _feature(2)]}])
+    assert binding.token_PS[0].tolist() == [_last_token_by_prefix(prompt, end) for _, end in spans]
+    assert binding.image_PSF[0, :, 0].tolist() == [1, 2]
+    second_only = _bind([prompt], [{"man": [None, _feature(2)]}])
+    assert second_only.token_PS[0].tolist() == [_last_token_by_prefix(prompt, spans[1][1])]
+
+
+def test_a_word_of_several_tokens_is_bound_at_its_last() -> None:
+    prompt = "a photo of a woman"
+    span = word_spans(prompt, "woman")[0]
+    token = token_index(TOKENIZER, prompt, span)
+    assert token is not None
+    ids = TOKENIZER(prompt)["input_ids"]
+    assert TOKENIZER.convert_ids_to_tokens(ids[token - 1 : token + 1]) == ["wo", "man</w>"]
+
+
+def test_pictures_are_encoded_once() -> None:
+    picture = Image.new("RGB", (2, 2), (9, 0, 0))
+    binding = _bind(["a man", "a woman"], [{"man": picture}, {"woman": picture}])
+    assert binding.image_PSF[:, 0, 0].tolist() == [9, 9]
+
+
+def test_rows_follow_the_pipelines_order() -> None:
+    binding = _bind(["a man", "a photo"], [{"man": _feature(1)}, {}], guided=True)
+    subjects = binding.for_batch(8)  # unconditional half first, two images for each of two prompts
+    assert subjects.token_BS[:, 0].tolist() == [-1, -1, -1, -1, 2, 2, -1, -1]
+    assert subjects.image_BSF[4:6, 0, 0].tolist() == [1, 1]
+    assert not subjects.image_BSF[:4].any()
+    with pytest.raises(UserError, match="2 prompts"):
+        binding.for_batch(6)
+    with pytest.raises(UserError, match="1 rows"):
+        Subjects(torch.zeros(1, 1, IMAGE_DIM), torch.zeros(1, 1, dtype=torch.long)).for_batch(2)
+
+
+def test_a_cut_prompt_warns_of_the_lost_subject() -> None:
+    prompt = "o " * 40 + "man"
+    with pytest.warns(UserWarning, match='"man" is lost'):
+        binding = _bind([prompt], [{"man": _feature(1)}])
+    assert binding.token_PS.tolist() == [[-1]]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subjects", "message"),
+    [
+        ("a dog", {"man": _feature(1)}, '"man" is not in the prompt'),
+        ("a woman", {"man": _feature(1)}, '"man" is not in the prompt'),
+        ("a man", {"": _feature(1)}, "is not in the prompt"),
+        ("a man", {"man": [_feature(1), _feature(2)]}, "2 subjects"),
+        ("a man", {"man": _feature(1), "Man": _feature(2)}, "Two subjects"),
+        ("a man", {"man": torch.zeros(3)}, "width 12"),
+        ("a man", {"man": "photo.png"}, "PIL picture"),
+    ],
+)
+def test_refusals(prompt: str, subjects: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        _bind([prompt], [subjects])
+
+
+def test_as_many_mappings_as_prompts() -> None:
+    with pytest.raises(UserError, match="2 prompts"):
+        _bind(["a man", "a man"], [{"man": _feature(1)}])

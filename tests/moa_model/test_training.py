@@ -1,0 +1,142 @@
+import hashlib
+
+import pytest
+import torch
+from torch.nn import functional
+
+from infra.errors import UserError
+from moa_model import Batch, MoAAdapter, MoATrainingModule
+from moa_model.losses import enlarge
+from tests.moa_model.conftest import make_batch, trained_like
+from tests.tiny_models import IMAGE_DIM, tiny_pipeline
+
+
+def _module(prediction_type: str = "v_prediction", **settings) -> MoATrainingModule:
+    pipe = tiny_pipeline(prediction_type=prediction_type)
+    adapter = trained_like(MoAAdapter.for_unet(pipe.unet, IMAGE_DIM))
+    return MoATrainingModule(pipe.unet, adapter, pipe.scheduler.config, **settings)
+
+
+def _digest(unet: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(unet.state_dict().items()):
+        if ".processor." not in name:
+            digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_gradients_reach_experts_routers_and_prompt_and_nothing_else(batch: Batch) -> None:
+    module = _module()
+    module(batch).total.backward()
+    trained = {name for name, _ in module.adapter.named_parameters()}
+    assert {name.split(".")[2] for name in trained if name.startswith("layers")} == {"expert", "router"}
+    for name, parameter in module.adapter.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+    own = set(map(id, module.adapter.parameters()))
+    base = [parameter for parameter in module.unet.parameters() if id(parameter) not in own]
+    assert base and not any(parameter.requires_grad or parameter.grad is not None for parameter in base)
+
+
+def test_a_fresh_adapter_trains_and_leaves_the_base_as_it_was(batch: Batch) -> None:
+    pipe = tiny_pipeline()
+    adapter = MoAAdapter.for_unet(pipe.unet, IMAGE_DIM)
+    module = MoATrainingModule(pipe.unet, adapter, pipe.scheduler.config)
+    before, start = _digest(pipe.unet), {n: p.detach().clone() for n, p in adapter.named_parameters()}
+    optimizer = torch.optim.AdamW(module.optimizer_groups(1e-3), weight_decay=0.0)
+    history = []
+    for _ in range(8):
+        losses = module(batch)
+        losses.total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append(losses.total.item())
+    assert history[-1] < history[0]
+    assert _digest(pipe.unet) == before
+    assert all(not torch.equal(start[name], parameter) for name, parameter in adapter.named_parameters())
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_losses_are_the_papers_in_float64(prediction_type: str) -> None:
+    module = _module(prediction_type, lambda_router=0.3, lambda_object=0.7)
+    module.double()
+    batch = make_batch(dtype=torch.float64)
+    module.scheduler.alphas_cumprod = module.scheduler.alphas_cumprod.double()
+    shown, routers, attention = [], {}, {}
+    module.unet.register_forward_hook(lambda m, args, output: shown.append((args[0], output[0])))
+    for index, layer in enumerate(module.adapter.layers):
+        layer.router.register_forward_hook(
+            lambda m, args, output, index=index: routers.update({index: output.softmax(-1)[..., 0]})
+        )
+        if layer.shape.cross:
+            layer.expert.query.register_forward_hook(lambda m, a, o, i=index: attention.setdefault(i, []).append(o))
+            layer.expert.key.register_forward_hook(lambda m, a, o, i=index: attention.setdefault(i, []).append(o))
+    losses = module(batch)
+
+    alpha = module.scheduler.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
+    noisy = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * batch.noise
+    velocity = alpha.sqrt() * batch.noise - (1 - alpha).sqrt() * batch.latents
+    sample, prediction = shown[0]
+    torch.testing.assert_close(sample, noisy, rtol=1e-10, atol=1e-10)
+    error = (prediction - (velocity if prediction_type == "v_prediction" else batch.noise)) ** 2
+    masked, router, balance = [], [], []
+    size = (8, 8)
+    for b in range(4):
+        union = ((batch.masks[b, 0] + batch.masks[b, 1]) > 0).double()
+        masked.append((error[b].mean(0) * union).sum() / union.sum())
+        layers = range(4, 26)  # 11 middle blocks of two layers
+        prior = sum(enlarge(routers[i][b], size) for i in layers) / 22
+        router.append((((1 - union) * (1 - prior)) ** 2).mean())
+        terms = []
+        for s in range(2):
+            token = int(batch.tokens[b, s])
+            if token < 0 or batch.dropped[b]:
+                continue
+            mask = batch.masks[b, s]
+            for i in range(5, 26, 2):
+                query, key = (x[b].unflatten(-1, (2, -1)) for x in attention[i])
+                scores = torch.einsum("nhd,thd->hnt", query, key) / query.shape[-1] ** 0.5
+                a = enlarge(functional.softmax(scores, -1)[..., token].mean(0), size)
+                terms.append((a * (1 - mask)).sum() / (1 - mask).sum() - (a * mask).sum() / mask.sum())
+        balance.append(sum(terms) / len(terms) if terms else torch.tensor(0.0).double())
+    expected = [torch.stack(part).mean() for part in (masked, router, balance)]
+    expected.append(expected[0] + 0.3 * expected[1] + 0.7 * expected[2])
+    actual = (losses.masked, losses.router, losses.object, losses.total)
+    for loss, by_hand in zip(actual, expected, strict=True):
+        torch.testing.assert_close(loss, by_hand, rtol=1e-10, atol=1e-12)
+
+
+def test_two_workers_have_the_gradient_of_one(batch: Batch) -> None:
+    def gradients(parts: list[Batch]) -> list[torch.Tensor]:
+        module = _module(lambda_object=0.5)
+        for part in parts:
+            (module(part).total / len(parts)).backward()
+        return [parameter.grad for parameter in module.adapter.parameters()]
+
+    def rows(start: int, stop: int) -> Batch:
+        fields = {name: value if name == "null_text" else value[start:stop] for name, value in vars(batch).items()}
+        return Batch(**fields)
+
+    for whole, split in zip(gradients([batch]), gradients([rows(0, 2), rows(2, 4)]), strict=True):
+        torch.testing.assert_close(whole, split, rtol=1e-3, atol=1e-5)
+
+
+def test_a_dropped_condition_sees_neither_text_nor_subject(batch: Batch) -> None:
+    module = _module()
+    dropped = Batch(**vars(batch) | {"dropped": torch.ones(4, dtype=torch.bool)})
+    other = Batch(**vars(dropped) | {"text": batch.text + 1, "image_embeds": -batch.image_embeds})
+    assert module(dropped).total == module(other).total
+    assert module(dropped).object == 0
+    assert module(batch).total != module(Batch(**vars(batch) | {"image_embeds": -batch.image_embeds})).total
+
+
+def test_settings(batch: Batch) -> None:
+    assert _module(blocks="all").blocks == set(range(16))
+    assert _module().blocks == set(range(2, 13))
+    mean, total = _module(), _module(router_normalisation="sum")
+    torch.testing.assert_close(mean(batch).router * 64, total(batch).router)
+    experts, others = mean.optimizer_groups(1e-3, 2.0)
+    assert (experts["lr"], others["lr"]) == (1e-3, 2e-3)
+    count = len(experts["params"]) + len(others["params"])
+    assert count == len(list(mean.adapter.parameters())) and len(experts["params"]) == 32 * 5
+    with pytest.raises(UserError, match="sample"):
+        _module("sample")
