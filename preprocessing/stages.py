@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel
 
+from infra.errors import UserError
 from infra.settings import CaptionSettings, SegmentSettings, ShardSettings
 from preprocessing.binding import Subject, bind, person_words
 from preprocessing.captioning import Captioner
@@ -223,6 +224,8 @@ def _one_bad_apple(
         batch = list(items[start : start + batch_size])
         try:
             results += work(batch)
+        except UserError:  # about the installation, not about a photo
+            raise
         except Exception as error:
             if len(batch) == 1:
                 results.append(error)

@@ -1,0 +1,141 @@
+"""Features from real tiny models, compared with what stock libraries compute."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from infra.settings import ModelReference, ShardSettings
+from preprocessing.binding import Subject, person_words
+from preprocessing.precompute import Precomputer, subject_crop, subject_variants
+from tests.tiny_models import tiny_clip, tiny_pipeline
+
+SETTINGS = ShardSettings(reference_pixels=32, reference_variants=4, batch_size=2, workers=1)
+GREY = [127, 127, 127]
+
+
+def noise(seed: int = 0, width: int = 32, height: int = 32) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    tiny_pipeline(folder=root / "base")
+    tiny_clip(folder=root / "clip")
+    return root
+
+
+@pytest.fixture(scope="module")
+def precomputer(models: Path) -> Precomputer:
+    base = ModelReference(location=str(models / "base"), backend="diffusers")
+    return Precomputer(base, ModelReference(location=str(models / "clip")), SETTINGS)
+
+
+def test_moments_are_the_unscaled_posterior(precomputer: Precomputer, models: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(models / "base", subfolder="vae").eval()
+    images = [noise(0), noise(1)]
+    moments = precomputer.moments(images)
+    pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1 for image in images])
+    with torch.no_grad():
+        posterior = vae.encode(pixels).latent_dist
+    mean, log_variance = np.split(moments.astype(np.float32), 2, axis=1)
+    assert moments.dtype == np.float16 and moments.shape == (2, 8, 8, 8)
+    np.testing.assert_allclose(mean, posterior.mean, atol=2e-3)
+    np.testing.assert_allclose(log_variance, posterior.logvar, atol=2e-3)
+
+
+def test_text_is_what_the_stock_pipeline_computes(precomputer: Precomputer, models: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(models / "base", safety_checker=None)
+    captions = ["a man on the beach", ""]
+    stock, _ = pipe.encode_prompt(captions, "cpu", 1, do_classifier_free_guidance=False)
+    text = precomputer.text(captions)
+    assert text.shape == (2, 32, 16) and text.dtype == np.float16
+    np.testing.assert_allclose(text.astype(np.float32), stock.detach(), atol=2e-3)
+
+
+def test_image_embeds_are_clips_own(precomputer: Precomputer, models: Path) -> None:
+    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+    # A tower loaded by itself reads its width from the vision half of the configuration, which may say otherwise.
+    model = CLIPVisionModelWithProjection.from_pretrained(
+        models / "clip", projection_dim=precomputer.embed_width
+    ).eval()
+    crops = [noise(i) for i in range(3)]
+    pixels = CLIPImageProcessor.from_pretrained(models / "clip")(images=crops, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**pixels).image_embeds
+    embeds = precomputer.image_embeds(crops)
+    assert embeds.shape == (3, precomputer.embed_width)
+    np.testing.assert_allclose(embeds.astype(np.float32), expected, atol=2e-3)
+
+
+def test_word_scores_are_clips_cosines(precomputer: Precomputer, models: Path) -> None:
+    model, processor = tiny_clip()
+    crops, words = [noise(0), noise(1)], person_words("a man and a Woman")
+    inputs = processor(text=["a photo of a man", "a photo of a woman"], images=crops, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(**inputs)
+    np.testing.assert_allclose(
+        precomputer.word_scores(crops, words), outputs.text_embeds @ outputs.image_embeds.T, atol=1e-5
+    )
+
+
+def test_tokens_are_the_base_models(precomputer: Precomputer) -> None:
+    caption = "a woman"
+    subject = Subject("woman", 2, 7, 1, (0, 0, 1, 1), None, 1.0)
+    assert precomputer.token(caption, subject) == len(precomputer.tokenizer(caption)["input_ids"]) - 2  # before EOS
+
+
+def test_a_crop_without_its_background() -> None:
+    mask = np.zeros((32, 32), bool)
+    mask[8:24, 12:20] = True
+    crop = np.array(subject_crop(Image.new("RGB", (32, 32), "red"), mask, (12, 8, 20, 24), 64))
+    assert crop.shape == (64, 64, 3)
+    assert crop[32, 32].tolist() == [255, 0, 0]
+    assert crop[0, 0].tolist() == crop[32, 4].tolist() == GREY
+    assert np.array_equal(crop, np.array(subject_crop(Image.new("RGB", (32, 32), "red"), mask, None, 64)))
+
+
+def test_a_crop_with_its_background_is_grey_beyond_the_edges() -> None:
+    crop = np.array(subject_crop(Image.new("RGB", (32, 32), "red"), None, (0, 0, 8, 32), 64))
+    assert crop[32, 2].tolist() == GREY and crop[32, 40].tolist() == [255, 0, 0]
+
+
+def test_without_mask_and_box_the_whole_picture_is_padded() -> None:
+    crop = np.array(subject_crop(Image.new("RGB", (32, 16), "red"), None, None, 32))
+    assert crop[16, 0].tolist() == crop[16, 31].tolist() == [255, 0, 0]
+    assert crop[0, 16].tolist() == crop[31, 16].tolist() == GREY
+    with pytest.raises(ValueError, match="does not fit"):
+        subject_crop(noise(), np.ones((3, 3), bool), None, 32)
+
+
+BOX = st.tuples(*[st.floats(-50, 90)] * 4)
+
+
+@given(box=BOX, zoom=st.floats(0.5, 2), flip=st.booleans(), shift=st.tuples(st.floats(-1, 1), st.floats(-1, 1)))
+def test_any_box_gives_a_crop(
+    box: tuple[float, float, float, float], zoom: float, flip: bool, shift: tuple[float, float]
+) -> None:
+    assert subject_crop(noise(), None, box, 24, flip=flip, zoom=zoom, shift=shift).size == (24, 24)
+
+
+def test_variants_alternate_and_repeat() -> None:
+    image, mask = noise(), np.zeros((32, 32), bool)
+    mask[8:24, 12:20] = True
+    first, second, third, fourth = crops = subject_variants(image, mask, (12, 8, 20, 24), SETTINGS, "seed")
+    assert np.array_equal(first, subject_crop(image, mask, (12, 8, 20, 24), 32))
+    for removed, kept in [(first, second), (third, fourth)]:
+        assert (np.array(removed)[:, 1] == GREY).all() and not (np.array(kept)[:, 1] == GREY).all()
+    again = subject_variants(image, mask, (12, 8, 20, 24), SETTINGS, "seed")
+    other = subject_variants(image, mask, (12, 8, 20, 24), SETTINGS, "other")
+    assert all(np.array_equal(a, b) for a, b in zip(crops, again, strict=True))
+    assert np.array_equal(first, other[0]) and not np.array_equal(third, other[2])

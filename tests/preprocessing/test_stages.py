@@ -1,0 +1,251 @@
+"""Shard in, shard out, with the real classes; one bad photo costs one row; a repeat gives the same bytes."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from infra.errors import UserError
+from infra.settings import CaptionSettings, ModelReference, SegmentSettings, ShardSettings
+from preprocessing.captioning import open_captioner
+from preprocessing.precompute import Precomputer
+from preprocessing.segmentation import People, Person, open_segmenter
+from preprocessing.shards import decode_instances, decode_npy, encode_instances, encode_json, read_tar, write_tar
+from preprocessing.stages import build_shard, caption_shard, faces_of, segment_shard, stage_fingerprint
+from tests.tiny_models import tiny_blip2, tiny_clip, tiny_mask2former, tiny_pipeline
+
+CAPTION = CaptionSettings(batch_size=2, max_new_tokens=5, num_beams=1, workers=1)
+SEGMENT = SegmentSettings(
+    score_threshold=0.0,  # random weights are never sure
+    mask_threshold=0.5,
+    overlap_threshold=0.0,
+    min_area=0.0,
+    face_fallback=True,
+    batch_size=2,
+    workers=1,
+)
+SHARD = ShardSettings(reference_pixels=32, reference_variants=4, batch_size=2, workers=1)
+
+
+def photo(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def ingested(count: int = 3, faces: Sequence[dict[str, object]] = ()) -> bytes:
+    return write_tar(
+        (
+            f"key{i}",
+            {
+                "jpg": photo(i),
+                "json": encode_json(
+                    {"source": "folder", "origin": f"{i}.jpg", "license": "CC0", "author": "A", "faces": list(faces)}
+                ),
+            },
+        )
+        for i in range(count)
+    )
+
+
+def captions(*texts: str) -> bytes:
+    return write_tar((f"key{i}", {"json": encode_json({"caption": text})}) for i, text in enumerate(texts) if text)
+
+
+def segments(*people: int) -> bytes:
+    """Photo i shows people[i] persons, side by side."""
+    written = []
+    for i, count in enumerate(people):
+        instances, records = np.zeros((32, 32), np.uint8), []
+        for number in range(1, count + 1):
+            x = 10 * (number - 1) + 1
+            instances[4:30, x : x + 9] = number
+            records.append(Person(number, 0.9, (x, 4, x + 9, 30), 234 / 1024).record())
+        about = {"mask_source": "model", "people": records}
+        written.append((f"key{i}", {"json": encode_json(about), "instances.png": encode_instances(instances)}))
+    return write_tar(written)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    tiny_pipeline(folder=root / "base")
+    tiny_clip(folder=root / "clip")
+    tiny_blip2(root / "captioner")
+    tiny_mask2former(root / "segmenter")
+    return root
+
+
+@pytest.fixture(scope="module")
+def precomputer(models: Path) -> Precomputer:
+    base = ModelReference(location=str(models / "base"), backend="diffusers")
+    return Precomputer(base, ModelReference(location=str(models / "clip")), SHARD)
+
+
+def test_three_stages_one_after_the_other(models: Path, precomputer: Precomputer) -> None:
+    captioner = open_captioner(ModelReference(location=str(models / "captioner")), CAPTION)
+    segmenter = open_segmenter(ModelReference(location=str(models / "segmenter")), SEGMENT)
+    tar = ingested()
+
+    def run() -> tuple[bytes, bytes, bytes, int]:
+        captioned, refused = caption_shard(tar, captioner, CAPTION, "s")
+        segmented, nobody = segment_shard(tar, segmenter, SEGMENT, "s")
+        built, unbound = build_shard(tar, captioned, segmented, precomputer, SHARD, "s")
+        return captioned, segmented, built, len({row.key for row in [*refused, *nobody, *unbound]})
+
+    captioned, segmented, built, refused = run()
+    assert len(list(read_tar(captioned))) == 3
+    assert len(list(read_tar(built))) + refused == 3 and list(read_tar(built))
+    assert run() == (captioned, segmented, built, refused)
+
+
+def test_a_training_sample_holds_everything(precomputer: Precomputer) -> None:
+    face = {"box": [13, 6, 17, 12], "landmarks": [], "score": 1.0}
+    tar, rows = build_shard(
+        ingested(1, [face]), captions("a man beside a man on the beach"), segments(2), precomputer, SHARD
+    )
+    assert rows == []
+    (sample,) = read_tar(tar)
+    assert sorted(sample.parts) == ["image_embeds.npy", "instances.png", "jpg", "json", "moments.npy", "text.npy"]
+    about = sample.json()
+    assert (about["license"], about["origin"], about["mask_source"]) == ("CC0", "0.jpg", "model")
+    left, right = about["subjects"]
+    assert (left["word"], left["start"], left["end"], left["instance"]) == ("man", 2, 5, 1)
+    assert left["token"] == 2 and right["token"] > left["token"]
+    assert (left["face"], right["face"]) == (None, face)
+    assert left["box"] == [1, 4, 10, 30] and left["score"] == 0.9
+    assert sample.parts["jpg"] == photo(0)
+    assert set(np.unique(decode_instances(sample.parts["instances.png"]))) == {0, 1, 2}
+    shapes = {name: decode_npy(sample.parts[f"{name}.npy"]) for name in ("moments", "text", "image_embeds")}
+    assert {name: array.shape for name, array in shapes.items()} == {
+        "moments": (8, 8, 8),
+        "text": (32, 16),
+        "image_embeds": (2, 4, 12),
+    }
+    assert all(array.dtype == np.float16 for array in shapes.values())
+
+
+def test_different_words_are_bound_too(precomputer: Precomputer) -> None:
+    tar, rows = build_shard(ingested(1), captions("a man and a woman"), segments(2), precomputer, SHARD)
+    (sample,) = read_tar(tar)
+    assert rows == [] and [subject["instance"] for subject in sample.json()["subjects"]] == [1, 2]
+
+
+def test_people_whom_no_word_names_are_background(precomputer: Precomputer) -> None:
+    tar, _ = build_shard(ingested(1), captions("a man"), segments(2), precomputer, SHARD)
+    (sample,) = read_tar(tar)
+    assert [subject["instance"] for subject in sample.json()["subjects"]] == [1]
+    assert set(np.unique(decode_instances(sample.parts["instances.png"]))) == {0, 1}
+
+
+def test_a_caption_without_people_and_a_word_beyond_the_prompt_are_refused(precomputer: Precomputer) -> None:
+    texts = captions("a man", "an empty beach", "x " * 40 + "man")
+    tar, rows = build_shard(ingested(), texts, segments(1, 1, 1), precomputer, SHARD, "s")
+    assert [sample.key for sample in read_tar(tar)] == ["key0"]
+    assert [(row.key, row.reason, row.shard, row.origin) for row in rows] == [
+        ("key1", "no_person_word", "s", "1.jpg"),
+        ("key2", "no_person_word", "s", "2.jpg"),
+    ]
+    assert rows[0].detail == "caption: an empty beach"
+
+
+def test_photos_refused_before_are_passed_over(precomputer: Precomputer) -> None:
+    tar, rows = build_shard(ingested(), captions("a man", "", "a man"), segments(1, 1), precomputer, SHARD)
+    assert [sample.key for sample in read_tar(tar)] == ["key0"] and rows == []
+
+
+def test_batches_do_not_change_what_a_photo_becomes(precomputer: Precomputer) -> None:
+    parts = captions("a man", "a man and a man", "a woman"), segments(1, 2, 1)
+    together, _ = build_shard(ingested(), *parts, precomputer, SHARD.model_copy(update={"batch_size": 3}))
+    alone, _ = build_shard(ingested(), *parts, precomputer, SHARD.model_copy(update={"batch_size": 1}))
+    for one, other in zip(read_tar(together), read_tar(alone), strict=True):
+        assert one.json() == other.json()
+        for name in ("moments.npy", "text.npy", "image_embeds.npy"):
+            np.testing.assert_allclose(decode_npy(one.parts[name]), decode_npy(other.parts[name]), atol=5e-3)
+
+
+class Fussy:
+    """A captioner and segmenter that cannot stand some pictures; `bad` looks at the first pixel."""
+
+    def __init__(self, bad: Callable[[object], bool], error: type[Exception] = RuntimeError) -> None:
+        self.bad, self.error = bad, error
+
+    def caption(self, images: Sequence[Image.Image]) -> list[str]:
+        self._check(images)
+        return ["a man"] * len(images)
+
+    def segment(self, images: Sequence[Image.Image]) -> list[People]:
+        self._check(images)
+        return [People(np.zeros((image.height, image.width), np.uint8), ()) for image in images]
+
+    def _check(self, images: Sequence[Image.Image]) -> None:
+        for image in images:
+            if self.bad(image.getpixel((0, 0))):
+                raise self.error("no,\n not this one")
+
+
+def test_one_bad_photo_costs_one_row() -> None:
+    tar = ingested(5)
+    pixel = Image.open(io.BytesIO(photo(1))).getpixel((0, 0))
+    captioned, rows = caption_shard(tar, Fussy(lambda other: other == pixel), CAPTION, "s")
+    assert [sample.key for sample in read_tar(captioned)] == ["key0", "key2", "key3", "key4"]
+    assert [(row.stage, row.key, row.status, row.reason) for row in rows] == [
+        ("caption", "key1", "refused", "model_failed")
+    ]
+    assert rows[0].detail == "RuntimeError: no, not this one"
+
+
+def test_a_damaged_picture_inside_a_shard_costs_one_row(precomputer: Precomputer) -> None:
+    samples = [(sample.key, dict(sample.parts)) for sample in read_tar(ingested())]
+    samples[1][1]["jpg"] = samples[1][1]["jpg"][:300]
+    tar = write_tar(samples)
+    captioned, rows = caption_shard(tar, Fussy(lambda pixel: False), CAPTION)
+    assert [row.key for row in rows] == ["key1"] and len(list(read_tar(captioned))) == 2
+    built, rows = build_shard(tar, captions(*["a man"] * 3), segments(1, 1, 1), precomputer, SHARD)
+    assert [row.key for row in rows] == ["key1"] and len(list(read_tar(built))) == 2
+
+
+def test_a_model_that_fails_on_everything_is_not_the_photos_fault() -> None:
+    with pytest.raises(RuntimeError, match="not this one"):
+        caption_shard(ingested(), Fussy(lambda pixel: True), CAPTION)
+    with pytest.raises(UserError):
+        caption_shard(ingested(1), Fussy(lambda pixel: True, UserError), CAPTION)
+
+
+def test_nobody_found_falls_back_on_faces() -> None:
+    nobody = Fussy(lambda pixel: False)
+    tar, rows = segment_shard(ingested(2), nobody, SEGMENT, "s")
+    assert list(read_tar(tar)) == [] and [row.reason for row in rows] == ["no_person", "no_person"]
+    face = {"box": [12, 6, 20, 15], "landmarks": [], "score": 0.99}
+    tar, rows = segment_shard(ingested(2, [face]), nobody, SEGMENT, "s")
+    first, _ = read_tar(tar)
+    assert rows == [] and first.json()["mask_source"] == "face_box"
+    assert decode_instances(first.parts["instances.png"])[10, 16] == 1
+    without = SEGMENT.model_copy(update={"face_fallback": False})
+    assert len(segment_shard(ingested(2, [face]), nobody, without)[1]) == 2
+
+
+def test_an_empty_shard_stays_empty(precomputer: Precomputer) -> None:
+    empty = write_tar([])
+    assert caption_shard(empty, Fussy(lambda pixel: True), CAPTION) == (empty, [])
+    assert build_shard(empty, empty, empty, precomputer, SHARD) == (empty, [])
+
+
+def test_the_largest_face_on_a_mask_is_the_persons() -> None:
+    instances = np.zeros((32, 32), np.uint8)
+    instances[:, 16:] = 1
+    small, large = {"box": [20, 1, 22, 3]}, {"box": [18, 8, 28, 20]}
+    faces = [large, small, {"box": [1, 1, 5, 5]}, {"box": [30, 30, 99, 99]}]
+    assert faces_of(People(instances, ()), faces) == {1: large}
+
+
+def test_fingerprints_follow_what_changes_the_bytes() -> None:
+    first = stage_fingerprint("caption", CAPTION, "model")
+    assert len(first) == 16
+    assert first == stage_fingerprint("caption", CAPTION.model_copy(update={"workers": 9}), "model")
+    assert first != stage_fingerprint("caption", CAPTION.model_copy(update={"num_beams": 5}), "model")
+    assert first != stage_fingerprint("caption", CAPTION, "other")
