@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import pytest
+
+from infra.doctor import Check, diagnose
+from infra.settings import load_settings
+from infra.storage import S3Store
+
+
+def _checks(preset: str, workspace: Path, **overrides: str) -> dict[str, Check]:
+    settings = load_settings(preset, workspace, {key.replace("__", "."): value for key, value in overrides.items()})
+    return {check.name: check for check in diagnose(settings)}
+
+
+def test_demo_needs_little(tmp_path: Path) -> None:
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    checks = _checks("demo", tmp_path, models__clip__location=str(folder), models__base__location="/absent")
+    assert checks["model clip"].ok and str(folder) in checks["model clip"].detail
+    assert not checks["model base"].ok and "models.base.location" in checks["model base"].detail
+    assert all(checks[name].ok for name in ("ingest.source", "storage", "ray", "accelerator"))
+
+
+def test_sd15_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr("infra.doctor._hub_cache", lambda: tmp_path / "hub")
+    checks = _checks("sd15", tmp_path, ingest__source="ffhq:/absent", ray__address="127.0.0.1:1")
+    assert "hf download" in checks["model captioner"].detail
+    assert "/absent" in checks["ingest.source"].detail
+    assert "credentials" in checks["storage"].detail
+    assert "does not answer" in checks["ray"].detail
+    assert not any(checks[name].ok for name in ("model captioner", "model identity", "ingest.source", "storage", "ray"))
+
+    revision = load_settings("sd15").models.clip.revision
+    (tmp_path / "hub" / "models--openai--clip-vit-large-patch14" / "snapshots" / str(revision)).mkdir(parents=True)
+    assert _checks("sd15", tmp_path)["model clip"].ok
+
+
+def test_an_s3_store_is_asked(tmp_path: Path, s3_store: S3Store) -> None:
+    address = {"storage__endpoint_url": str(s3_store.endpoint_url)}
+    assert _checks("sd15", tmp_path, storage__root=f"s3://{s3_store.bucket}/x", **address)["storage"].ok
+    absent = _checks("sd15", tmp_path, storage__root="s3://no-such-bucket/x", **address)["storage"]
+    assert not absent.ok and "no-such-bucket" in absent.detail

@@ -1,0 +1,73 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from infra.errors import UserError
+from infra.model_files import fingerprint, resolve
+from infra.settings import ModelReference
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def _model(folder: Path, weights: bytes = b"w") -> ModelReference:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(weights)
+    return ModelReference(location=str(folder))
+
+
+def test_a_folder_is_found_and_a_hub_id_keeps_its_commit(tmp_path: Path) -> None:
+    reference = _model(tmp_path / "m")
+    assert resolve(reference, "clip") == (str(tmp_path / "m"), {})
+    assert resolve(ModelReference(location="openai/clip", revision=COMMIT), "clip") == (
+        "openai/clip",
+        {"revision": COMMIT},
+    )
+
+
+def test_a_folder_that_looks_like_a_hub_id_is_a_folder_unless_pinned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _model(tmp_path / "owner" / "name")
+    monkeypatch.chdir(tmp_path)
+    assert resolve(ModelReference(location="owner/name"), "clip") == (str(tmp_path / "owner" / "name"), {})
+    assert resolve(ModelReference(location="owner/name", revision=COMMIT), "clip")[1] == {"revision": COMMIT}
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (ModelReference(location="zoo:absent"), "clip 'zoo:absent' is not at .*the zoo has"),
+        (ModelReference(location="/absent"), "is not at /absent: .*models.clip.location"),
+        (ModelReference(location="owner/name"), "pinned commit: set models.clip.revision"),
+        (ModelReference(location="owner/name", revision="main"), "pinned commit"),
+    ],
+)
+def test_a_missing_model_says_what_to_do(reference: ModelReference, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve(reference, "clip")
+
+
+def test_a_half_copied_folder_is_noticed(tmp_path: Path) -> None:
+    reference = _model(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match="no config.json"):
+        resolve(reference, "clip")
+    with pytest.raises(UserError, match="no model_index.json"):
+        resolve(ModelReference(location=str(tmp_path), backend="diffusers"), "base")
+
+
+def test_a_fingerprint_follows_names_and_contents(tmp_path: Path) -> None:
+    one, same, other = _model(tmp_path / "1"), _model(tmp_path / "2"), _model(tmp_path / "3", b"v")
+    assert fingerprint(one) == fingerprint(same) != fingerprint(other)
+    (tmp_path / "1" / ".DS_Store").write_bytes(b"")
+    assert fingerprint(one) == fingerprint(same)
+    path = tmp_path / "2" / "model.safetensors"
+    path.write_bytes(b"x")
+    os.utime(path, ns=(1, 1))
+    assert fingerprint(one) != fingerprint(same)
+    path.rename(path.with_name("other.safetensors"))
+    path.with_name("other.safetensors").write_bytes(b"w")
+    assert fingerprint(one) != fingerprint(same)
+    assert fingerprint(ModelReference(location="a/b", revision=COMMIT)) == f"a/b@{COMMIT}"

@@ -1,0 +1,82 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from infra.errors import UserError
+from infra.settings import PRESETS, Settings, load_settings, preset_names
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_lists_every_value(name: str) -> None:
+    settings = load_settings(name)
+    assert settings.name == name and settings.workspace.is_absolute()
+    listed = tomllib.loads((PRESETS / f"{name}.toml").read_text())
+    shown = settings.model_dump(mode="json")
+    assert _keys(shown) == _keys(listed)
+    assert Settings.model_validate(shown) == settings
+
+
+def _keys(value: object) -> object:
+    return {name: _keys(inner) for name, inner in value.items()} if isinstance(value, dict) else None
+
+
+def test_every_field_says_what_it_is() -> None:
+    for group in [Settings, *(field.annotation for field in Settings.model_fields.values())]:
+        for name, field in getattr(group, "model_fields", {}).items():
+            assert field.description, f"{group}.{name}"
+
+
+def test_overrides_are_read_as_toml_and_text_needs_no_quotes(tmp_path: Path) -> None:
+    overrides = {
+        "train.steps": "7",
+        "train.warm_start": "false",
+        "evaluate.seeds": "[1, 2]",
+        "storage.root": "s3://bucket/12",
+        "models.base.location": "123",
+        "models.base.revision": "",
+    }
+    settings = load_settings("demo", tmp_path, overrides)
+    assert (settings.train.steps, settings.train.warm_start, settings.evaluate.seeds) == (7, False, [1, 2])
+    assert settings.store_root == "s3://bucket/12"
+    assert (settings.models.base.location, settings.models.base.revision) == ("123", None)
+    assert load_settings("demo", tmp_path).store_root == str(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"train.stepz": "1"}, r"no setting 'train.stepz'.*train.steps, train.batch_size"),
+        ({"trian.steps": "1"}, r"no setting 'trian.steps'.*train, "),
+        ({"name.x": "1"}, "no setting 'name.x'"),
+        ({"train": "1"}, "group of settings.*train.steps"),
+        ({"train.steps": "many"}, "train.steps: .*not 'many'"),
+        ({"train.steps": "0"}, "train.steps: .*greater than or equal to 1, not 0"),
+        ({"train.batch_size": "15"}, "train: batch_size 15 is not a multiple of workers 2"),
+        ({"evaluate.seeds": "[1]"}, "evaluate.seeds"),
+        ({"evaluate.prompts": '[{template = "x", scene = "", object = ""}]'}, "must hold {word} exactly once"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(overrides: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as refusal:
+        load_settings("demo", None, overrides)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_wrong_preset_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no preset 'dmeo': choose demo or sd15"):
+        load_settings("dmeo")
+    with pytest.raises(UserError, match="no preset"):
+        load_settings(str(tmp_path / "absent.toml"))
+    (tmp_path / "broken.toml").write_text("name = ")
+    with pytest.raises(UserError, match="not valid TOML"):
+        load_settings(str(tmp_path / "broken.toml"))
+    (tmp_path / "short.toml").write_text('name = "short"')
+    with pytest.raises(UserError, match=r"field required \(and \d+ more\)"):
+        load_settings(str(tmp_path / "short.toml"))
+
+
+def test_a_preset_may_be_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text((PRESETS / "demo.toml").read_text().replace("steps = 300", "steps = 5"))
+    assert load_settings(str(path)).train.steps == 5

@@ -1,0 +1,101 @@
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.errors import UserError
+from infra.storage import DirectoryStore, ObjectStore, S3Store, check_key, open_store
+
+
+def test_objects_are_written_read_listed_and_deleted(store: ObjectStore) -> None:
+    assert not store.exists("a/b.bin")
+    assert store.list() == store.list("a/") == []
+    with pytest.raises(KeyError):
+        store.get("a/b.bin")
+    store.put("a/b.bin", b"one")
+    store.put("a/b.bin", b"two")
+    store.put("a/c/d.bin", b"")
+    store.put("ab.bin", b"three")
+    assert store.get("a/b.bin") == b"two"
+    assert store.get("a/c/d.bin") == b""
+    assert store.exists("a/b.bin") and not store.exists("a")
+    assert store.list() == ["a/b.bin", "a/c/d.bin", "ab.bin"]
+    assert store.list("a/") == ["a/b.bin", "a/c/d.bin"]
+    assert store.list("a") == ["a/b.bin", "a/c/d.bin", "ab.bin"]
+    assert store.list("a/c/d") == ["a/c/d.bin"]
+    store.delete("a/b.bin")
+    store.delete("a/b.bin")
+    assert store.list() == ["a/c/d.bin", "ab.bin"]
+    assert store.uri("ab.bin").endswith("/ab.bin")
+
+
+def test_create_writes_only_what_is_absent(store: ObjectStore) -> None:
+    assert store.create("log/1.json", b"first")
+    assert not store.create("log/1.json", b"second")
+    assert store.get("log/1.json") == b"first"
+    assert store.list() == ["log/1.json"]  # nothing half-written stays
+
+
+def test_of_many_creators_one_wins(store: ObjectStore) -> None:
+    with ThreadPoolExecutor(12) as pool:
+        for round_ in range(5):
+            won = list(pool.map(lambda n, key=f"race/{round_}": store.create(key, bytes([n])), range(12)))
+            assert won.count(True) == 1
+            assert store.get(f"race/{round_}") == bytes([won.index(True)])
+
+
+def test_a_store_travels_to_another_process(store: ObjectStore) -> None:
+    store.put("key", b"value")
+    store.get("key")  # a store in use holds a connection, which must not travel along
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(store.get, "key").result() == b"value"
+
+
+def test_a_delta_table_lives_in_the_store(store: ObjectStore) -> None:
+    rows = pl.DataFrame({"key": ["a", "b"], "count": [1, 2]})
+    for _ in range(2):
+        rows.write_delta(store.delta_uri("table"), mode="append", storage_options=store.delta_options() or None)
+    found = pl.read_delta(store.delta_uri("table"), storage_options=store.delta_options() or None)
+    assert found["count"].sum() == 6
+
+
+@pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "..", "a/../b", ".", "a/./b", "a\\b", "a\nb", "a/.partial-1"])
+def test_a_key_that_could_leave_the_root_is_refused(store: ObjectStore, key: str) -> None:
+    for use in (store.get, store.exists, store.delete, store.uri):
+        with pytest.raises(ValueError, match="object key"):
+            use(key)
+    with pytest.raises(ValueError, match="object key"):
+        store.put(key, b"")
+    with pytest.raises(ValueError, match="object key"):
+        store.create(key, b"")
+
+
+@given(st.text())
+def test_whatever_passes_as_a_key_stays_inside(key: str) -> None:
+    try:
+        check_key(key)
+    except ValueError:
+        return
+    root = Path("/root/store")
+    assert (root / key).is_relative_to(root) and ".." not in (root / key).parts
+
+
+def test_what_a_crash_left_half_written_is_not_listed(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    store.put("a/b", b"")
+    (tmp_path / "a" / ".partial-0123").write_bytes(b"half")
+    assert store.list() == ["a/b"]
+
+
+def test_an_address_chooses_the_store(tmp_path: Path) -> None:
+    assert isinstance(open_store(str(tmp_path)), DirectoryStore)
+    store = open_store("s3://bucket/some/prefix/", "http://127.0.0.1:9000")
+    assert isinstance(store, S3Store)
+    assert store.uri("key") == "s3://bucket/some/prefix/key"
+    for wrong in ("gs://bucket", "s3://", "s3:///prefix"):
+        with pytest.raises(UserError, match="storage.root|Storage root"):
+            open_store(wrong)
