@@ -64,7 +64,8 @@ def read_tar(data: bytes) -> Iterator[Sample]:
     Only plain files with whitelisted names are accepted: links, devices, folders, long-name and pax extensions, names
     with a slash, sizes beyond the data or `MAX_PART_BYTES`, a file twice, a sample in two pieces raise UnsafeTar.
     """
-    key, parts, done = "", {}, set[str]()
+    key, done = "", set[str]()
+    parts: dict[str, bytes] = {}
     for name, content in _members(data):
         match = _NAME.fullmatch(name)
         if match is None:

@@ -229,18 +229,15 @@ def _one_bad_apple(
         except Exception as error:
             if len(batch) == 1:
                 results.append(error)
-            else:
-                results += [_attempt(work, item) for item in batch]
+                continue
+            for item in batch:
+                try:
+                    results += work([item])
+                except Exception as alone:
+                    results.append(alone)
     if len(results) > 1 and all(isinstance(result, Exception) for result in results):
         raise next(result for result in results if isinstance(result, Exception))
     return results
-
-
-def _attempt(work: Callable[[list[_Input]], list[_Output]], item: _Input) -> _Output | Exception:
-    try:
-        return work([item])[0]
-    except Exception as error:
-        return error
 
 
 def _refused(stage: str, shard: str, sample: Sample, reason: Reason, detail: str) -> PhotoRow:

@@ -3,7 +3,10 @@
 import hashlib
 import pickle
 import random
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -107,6 +110,37 @@ def test_a_crash_between_upload_and_commit_costs_nothing(tmp_path: Path) -> None
         f"shards/ingest/lost-{hashlib.sha256(b'half a run').hexdigest()[:16]}.tar"
     ]
     assert load_shard(store, row) == b"bytes"
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from infra.storage import DirectoryStore
+from preprocessing.catalog import Catalog, PhotoRow, store_shard
+
+store = DirectoryStore(Path(sys.argv[1]))
+catalog = Catalog(store)
+print("ready", flush=True)
+for i in range(40):
+    row = store_shard(store, "ingest", f"s{i:02}", "f", str(i).encode(), 1)
+    catalog.commit([row], [PhotoRow("ingest", row.shard, f"key{i}", "folder", f"{i}.jpg", "kept")])
+"""
+
+
+def test_sigkill_at_any_moment_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    command, root = [sys.executable, "-c", KILLED, str(tmp_path)], Path(__file__).parents[2]
+    for milliseconds in (20, 150):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root)
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        time.sleep(milliseconds / 1000)  # somewhere among uploads and commits; where exactly must not matter
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=root)
+    store = DirectoryStore(tmp_path)
+    rows = Catalog(store).shards("ingest")
+    assert [load_shard(store, row) for row in rows] == [str(i).encode() for i in range(40)]
+    assert [row.origin for row in Catalog(store).photos()] == sorted(f"{i}.jpg" for i in range(40))
 
 
 def test_changed_bytes_are_noticed(tmp_path: Path) -> None:
