@@ -1,0 +1,186 @@
+"""Recipe for the demo's base: a Stable-Diffusion-shaped pipeline with SD 1.5's block layout (16 transformer blocks).
+
+v-prediction on latents of the zoo's autoencoder; the text encoder starts as CLIP's text tower and learns along. Two single-thread
+processes with one all-reduce a step are faster on two cores than one process with two threads.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import infra.torchvision_ops  # noqa: F401
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+import torch.nn.functional as F
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UniPCMultistepScheduler,
+)
+from jaxtyping import Float
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from infra.zoo.pictures import LabelledPictures, to_tensor
+from infra.zoo.schedule import Schedule, averaged
+
+WIDTHS = (48, 96, 144, 144)
+LATENT_SIDE = 16
+PER_PROCESS = 24
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+}
+
+
+def new_unet() -> UNet2DConditionModel:
+    """The untrained network: SD 1.5's layout, narrower."""
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIDE,
+        in_channels=8,
+        out_channels=8,
+        layers_per_block=2,
+        block_out_channels=WIDTHS,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        cross_attention_dim=128,
+        attention_head_dim=4,  # four heads, as diffusers reads this field for SD 1.x
+        norm_num_groups=16,
+    )
+
+
+def encode_latents(vae: AutoencoderKL, pictures: LabelledPictures, batch: int = 64) -> Float[Tensor, "n 16 h w"]:
+    """Moments (mean and log-variance) of all pictures in half precision, unscaled."""
+    with torch.inference_mode():
+        parts = [
+            vae.encode(to_tensor(pictures.pixels[i : i + batch])).latent_dist.parameters.half()
+            for i in range(0, len(pictures), batch)
+        ]
+    return torch.cat(parts)
+
+
+def _worker(
+    rank: int,
+    processes: int,
+    pictures: Path,
+    moments: Path,
+    vae: Path,
+    clip: Path,
+    out: Path,
+    minutes: float,
+    start: Path | None,
+) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=processes)
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(clip)
+    if start is None:
+        unet, text = new_unet(), CLIPTextModel.from_pretrained(clip)
+    else:
+        unet = UNet2DConditionModel.from_pretrained(start / "unet")
+        text = CLIPTextModel.from_pretrained(start / "text_encoder")
+    unet = unet.to(memory_format=torch.channels_last)
+    both = torch.nn.ModuleDict({"unet": unet, "text": text})
+    average = averaged(both, 0.998)
+    groups = [{"params": list(unet.parameters())}, {"params": list(text.parameters()), "rate_factor": 0.3}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.01, fused=True)
+    noise = DDPMScheduler(**SCHEDULE)
+    captions = LabelledPictures.load(pictures).captions
+    parameters = torch.from_numpy(np.load(moments, mmap_mode="r", allow_pickle=False))
+    scale = AutoencoderKL.load_config(vae)["scaling_factor"]
+    ids = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
+    null = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0]
+    random = torch.Generator().manual_seed(1000 + rank)
+    schedule = Schedule(minutes, peak=1.2e-3 if start is None else 6e-4, warmup=0.02)
+    saved = 0.0
+    flat_size = sum(p.numel() for p in both.parameters())
+    for step in schedule.steps(optimizer):
+        index = torch.randint(len(captions), (PER_PROCESS,), generator=random)
+        mean, log_variance = parameters[index].float().chunk(2, 1)
+        deviation = torch.exp(0.5 * log_variance.clamp(-30, 20))
+        latents = scale * (mean + deviation * torch.randn(mean.shape, generator=random))
+        tokens = torch.where((torch.rand(PER_PROCESS, 1, generator=random) < 0.1), null, ids[index])
+        t = torch.randint(1000, (PER_PROCESS,), generator=random)
+        eps = torch.randn(latents.shape, generator=random)
+        noisy = noise.add_noise(latents, eps, t).contiguous(memory_format=torch.channels_last)
+        predicted = unet(noisy, t, text(tokens).last_hidden_state).sample
+        loss = F.mse_loss(predicted, noise.get_velocity(latents, eps, t))
+        loss.backward()
+        # One flat all-reduce; the last number tells everyone that rank 0's time is up (unequal steps would hang).
+        ended = float(rank == 0 and schedule.spent >= 60 * minutes - 1)
+        flat = torch.empty(flat_size + 2)
+        torch.cat(
+            [p.grad.reshape(-1) if p.grad is not None else p.new_zeros(p.numel()) for p in both.parameters()],
+            out=flat[:-2],
+        )
+        flat[-2], flat[-1] = ended, loss.detach()
+        dist.all_reduce(flat)
+        flat /= processes
+        offset = 0
+        for p in both.parameters():
+            p.grad = flat[offset : offset + p.numel()].view_as(p)
+            offset += p.numel()
+        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update_parameters(both)
+        if rank == 0 and step % 50 == 0:
+            print(
+                f"base step {step} loss {flat[-1].item():.4f} {schedule.spent / 60:.1f} min {time.strftime('%H:%M:%S')}",
+                flush=True,
+            )
+        last = flat[-2].item() > 0
+        if rank == 0 and (last or schedule.spent - saved > 240):
+            saved = schedule.spent
+            save_base(
+                average.module["unet"], average.module["text"], vae, tokenizer, out / ("base" if last else "so-far")
+            )
+        if last:
+            break
+    dist.destroy_process_group()
+
+
+def save_base(unet: UNet2DConditionModel, text: CLIPTextModel, vae: Path, tokenizer: CLIPTokenizer, out: Path) -> None:
+    """Write a stock `StableDiffusionPipeline` folder."""
+    StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(vae),
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=UniPCMultistepScheduler(**SCHEDULE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(out, safe_serialization=True)
+
+
+def train_base(
+    pictures: Path,
+    vae: Path,
+    clip: Path,
+    out: Path,
+    minutes: float,
+    processes: int = 2,
+    start: Path | None = None,
+    log: Callable[[str], None] = print,
+) -> Path:
+    """Train for `minutes` on `processes` cores and save the pipeline to `out`/base (and to `out`/so-far on the way)."""
+    out.mkdir(parents=True, exist_ok=True)
+    moments = out / "moments.npy"
+    if not moments.exists():
+        log("encoding the pictures")
+        encoder = AutoencoderKL.from_pretrained(vae).eval()
+        np.save(moments, encode_latents(encoder, LabelledPictures.load(pictures)).numpy())
+    (out / "rendezvous").unlink(missing_ok=True)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    job = (processes, pictures, moments, vae, clip, out, minutes, start)
+    multiprocessing.start_processes(_worker, args=job, nprocs=processes, start_method="spawn")
+    return out / "base"
