@@ -1,0 +1,139 @@
+"""What an operator sees on a run's page, and the same progress in the terminal."""
+
+import base64
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+console = Console(stderr=True, highlight=False)
+_Item = TypeVar("_Item")
+
+
+class Track:
+    """A bar in the terminal and a progress artifact on the run's page. Use as a context manager."""
+
+    def __init__(self, title: str, total: float) -> None:
+        self.title, self.total, self.done = title, total, 0.0
+        columns = (TextColumn("  {task.description:<34}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=console)
+        self._shown = -1.0
+        self._artifact: Any = None
+
+    def __enter__(self) -> "Track":
+        self._bar.start()
+        self._task = self._bar.add_task(self.title, total=self.total)
+        self._artifact = _in_run() and _create_progress(self.title)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tell()
+        self._bar.stop()
+
+    def to(self, done: float, title: str = "") -> None:
+        """Set how much is done."""
+        self.done = done
+        self._bar.update(self._task, completed=done, description=title or self.title)
+        # The page is told in steps of a twentieth: a call takes longer than a training step.
+        if done - self._shown >= self.total / 20:
+            self._tell()
+
+    def advance(self) -> None:
+        """One more is done."""
+        self.to(self.done + 1)
+
+    def _tell(self) -> None:
+        if self._artifact and self.done != self._shown:
+            from prefect.artifacts import update_progress_artifact
+
+            update_progress_artifact(self._artifact, progress=min(100.0, 100 * self.done / max(self.total, 1)))
+            self._shown = self.done
+
+
+def tracked(items: Iterable[_Item], total: int, title: str) -> Iterator[_Item]:
+    """The items, with progress shown while they come."""
+    with Track(title, total) as track:
+        for item in items:
+            track.advance()
+            yield item
+
+
+def table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
+    """A table on the run's page; an empty one is left out."""
+    if rows and _in_run():
+        from prefect.artifacts import create_table_artifact
+
+        create_table_artifact(table=[dict(row) for row in rows], key=_key(key), description=description)
+
+
+def markdown(key: str, text: str, description: str = "") -> None:
+    """A text on the run's page."""
+    if _in_run():
+        from prefect.artifacts import create_markdown_artifact
+
+        create_markdown_artifact(markdown=text, key=_key(key), description=description)
+
+
+def link(key: str, address: str, text: str) -> None:
+    """A link on the run's page."""
+    if _in_run():
+        from prefect.artifacts import create_link_artifact
+
+        create_link_artifact(link=address, link_text=text, key=_key(key))
+
+
+def pictures(key: str, images: Sequence[Image.Image], description: str, columns: int = 8) -> None:
+    """A contact sheet on the run's page, inside the artifact itself, so that it outlives the run's files."""
+    if images and _in_run():
+        from prefect.artifacts import create_image_artifact
+
+        buffer = io.BytesIO()
+        contact_sheet(images, columns).save(buffer, "JPEG", quality=88)
+        data = base64.b64encode(buffer.getvalue()).decode()
+        create_image_artifact(image_url=f"data:image/jpeg;base64,{data}", key=_key(key), description=description)
+
+
+def refusals(stage: str, rows: Iterable[Any]) -> None:
+    """The photos that a stage refused, and why; `rows` are catalog rows, of which the refused ones are shown."""
+    from preprocessing.photos import Reason
+
+    refused = [row for row in rows if row.status == "refused"]
+    lines = [
+        {"photo": row.origin, "reason": str(row.reason), "meaning": Reason(row.reason).sentence, "detail": row.detail}
+        for row in refused[:500]
+    ]
+    table(f"{stage}-refused", lines, f"{len(refused)} photos refused by {stage}")
+
+
+def contact_sheet(images: Sequence[Image.Image], columns: int, side: int = 128) -> Image.Image:
+    """The pictures in rows, each fitted into a square of `side` pixels."""
+    columns = min(columns, len(images))
+    sheet = Image.new("RGB", (columns * side, -(-len(images) // columns) * side), "white")
+    for place, image in enumerate(images):
+        scaled = image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+        sheet.paste(scaled, (place % columns * side, place // columns * side))
+    return sheet
+
+
+def _in_run() -> bool:
+    import sys
+
+    if "prefect" not in sys.modules:
+        return False
+    from prefect.context import FlowRunContext
+
+    return FlowRunContext.get() is not None
+
+
+def _create_progress(title: str) -> Any:
+    from prefect.artifacts import create_progress_artifact
+
+    return create_progress_artifact(progress=0.0, key=_key(title), description=title)
+
+
+def _key(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -1,0 +1,27 @@
+"""Stage 2: every photo gets a sentence."""
+
+from prefect import flow
+
+from flows import artifacts
+from flows.model_stages import run_stage
+from flows.run import Run, StageResult
+from flows.workers import CaptionWorker
+from infra.settings import Settings
+from preprocessing.catalog import load_shard
+from preprocessing.shards import read_tar
+
+
+@flow(name="caption")
+def caption(settings: Settings) -> StageResult:
+    """Caption the shards that have no captions yet."""
+    run = Run(settings)
+    items = [{"row": row} for row in run.pending("caption")]
+    result = run_stage(
+        run, "caption", CaptionWorker, items, settings.caption.workers, (settings.models.captioner, settings.caption)
+    )
+    if items:
+        row = next(row for row in run.shards("caption") if row.shard == items[0]["row"].shard)
+        samples = list(read_tar(load_shard(run.store, row)))[:20]
+        lines = [{"photo": sample.key[:16], "caption": sample.json()["caption"]} for sample in samples]
+        artifacts.table("captions", lines, f"The first captions of shard {row.shard}")
+    return result

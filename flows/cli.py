@@ -1,0 +1,241 @@
+"""`moa …`: the commands. Heavy packages are imported inside them, so that `moa --help` is quick."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra.errors import UserError
+from infra.settings import Settings, load_settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Photos in at one end; a verified, better checkpoint out at the other.",
+)
+
+Preset = Annotated[str, typer.Option(help='A shipped preset ("demo", "sd15") or a path to a .toml file.')]
+Workspace = Annotated[Path | None, typer.Option(help="Folder for all that a run leaves; the preset's by default.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, as train.steps=500.")
+]
+Source = Annotated[str | None, typer.Option(help='"paperfolk", "ffhq:PATH", "celeba:PATH" or "folder:PATH".')]
+FromScratch = Annotated[bool, typer.Option("--from-scratch", help="Start with a fresh adapter, not a released one.")]
+
+
+@app.command()
+def demo(
+    more: Annotated[int, typer.Option(min=0, help="Let Paperfolk grow by so many photos first.")] = 0,
+    from_scratch: FromScratch = False,
+    preset: Preset = "demo",
+    workspace: Workspace = None,
+    changes: Changes = None,
+) -> None:
+    """The whole journey on this machine: Paperfolk in, release and report out."""
+    from flows.demo import demo
+
+    demo(_settings(preset, workspace, changes), more, from_scratch)
+
+
+@app.command()
+def retrain(
+    preset: Preset = "demo",
+    source: Source = None,
+    from_scratch: FromScratch = False,
+    workspace: Workspace = None,
+    changes: Changes = None,
+) -> None:
+    """All seven stages on a source's photos; ends early where nothing is new."""
+    from flows.demo import retrain_and_report
+
+    retrain_and_report(_settings(preset, workspace, changes, source), from_scratch)
+
+
+def _stage(name: str, settings: Settings, from_scratch: bool = False) -> None:
+    from flows.artifacts import console
+    from flows.session import machinery
+
+    with machinery(settings):
+        import importlib
+
+        from flows.world import prepare_world
+
+        prepare_world(settings)
+        flow = getattr(importlib.import_module(f"flows.{name}"), name)
+        wants_start = name in ("train", "evaluate", "publish")
+        result = flow(settings, from_scratch=from_scratch) if wants_start else flow(settings)
+    console.print(f"[bold]{result.stage}[/] {result.note} [dim]{result.seconds:.0f} s[/]")
+
+
+@app.command()
+def ingest(
+    preset: Preset = "demo", source: Source = None, workspace: Workspace = None, changes: Changes = None
+) -> None:
+    """Stage 1: read, check and crop new photos."""
+    _stage("ingest", _settings(preset, workspace, changes, source))
+
+
+@app.command()
+def caption(preset: Preset = "demo", workspace: Workspace = None, changes: Changes = None) -> None:
+    """Stage 2: a sentence for every photo."""
+    _stage("caption", _settings(preset, workspace, changes))
+
+
+@app.command()
+def segment(preset: Preset = "demo", workspace: Workspace = None, changes: Changes = None) -> None:
+    """Stage 3: the people in every photo."""
+    _stage("segment", _settings(preset, workspace, changes))
+
+
+@app.command()
+def shard(preset: Preset = "demo", workspace: Workspace = None, changes: Changes = None) -> None:
+    """Stage 4: words bound to people, features precomputed."""
+    _stage("shard", _settings(preset, workspace, changes))
+
+
+@app.command()
+def train(
+    preset: Preset = "demo",
+    from_scratch: FromScratch = False,
+    workspace: Workspace = None,
+    changes: Changes = None,
+) -> None:
+    """Stage 5: train MoA, or continue where a killed training was."""
+    _stage("train", _settings(preset, workspace, changes), from_scratch)
+
+
+@app.command()
+def evaluate(
+    preset: Preset = "demo",
+    from_scratch: FromScratch = False,
+    workspace: Workspace = None,
+    changes: Changes = None,
+) -> None:
+    """Stage 6: draw people never seen in training, and measure."""
+    _stage("evaluate", _settings(preset, workspace, changes), from_scratch)
+
+
+@app.command()
+def publish(
+    preset: Preset = "demo",
+    from_scratch: FromScratch = False,
+    workspace: Workspace = None,
+    changes: Changes = None,
+) -> None:
+    """Stage 7: a release, and production if the gate says so."""
+    _stage("publish", _settings(preset, workspace, changes), from_scratch)
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help='"production", another alias, a release\'s number or id.')],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    preset: Preset = "demo",
+    workspace: Workspace = None,
+    changes: Changes = None,
+) -> None:
+    """Fetch a release; every file's digest is checked before the folder appears."""
+    from flows.run import Run
+
+    release = Run(_settings(preset, workspace, changes)).releases.pull(name, directory)
+    typer.echo(f"Release {release.number} ({release.id}) is in {directory}, every digest verified.")
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Option(help='As "a photo of a man holding roses on the beach".')],
+    out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],
+    subject: Annotated[
+        list[Path] | None, typer.Option(help="A photo of somebody; again for a second person of the prompt.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same scene.")] = 0,
+    release: Annotated[str, typer.Option(help="An alias, a number, an id, or a pulled folder.")] = "production",
+    preset: Preset = "demo",
+    workspace: Workspace = None,
+    changes: Changes = None,
+) -> None:
+    """Draw a picture of the people in the photos."""
+    from flows.generate import generate
+
+    path = generate(_settings(preset, workspace, changes), subject or [], prompt, seed, out, release)
+    typer.echo(f"{path}")
+
+
+@app.command()
+def doctor(preset: Preset = "demo", workspace: Workspace = None, changes: Changes = None) -> None:
+    """Say what a preset needs and whether it is here."""
+    from infra.doctor import diagnose
+
+    checks = diagnose(_settings(preset, workspace, changes))
+    for check in checks:
+        typer.echo(f"{'ok     ' if check.ok else 'missing'}  {check.name}: {check.detail}")
+    raise typer.Exit(0 if all(check.ok for check in checks) else 1)
+
+
+@app.command()
+def report(preset: Preset = "demo", workspace: Workspace = None, changes: Changes = None) -> None:
+    """Write the last run's report.html again."""
+    import json
+
+    settings = _settings(preset, workspace, changes)
+    path = settings.workspace / "summary.json"
+    if not path.is_file():
+        raise UserError(f"There is no {path}: run moa demo or moa retrain first.")
+    from flows.page import write_report
+    from flows.run import Run
+
+    typer.echo(f"{write_report(Run(settings), json.loads(path.read_text('utf-8')))}")
+
+
+def _settings(preset: str, workspace: Path | None, changes: list[str] | None, source: str | None = None) -> Settings:
+    overrides: dict[str, str] = {}
+    for change in changes or []:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise UserError(f"--set {change!r} is not KEY=VALUE: write for example --set train.steps=500.")
+        overrides[key.strip()] = value.strip()
+    if source is not None:
+        overrides["ingest.source"] = _absolute(source)
+    return load_settings(preset, workspace, overrides)
+
+
+def _absolute(source: str) -> str:
+    # Ray's workers may stand in another folder.
+    kind, colon, path = source.partition(":")
+    return f"{kind}:{Path(path).expanduser().absolute()}" if colon and path else source
+
+
+def main() -> None:
+    """The console script: a user's mistake is one sentence and exit code 2, Ctrl-C one line and 130."""
+    status = _run()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # What has threads at this point (Prefect's, Ray's) has nothing left to do; waiting for it can take long.
+    os._exit(status)
+
+
+def _run() -> int:
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        typer.echo(f"moa: {error}", err=True)
+        return 2
+    except typer.Exit as exit:
+        return exit.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("moa: stopped; the same command continues where it was.", err=True)
+        return 130
+    except Exception as error:
+        import click
+
+        if isinstance(error, click.ClickException):
+            error.show()
+            return error.exit_code
+        import traceback
+
+        traceback.print_exc()
+        return 1
+    return 0

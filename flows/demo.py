@@ -1,0 +1,41 @@
+"""`moa demo` and `moa retrain`: the production DAG, and what came of it as a summary and a report."""
+
+import time
+
+from flows.artifacts import console
+from flows.session import machinery
+from infra.settings import Settings
+
+
+def demo(settings: Settings, more: int = 0, from_scratch: bool = False) -> None:
+    """The retraining on Paperfolk, which first grows by `more` photos."""
+    from flows.world import ask_for_more, granted
+
+    if more:
+        ask_for_more(settings, more)
+    retrain_and_report(settings, from_scratch)
+    granted(settings)
+
+
+def retrain_and_report(settings: Settings, from_scratch: bool = False) -> None:
+    """Retrain; write summary.json and report.html into the workspace; print the summary."""
+    started = time.monotonic()
+    with machinery(settings):
+        from flows.retrain import retrain
+
+        journey = retrain(settings, from_scratch)
+
+    from flows.page import write_report
+    from flows.run import Run
+    from flows.summary import print_summary, summarise, write_summary
+
+    run = Run(settings)
+    with console.status("summary and report"):
+        summary = summarise(run, journey, time.monotonic() - started)
+        path = write_summary(run, summary)
+        page = write_report(run, summary)
+    if summary["nothing_new"]:
+        number = summary["release"]["number"]
+        console.print(f"Nothing new: release {number} was made of exactly these photos and settings.")
+    print_summary(summary, settings, console)
+    console.print(f"{path}\n{page}", soft_wrap=True)

@@ -1,0 +1,226 @@
+"""The report's page, from what a run left in the store: it can be made again at any time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from evaluation.metrics import Metrics
+from evaluation.protocol import Verdict
+from evaluation.report import (
+    Command,
+    Curve,
+    Fact,
+    Intake,
+    Photo,
+    Refusal,
+    RefusedPhoto,
+    ReportData,
+    RouterPicture,
+    Stage,
+    SubjectGrid,
+    SubjectRow,
+    Swap,
+    Swapped,
+    render,
+)
+from flows.evaluate import people_fingerprint, read_people, read_pictures
+from flows.painting import from_png
+from flows.run import Run
+from flows.samples import training_examples
+from flows.train import loss_curve
+from infra.errors import UserError
+from preprocessing.photos import PhotoRefused, Reason, decode, read_bytes
+from preprocessing.sources import open_source
+
+_SUBJECTS, _SEEDS, _EXAMPLES, _ROUTERS = 8, 2, 12, 6
+
+
+def write_report(run: Run, summary: dict[str, Any]) -> Path:
+    """Write report.html into the workspace."""
+    path = run.settings.workspace / "report.html"
+    path.write_text(render(report_data(run, summary)), "utf-8")
+    return path
+
+
+def report_data(run: Run, summary: dict[str, Any]) -> ReportData:
+    """Everything on the page."""
+    release = run.releases.resolve(str(summary["release"]["number"]))
+    card = run.releases.manifest(release)["lineage"]
+    people = read_people(run)
+    if card["evaluation"] != people_fingerprint(run, people):
+        raise UserError(f"Release {release.number} was evaluated with other settings: use those, or run moa evaluate.")
+    folder = f"runs/{card['run_id']}/evaluation-{card['evaluation']}"
+    drawn = read_pictures(run, folder)
+    metrics = Metrics.model_validate(card["metrics"])
+    compared = card["compared_with"]
+    production = None
+    if compared is not None:
+        old = run.releases.manifest(run.releases.resolve(str(compared)))["lineage"]
+        production = Metrics.model_validate(old["metrics"])
+    return ReportData(
+        title=f"MoA: release {release.number}",
+        subtitle=f"{card['samples']} photos trained on, {metrics.subjects} people drawn who were never seen in training",
+        facts=_facts(summary, metrics),
+        intake=_intake(run, summary),
+        photos=_photos(run),
+        refused=_refused(run),
+        curves=_curves(run, card["run_id"]),
+        grid=_grid(run, people, drawn, metrics),
+        swaps=_swaps(run, people, drawn),
+        routers=_routers(drawn),
+        metrics=metrics,
+        production=production,
+        verdict=Verdict.model_validate(card["verdict"]),
+        lineage=_lineage(card),
+        stages=[Stage(one["stage"], one["seconds"], one["note"]) for one in summary["stages"]],
+        commands=_commands(run, summary),
+    )
+
+
+def _facts(summary: dict[str, Any], metrics: Metrics) -> list[Fact]:
+    limits = {check["name"]: check for check in summary["verdict"]["checks"]}
+
+    def passed(start: str) -> bool | None:
+        return next((check["passed"] for name, check in limits.items() if name.startswith(start)), None)
+
+    facts = []
+    if metrics.identity_gain:
+        gain = f"{metrics.identity_gain.mean:+.2f}"
+        facts.append(Fact("identity over the prior", gain, "unseen people", passed("identity gain")))
+    if metrics.scene_ratio:
+        facts.append(Fact("scene accuracy", f"{metrics.scene_ratio.mean:.2f}", "of the prior's", passed("scene")))
+    if metrics.object_ratio:
+        facts.append(Fact("held objects", f"{metrics.object_ratio.mean:.2f}", "of the prior's", passed("held-object")))
+    if metrics.background_change:
+        value = f"{metrics.background_change.mean:.2f}"
+        facts.append(Fact("background change", value, "of another seed's", passed("background")))
+    if summary["truth"]:
+        facts.append(Fact("captions exact", f"{summary['truth']['caption_exact']:.1%}"))
+        facts.append(Fact("mask IoU", f"{summary['truth']['mask_iou']:.3f}"))
+    return facts
+
+
+def _intake(run: Run, summary: dict[str, Any]) -> Intake:
+    examples: dict[str, str] = {}
+    for row in run.catalog.photos():
+        if row.status == "refused":
+            examples.setdefault(row.reason, f"{row.origin}: {row.detail}")
+    photos = summary["photos"]
+    refusals = [
+        Refusal(reason, count, Reason(reason).sentence, examples.get(reason, ""))
+        for reason, count in photos["refused"].items()
+    ]
+    return Intake(photos["in"], photos["kept"], refusals)
+
+
+def _photos(run: Run) -> list[Photo]:
+    return [
+        Photo(example.picture, example.caption, example.instances, note=example.origin)
+        for example in training_examples(run, _EXAMPLES)
+    ]
+
+
+def _refused(run: Run) -> list[RefusedPhoto]:
+    """One photo per reason, with its picture where a lenient look shows one."""
+    try:
+        paths = {r.origin: r.path for r in open_source(run.source_spec(run.settings.ingest.source)).records()}
+    except UserError:  # the photos are gone; the catalog still knows why they were refused
+        paths = {}
+    shown: dict[str, RefusedPhoto] = {}
+    for row in run.catalog.photos():
+        if row.status != "refused" or row.reason in shown:
+            continue
+        path = paths.get(row.origin)
+        picture = None if path is None else _look(path)
+        shown[row.reason] = RefusedPhoto(row.origin, row.reason, row.detail or Reason(row.reason).sentence, picture)
+    return list(shown.values())
+
+
+def _look(path: Path) -> Image.Image | None:
+    try:
+        picture = decode(read_bytes(path), 1, 4_000_000)
+    except PhotoRefused:
+        return None
+    picture.thumbnail((256, 256))
+    return picture
+
+
+def _curves(run: Run, run_id: str) -> list[Curve]:
+    rows = loss_curve(run, run_id)
+    steps = [row["step"] for row in rows]
+    names = {"loss": "total", "masked": "masked, on people", "router": "router", "object": "object"}
+    return [Curve(title, steps, [row[name] for row in rows]) for name, title in names.items()]
+
+
+def _grid(run: Run, people: Sequence[dict[str, Any]], drawn: Any, metrics: Metrics) -> SubjectGrid:
+    settings = run.settings.evaluate
+    seeds = settings.seeds[:_SEEDS]
+    pictures = {(cell.subject, cell.prompt, cell.seed): picture for cell, picture, _ in drawn}
+    rows = [
+        SubjectRow(
+            one["name"],
+            one["word"],
+            from_png(one["photos"][0]),
+            [[pictures[one["name"], prompt, seed] for seed in seeds] for prompt in range(len(settings.prompts))],
+            metrics.identity_by_subject.get(one["name"]),
+        )
+        for one in people[:_SUBJECTS]
+    ]
+    return SubjectGrid([prompt.template.format(word="…") for prompt in settings.prompts], seeds, rows)
+
+
+def _swaps(run: Run, people: Sequence[dict[str, Any]], drawn: Any) -> list[Swap]:
+    """For the first seed and each prompt: the prior's picture and the same with several people of one word."""
+    settings = run.settings.evaluate
+    pictures = {(cell.subject, cell.word, cell.prompt, cell.seed): picture for cell, picture, _ in drawn}
+    swaps = []
+    for prompt, described in enumerate(settings.prompts):
+        words = sorted({one["word"] for one in people})
+        word = words[prompt % len(words)]
+        alike = [one for one in people if one["word"] == word][:5]
+        seed = settings.seeds[prompt % len(settings.seeds)]
+        swapped = [
+            Swapped(one["name"], from_png(one["photos"][0]), pictures[one["name"], word, prompt, seed]) for one in alike
+        ]
+        prior = pictures[None, word, prompt, seed]
+        swaps.append(Swap(described.template.format(word=word), seed, prior, swapped))
+    return swaps
+
+
+def _routers(drawn: Any) -> list[RouterPicture]:
+    mapped = [(cell, picture, router) for cell, picture, router in drawn if router is not None]
+    step = max(len(mapped) // _ROUTERS, 1)
+    return [
+        RouterPicture(cell.text, picture, router.astype("float32"), f"subject {cell.subject}, seed {cell.seed}")
+        for cell, picture, router in mapped[::step][:_ROUTERS]
+    ]
+
+
+def _lineage(card: dict[str, Any]) -> dict[str, dict[str, str]]:
+    return {
+        "data": {
+            "catalog version": str(card["catalog_version"]),
+            "catalog digest": card["catalog_digest"],
+            "samples": str(card["samples"]),
+            **{f"{stage} fingerprint": value for stage, value in card["stages"].items()},
+        },
+        "models": dict(card["models"]),
+        "training": {
+            "run": card["run_id"],
+            "started from": card["start"],
+            **{name: str(value) for name, value in card["train"].items()},
+        },
+    }
+
+
+def _commands(run: Run, summary: dict[str, Any]) -> list[Command]:
+    name = run.settings.publish.alias if summary["production"] else str(summary["release"]["number"])
+    where = f"--workspace {run.settings.workspace}"
+    prompt = run.settings.evaluate.prompts[0].template.format(word="man")
+    return [
+        Command("Pull the checkpoint", f"moa pull {name} DIR {where}", "every file is verified before it appears"),
+        Command("Draw", f'moa generate --subject a.png --prompt "{prompt}" --seed 7 --out x.png {where}'),
+        Command("Add photos", f"moa demo --more 200 {where}", "only the new shards are processed"),
+    ]

@@ -1,0 +1,188 @@
+"""Drawing with a release: a stock Stable Diffusion pipeline, the adapter on it, and subjects cut out of photos.
+
+The same code draws the evaluation's cells, `moa generate`'s picture and the prior's.
+"""
+
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import infra.torchvision_ops  # noqa: F401  # isort: skip  # before diffusers
+import numpy as np
+import torch
+from PIL import Image
+
+from evaluation.identity import open_identity_encoder
+from evaluation.people import Found, Locate, people_from_instances
+from evaluation.prompt_consistency import PromptScorer
+from evaluation.protocol import Cell, Drawing, Instruments, Subject
+from infra.model_files import resolve
+from infra.settings import ModelsSettings, Settings
+from moa_model import ImageEncoder, MoAAdapter, RecordedStep
+from preprocessing.faces import FaceDetector
+from preprocessing.precompute import subject_crop
+from preprocessing.segmentation import People, Segmenter, open_segmenter, people_from_faces
+
+
+
+class Painter:
+    """Pipeline, adapter and segmenter of one set of settings."""
+
+    def __init__(self, settings: Settings, pipe: Any, adapter: MoAAdapter | None, segmenter: Segmenter) -> None:
+        self.settings, self.pipe, self.adapter, self.segmenter = settings, pipe, adapter, segmenter
+
+    @classmethod
+    def open(cls, settings: Settings, adapter: Mapping[str, bytes] | Path | None) -> Self:
+        """Load everything; `adapter` is a folder, an adapter's files by name, or None for the prior alone."""
+        pipe = open_pipeline(settings.models)
+        loaded = None if adapter is None else _attached(adapter, pipe, settings)
+        return cls(settings, pipe, loaded, open_segmenter(settings.models.segmenter, settings.segment))
+
+    def crop(self, photo: Image.Image) -> Image.Image:
+        """The subject of a photo as the adapter was trained to see it: cut out of its background.
+
+        The largest person; where the segmenter sees nobody, the region around the largest face; else the whole photo.
+        """
+        people = self.segmenter.segment([photo])[0]
+        if not people.people and self.settings.segment.face_fallback:
+            people = _people_of_faces(photo)
+        pixels = self.settings.shard.reference_pixels
+        if not people.people:
+            return subject_crop(photo, None, None, pixels)
+        largest = max(people.people, key=lambda person: person.area)
+        return subject_crop(photo, people.instances == largest.instance, largest.box, pixels)
+
+    def draw(
+        self, prompts: Sequence[str], subjects: Sequence[Mapping[str, Any]], seeds: Sequence[int]
+    ) -> list[Drawing]:
+        """One picture per prompt; `subjects` maps its words to crops, an empty mapping is the prior alone.
+
+        Each picture's noise comes from its own seed: what else is in the batch does not matter.
+        """
+        steps: list[RecordedStep] = []
+        arguments: dict[str, Any] = {}
+        options = self.settings.evaluate
+        if any(subjects):
+            assert self.adapter is not None, "subjects need an adapter"
+            arguments = {"cross_attention_kwargs": self.adapter.bind(self.pipe, list(prompts), list(subjects))}
+        call = {
+            "prompt": list(prompts),
+            "num_inference_steps": options.inference_steps,
+            "guidance_scale": options.guidance_scale,
+            "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+            **arguments,
+        }
+        side = self.settings.ingest.pixels
+        if self.adapter is None or not any(subjects):
+            images = self.pipe(**call, height=side, width=side).images
+        else:
+            with self.adapter.recording() as steps:
+                images = self.pipe(**call, height=side, width=side).images
+        maps = _router_maps(steps, len(prompts))
+        return [
+            Drawing(image, None if maps is None or not bound else maps[row])
+            for row, (image, bound) in enumerate(zip(images, subjects, strict=True))
+        ]
+
+
+def open_pipeline(models: ModelsSettings) -> Any:
+    """The base model as a stock pipeline; safetensors only, without the safety checker (it would blacken the measurements)."""
+    from diffusers import StableDiffusionPipeline, UniPCMultistepScheduler
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    where, options = resolve(models.base, "base")
+    extra: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False, "use_safetensors": True, **options}
+    pipe: Any = StableDiffusionPipeline.from_pretrained(where, **extra)
+    pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def open_image_encoder(models: ModelsSettings) -> ImageEncoder:
+    """CLIP's image tower, with the bare name of its model."""
+    where, options = resolve(models.clip, "clip")
+    return ImageEncoder.load(where, **options)
+
+
+def open_instruments(settings: Settings) -> Instruments:
+    """What pictures are measured with."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    models = settings.models
+    segmenter = open_segmenter(models.segmenter, settings.segment)
+    return Instruments(
+        identity=open_identity_encoder(models.identity, device),
+        prompts=PromptScorer.open(models.clip, device),
+        locate=locate_people(segmenter),
+        locate_face=_locate_faces() if models.identity.backend == "facenet" else None,
+    )
+
+
+def locate_people(segmenter: Segmenter) -> Locate:
+    """The segmenter as the evaluation asks for it: people with masks, the largest first."""
+
+    def locate(pictures: Sequence[Image.Image]) -> Sequence[Sequence[Found]]:
+        return [people_from_instances(people.instances) for people in segmenter.segment(pictures)]
+
+    return locate
+
+
+def to_png(picture: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def from_png(data: bytes) -> Image.Image:
+    """The RGB picture in a PNG file of our own."""
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        return image.convert("RGB")
+
+
+def as_drawings(drawn: Sequence[tuple[Cell, bytes, Any]]) -> dict[Cell, Drawing]:
+    """What painters sent, as the evaluation takes it."""
+    return {cell: Drawing(from_png(png), router) for cell, png, router in drawn}
+
+
+def as_subjects(people: Sequence[Mapping[str, Any]]) -> list[Subject]:
+    """{"name", "word", "photos": [PNG]} as the evaluation's subjects: the first photo is the reference."""
+    return [
+        Subject(one["name"], one["word"], from_png(one["photos"][0]), tuple(from_png(p) for p in one["photos"][1:]))
+        for one in people
+    ]
+
+
+def _attached(adapter: Mapping[str, bytes] | Path, pipe: Any, settings: Settings) -> MoAAdapter:
+    encoder = open_image_encoder(settings.models)
+    if isinstance(adapter, Path):
+        return MoAAdapter.from_pretrained(adapter).attach(pipe, image_encoder=encoder)
+    with tempfile.TemporaryDirectory(prefix="moa-adapter-") as folder:
+        for name in ("adapter.safetensors", "adapter_config.json"):
+            Path(folder, name).write_bytes(adapter[name])
+        return MoAAdapter.from_pretrained(Path(folder)).attach(pipe, image_encoder=encoder)
+
+
+def _router_maps(steps: Sequence[RecordedStep], count: int) -> np.ndarray | None:
+    """Weight of the personalization expert, mean over steps and layers, per picture: the last `count` rows of the batch."""
+    if not steps:
+        return None
+    mean = torch.stack([step.mean_router()[-count:] for step in steps]).mean(0)
+    return (1 - mean.float()).cpu().numpy().astype(np.float16)
+
+
+def _people_of_faces(photo: Image.Image) -> People:
+    faces = FaceDetector().detect(photo)[:1]
+    return people_from_faces([face.as_json() for face in faces], (photo.height, photo.width))
+
+
+def _locate_faces() -> Locate:
+    detector = FaceDetector("cuda" if torch.cuda.is_available() else "cpu")
+
+    def locate(pictures: Sequence[Image.Image]) -> Sequence[Sequence[Found]]:
+        return [[Found(box=face.box, score=face.score) for face in detector.detect(picture)] for picture in pictures]
+
+    return locate

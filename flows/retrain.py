@@ -1,0 +1,63 @@
+"""The DAG of the seven stages, run on a schedule or when new photos arrive.
+
+    new photos ─► ingest ─► caption ─┐
+                     └───► segment ──┴─► shard ─► train ─► evaluate ─► gate ─► publish ─► production
+
+Nothing new → the run ends early and says so. Every stage is a flow of its own and can be run alone.
+"""
+
+from dataclasses import dataclass
+
+from prefect import flow
+
+from flows import artifacts
+from flows.caption import caption
+from flows.evaluate import evaluate
+from flows.ingest import ingest
+from flows.publish import publish
+from flows.run import STAGES, Run, StageResult
+from flows.segment import segment
+from flows.shard import shard
+from flows.train import train
+from flows.world import prepare_world
+from infra.errors import UserError
+from infra.settings import Settings
+from preprocessing.catalog import sweep
+
+
+@dataclass(frozen=True)
+class Journey:
+    """What a retraining did: its stages, the release that is the result, and whether there was anything to do."""
+
+    stages: list[StageResult]
+    release: int
+    run_id: str
+    promoted: bool
+    nothing_new: bool
+
+
+@flow(name="retrain")
+def retrain(settings: Settings, from_scratch: bool = False) -> Journey:
+    """Bring production up to date with the source's photos."""
+    run = Run(settings)
+    prepare_world(settings)
+    sweep(run.store, run.catalog, STAGES)  # what a killed run uploaded and never committed
+    stages = [_say(stage(settings)) for stage in (ingest, caption, segment, shard)]
+    if not run.training_shards():
+        raise UserError(f"None of the photos in {settings.ingest.source} can be trained on: see the reasons above.")
+    settled = run.settled()
+    if settled is not None:
+        card = run.releases.manifest(settled)["lineage"]
+        artifacts.markdown("nothing-new", f"Release {settled.number} was made of exactly these photos and settings.")
+        return Journey(stages, settled.number, card["run_id"], bool(card["verdict"]["promote"]), True)
+    trained = _say(train(settings, from_scratch))
+    run_id = trained.facts["run_id"]
+    evaluated = _say(evaluate(settings, run_id))
+    published = _say(publish(settings, run_id))
+    stages += [trained, evaluated, published]
+    return Journey(stages, published.facts["release"], run_id, published.facts["promoted"], False)
+
+
+def _say(result: StageResult) -> StageResult:
+    artifacts.console.print(f"[bold]{result.stage:<9}[/] {result.note} [dim]{result.seconds:.0f} s[/]")
+    return result

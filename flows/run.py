@@ -1,0 +1,146 @@
+"""What every stage of a run needs: its settings, and from them the store, the catalog, the releases and the fingerprints.
+
+A fingerprint names how something was made. A stage's fingerprint covers its settings, its model's bytes and the stages before
+it, so "is this shard done?" is one look into the catalog, and a changed setting redoes exactly what depends on it.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from infra import model_files
+from infra.registry import Release, Releases
+from infra.settings import ModelReference, Settings
+from infra.storage import ObjectStore, open_store
+from preprocessing.catalog import Catalog, ShardRow
+from preprocessing.stages import stage_fingerprint
+
+STAGES = ("ingest", "caption", "segment", "shard")
+# What a training can change without changing what it learns.
+_TRAIN_WITHOUT_EFFECT = {"workers", "checkpoint_every", "warm_start"}
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one stage did: shards made now and there before, the photos it refused now, and a sentence for people."""
+
+    stage: str
+    done: int
+    before: int
+    refused: int = 0
+    seconds: float = 0.0
+    note: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Run:
+    """The settings' handles, opened when first used."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @cached_property
+    def store(self) -> ObjectStore:
+        return open_store(self.settings.store_root, self.settings.storage.endpoint_url)
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        return Catalog(self.store)
+
+    @cached_property
+    def releases(self) -> Releases:
+        return Releases(self.store)
+
+    @property
+    def photos(self) -> Path:
+        """Where Paperfolk's photos are written."""
+        return self.settings.workspace / "photos"
+
+    def source_spec(self, spec: str) -> str:
+        """ "paperfolk" as the folder that the demo writes; any other source as it is."""
+        return f"ffhq:{self.photos / 'ffhq'}" if spec == "paperfolk" else spec
+
+    def evaluation_spec(self) -> str:
+        """The source of the people to evaluate on."""
+        spec = self.settings.evaluate.source
+        return f"celeba:{self.photos / 'celeba'}" if spec == "paperfolk" else spec
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Stage name -> fingerprint of how its shards are made with these settings."""
+        settings, models = self.settings, self.settings.models
+        ingest = stage_fingerprint("ingest", settings.ingest.model_copy(update={"source": ""}))
+        caption = stage_fingerprint("caption", settings.caption, _weights(models.captioner), ingest)
+        segment = stage_fingerprint("segment", settings.segment, _weights(models.segmenter), ingest)
+        inputs = (_weights(models.base), _weights(models.clip), caption, segment)
+        return {
+            "ingest": ingest,
+            "caption": caption,
+            "segment": segment,
+            "shard": stage_fingerprint("shard", settings.shard, *inputs),
+        }
+
+    def shards(self, stage: str, version: int | None = None) -> list[ShardRow]:
+        """The stage's finished shards made with these settings, sorted by name."""
+        fingerprint = self.fingerprints[stage]
+        return [row for row in self.catalog.shards(stage, version) if row.fingerprint == fingerprint]
+
+    def pending(self, stage: str, upstream: str = "ingest") -> list[ShardRow]:
+        """The shards of `upstream` that the stage has yet to do."""
+        return self.catalog.pending(stage, upstream, self.fingerprints[stage], self.fingerprints[upstream])
+
+    def training_shards(self, version: int | None = None) -> list[ShardRow]:
+        """What a training reads: the shard stage's shards that hold a sample."""
+        return [row for row in self.shards("shard", version) if row.samples]
+
+    def inputs_digest(self, shards: list[ShardRow]) -> str:
+        """16 hex digits that name what a training would learn from and how; the release that it starts from is not in it."""
+        train = self.settings.train.model_dump(mode="json", exclude=_TRAIN_WITHOUT_EFFECT)
+        contents = sorted((row.shard, row.sha256) for row in shards)
+        return digest(contents, train, _weights(self.settings.models.base), _weights(self.settings.models.clip))
+
+    def evaluation_fingerprint(self, people: str) -> str:
+        """16 hex digits that name how a release is evaluated: equal ones can be compared. `people` names the subjects."""
+        models = self.settings.models
+        settings = self.settings.evaluate.model_dump(mode="json", exclude={"workers", "source"})
+        used = (models.base, models.clip, models.segmenter, models.identity)
+        return digest(settings, people, [_weights(model) for model in used])
+
+    def settled(self) -> Release | None:
+        """The release that was already made of all that the catalog holds now, its gate's decision carried out."""
+        shards = self.training_shards()
+        if not shards:
+            return None
+        inputs = self.inputs_digest(shards)
+        for release in reversed(self.releases.all()):
+            card = self.releases.manifest(release)["lineage"]
+            if card.get("inputs") != inputs:
+                continue
+            moved = any(move.release == release for move in self.releases.history(self.settings.publish.alias))
+            if moved or not card["verdict"]["promote"]:
+                return release
+        return None
+
+
+def digest(*parts: Any) -> str:
+    """First 16 hex digits of the SHA-256 of the parts as JSON."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _weights(reference: ModelReference) -> str:
+    # A LAVIS model is neither a folder nor a hub id: its name and the commit of the LAVIS that runs it stand for it.
+    if reference.backend == "lavis":
+        return f"lavis:{reference.location}@{reference.revision}"
+    if reference.backend == "facenet":
+        path = Path(reference.location).expanduser()
+        return digest(path.name, path.stat().st_size if path.exists() else 0)
+    return f"{reference.backend}:{model_files.fingerprint(reference)}"
+
+
+def describe(reference: ModelReference) -> str:
+    """A model for a release's card: its name and what its weights hash to."""
+    return f"{reference.location} ({_weights(reference).rpartition(':')[2][:16]})"

@@ -1,0 +1,96 @@
+"""What a run came to, as data (`summary.json`) and as the lines that `moa demo` prints."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.retrain import Journey
+from flows.run import Run
+from flows.train import loss_curve
+from flows.truth import truth_scores
+
+
+def summarise(run: Run, journey: Journey, seconds: float) -> dict[str, Any]:
+    """Everything that is worth knowing after a run, as plain data."""
+    counts = run.catalog.counts(run.fingerprints)
+    release = run.releases.resolve(str(journey.release))
+    card = run.releases.manifest(release)["lineage"]
+    current = run.releases.current(run.settings.publish.alias)
+    scores = truth_scores(run)
+    curve = loss_curve(run, journey.run_id)
+    tenth = max(len(curve) // 10, 1)
+    return {
+        "photos": {"in": counts.seen, "kept": counts.kept, "refused": dict(counts.refused)},
+        "truth": None if scores is None else scores.as_dict(),
+        "training": {
+            "start": card["start"],
+            "samples": card["samples"],
+            "steps": card["train"]["steps"],
+            "loss_first": sum(row["loss"] for row in curve[:tenth]) / tenth,
+            "loss_last": sum(row["loss"] for row in curve[-tenth:]) / tenth,
+        },
+        "metrics": card["metrics"],
+        "verdict": card["verdict"],
+        "release": {"number": release.number, "id": release.id, "promoted": journey.promoted},
+        "production": None if current is None else current.number,
+        "lineage": {name: card[name] for name in ("run_id", "inputs", "catalog_version", "catalog_digest", "stages")},
+        "nothing_new": journey.nothing_new,
+        "stages": [
+            {"stage": one.stage, "seconds": round(one.seconds, 1), "note": one.note} for one in journey.stages
+        ],
+        "seconds": round(seconds, 1),
+    }
+
+
+def write_summary(run: Run, summary: dict[str, Any]) -> Path:
+    """Write summary.json into the workspace."""
+    path = run.settings.workspace / "summary.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n", "utf-8")
+    return path
+
+
+def print_summary(summary: dict[str, Any], settings: Any, console: Console) -> None:
+    """The summary as people read it."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    for name, value in summary_lines(summary, settings):
+        table.add_row(name, value)
+    console.print()
+    console.print(table)
+
+
+def summary_lines(summary: dict[str, Any], settings: Any) -> list[tuple[str, str]]:
+    """(what, how much) for each line of the printed summary."""
+    photos, metrics, training = summary["photos"], summary["metrics"], summary["training"]
+    refused = ", ".join(f"{count} {reason}" for reason, count in photos["refused"].items())
+    total = sum(photos["refused"].values())
+    lines = [("photos", f"{photos['in']} in, {photos['kept']} kept, {total} refused" + (f": {refused}" if refused else ""))]
+    if summary["truth"]:
+        truth = summary["truth"]
+        lines.append(("captions", f"{truth['caption_exact']:.3f} exactly right"))
+        lines.append(("masks", f"{truth['mask_iou']:.3f} mean IoU over {truth['people']} people"))
+    trend = "falling" if training["loss_last"] < training["loss_first"] else "not falling"
+    lines.append(
+        ("training loss", f"{training['loss_first']:.4f} → {training['loss_last']:.4f}, {trend} ({training['start']})")
+    )
+    for name, field, text in (
+        ("identity", "identity", "{:.3f}"),
+        ("identity gain", "identity_gain", "{:+.3f} over the prior, on people never seen in training"),
+        ("scene accuracy", "scene_ratio", "{:.3f} of the prior's"),
+        ("held objects", "object_ratio", "{:.3f} of the prior's"),
+        ("background", "background_change", "{:.3f} of another seed's change, under a subject swap"),
+    ):
+        if metrics.get(field):
+            lines.append((name, text.format(metrics[field]["mean"])))
+    release = summary["release"]
+    said = "passed the gate" if release["promoted"] else f"kept, not promoted: {summary['verdict']['reasons'][0]}"
+    lines.append(("release", f"{release['number']} ({release['id']}), {said}"))
+    lines.append(("production", f"release {summary['production']}" if summary["production"] else "nothing yet"))
+    where = "" if str(settings.workspace).endswith("runs/demo") else f" --workspace {settings.workspace}"
+    lines.append(("pull", f"moa pull {settings.publish.alias if summary['production'] else release['number']} DIR{where}"))
+    lines.append(("took", f"{summary['seconds']:.0f} s"))
+    return lines

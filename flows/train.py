@@ -1,0 +1,199 @@
+"""Stage 5: MoA is trained with Ray Train on all samples of one catalog version; a killed run is continued where it was."""
+
+import json
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as StillRunning
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from flows import artifacts
+from flows.run import Run, StageResult, describe, digest
+from flows.training_job import CURVE, RELEASED, TrainingJob, fetch_checkpoint, work
+from infra import model_files
+from infra.errors import UserError
+from infra.settings import ModelReference, Settings
+
+ADAPTER_FILES = ("adapter.safetensors", "adapter_config.json")
+SHIPPED_RELEASE = "release-1"
+
+
+@flow(name="train")
+def train(settings: Settings, from_scratch: bool = False) -> StageResult:
+    """Train on what the catalog holds now and leave the adapter in the run's folder of the store."""
+    started, run = time.monotonic(), Run(settings)
+    plan = plan_training(run, from_scratch)
+    if run.store.exists(_key(plan["run_id"], "finished.json")):
+        return StageResult("train", 0, 1, note="this training was finished before", facts=plan)
+    continued = _latest_step(run, plan["run_id"])
+    _fit(run, plan)
+    curve = finish(run, plan)
+    artifacts.table("losses", curve, "Losses, means over the steps since the row before")
+    artifacts.markdown("train", "\n".join(f"- **{name}**: {value}" for name, value in plan.items() if name != "shards"))
+    note = f"{settings.train.steps} steps on {plan['samples']} samples, {plan['start_says']}"
+    if continued:
+        note += f", continued after step {continued}"
+    return StageResult("train", 1, 0, seconds=time.monotonic() - started, note=note, facts=plan)
+
+
+def plan_training(run: Run, from_scratch: bool) -> dict[str, Any]:
+    """What would be trained: the run's id, its catalog version and samples, and the adapter that it starts from.
+
+    The id is a digest of all that decides the result, so that a restarted driver finds its own checkpoints.
+    """
+    version = run.catalog.version
+    shards = run.training_shards(version)
+    if not shards:
+        raise UserError(
+            f"There is nothing to train on in {run.settings.store_root}: run ingest, caption, segment and shard first."
+        )
+    start, says = start_of(run, from_scratch)
+    inputs = run.inputs_digest(shards)
+    return {
+        "run_id": digest(inputs, start),
+        "inputs": inputs,
+        "catalog_version": version,
+        "samples": sum(row.samples for row in shards),
+        "start": start,
+        "start_says": says,
+    }
+
+
+def start_of(run: Run, from_scratch: bool) -> tuple[str, str]:
+    """The adapter to start from, as a name and as a sentence: production's release, else the shipped one, else none."""
+    if from_scratch or not run.settings.train.warm_start:
+        return "scratch", "from scratch"
+    release = run.releases.current(run.settings.publish.alias)
+    if release is not None:
+        return f"release:{release.id}", f"warm from release {release.number}"
+    reference = ModelReference(location=f"zoo:{SHIPPED_RELEASE}", backend="moa")
+    folder = model_files.local_folder(reference)
+    # The shipped adapter fits the shipped base alone.
+    if folder is not None and folder.is_dir() and run.settings.models.base.location == "zoo:base":
+        return f"zoo:{model_files.fingerprint(reference)[:16]}", "warm from the shipped release 1"
+    return "scratch", "from scratch"
+
+
+def adapter_of(run: Run, start: str) -> dict[str, bytes] | None:
+    """The files of the adapter that `start_of` named; None for a fresh one."""
+    kind, _, name = start.partition(":")
+    if kind == "scratch":
+        return None
+    if kind == "release":
+        release = run.releases.resolve(name)
+        return {file: run.releases.read(release, file) for file in ADAPTER_FILES}
+    return {file: (model_files.ZOO / SHIPPED_RELEASE / file).read_bytes() for file in ADAPTER_FILES}
+
+
+def trained_adapter(run: Run, run_id: str) -> dict[str, bytes]:
+    """The averaged adapter of a finished run, by file name."""
+    return {name: run.store.get(_key(run_id, name)) for name in ADAPTER_FILES}
+
+
+def loss_curve(run: Run, run_id: str) -> list[dict[str, float]]:
+    """The rows of a finished run's loss curve."""
+    return list(json.loads(run.store.get(_key(run_id, "finished.json")))["curve"])
+
+
+def lineage(run: Run, plan: dict[str, Any]) -> dict[str, Any]:
+    """Where a training's result comes from: for the release's card."""
+    models = run.settings.models
+    return {
+        **{name: plan[name] for name in ("run_id", "inputs", "samples", "start")},
+        "catalog_version": plan["catalog_version"],
+        "catalog_digest": run.catalog.content_digest(plan["catalog_version"]),
+        "stages": run.fingerprints,
+        "models": {name: describe(getattr(models, name)) for name in ("base", "clip", "captioner", "segmenter")},
+        "train": run.settings.train.model_dump(mode="json"),
+    }
+
+
+class ProgressReporter:
+    """An actor that rank 0 tells how far it is and that the driver asks."""
+
+    def __init__(self) -> None:
+        self.step, self.loss = 0, 0.0
+
+    def tell(self, step: int, loss: float) -> None:
+        self.step, self.loss = step, loss
+
+    def ask(self) -> tuple[int, float]:
+        return self.step, self.loss
+
+
+def _fit(run: Run, plan: dict[str, Any]) -> None:
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    settings = run.settings.train
+    shards = run.training_shards(plan["catalog_version"])
+    job = TrainingJob(run.settings, run.store, plan["run_id"], shards, adapter_of(run, plan["start"]))
+    reporter: Any = ray.remote(num_cpus=0)(ProgressReporter).remote()
+    path, filesystem = _ray_storage(run, f"runs/{plan['run_id']}/attempts")
+    attempt = len({key.split("/")[3] for key in run.store.list(f"runs/{plan['run_id']}/attempts/")}) + 1
+    use_gpu = bool(ray.cluster_resources().get("GPU", 0) >= settings.workers)
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"job": job, "reporter": reporter},
+        scaling_config=ScalingConfig(num_workers=settings.workers, use_gpu=use_gpu),
+        run_config=RunConfig(
+            name=f"{attempt:04d}",  # a new name each time: what the old driver left must not be taken up by Ray as well
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=3),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    with artifacts.Track("train: steps", settings.steps) as track, ThreadPoolExecutor(1) as pool:
+        future = pool.submit(trainer.fit)
+        while True:
+            try:
+                future.result(timeout=1.0)
+                break
+            except StillRunning:
+                step, loss = ray.get(reporter.ask.remote())
+                track.to(step, f"train: steps, loss {loss:.4f}" if step else "train: workers start")
+        track.to(settings.steps)
+    ray.kill(reporter)
+
+
+def finish(run: Run, plan: dict[str, Any]) -> list[dict[str, float]]:
+    """Put the averaged adapter and the curve of the last checkpoint into the run's folder; checkpoints are then let go."""
+    run_id = plan["run_id"]
+    with tempfile.TemporaryDirectory(prefix="moa-finish-") as folder:
+        step = fetch_checkpoint(run.store, run_id, Path(folder))
+        if step != run.settings.train.steps:
+            raise RuntimeError(f"run {run_id} ended at step {step} of {run.settings.train.steps}")
+        for name in ADAPTER_FILES:
+            run.store.put(_key(run_id, name), Path(folder, RELEASED, name).read_bytes())
+        curve: list[dict[str, float]] = json.loads(Path(folder, CURVE).read_text("utf-8"))
+    run.store.put(_key(run_id, "finished.json"), json.dumps({"plan": plan, "curve": curve}).encode())
+    for key in run.store.list(f"runs/{run_id}/attempts/"):
+        run.store.delete(key)
+    return curve
+
+
+def _latest_step(run: Run, run_id: str) -> int:
+    names = [part for key in run.store.list(f"runs/{run_id}/attempts/") for part in key.split("/") if part[:5] == "step-"]
+    return max((int(name.removeprefix("step-")) for name in names), default=0)
+
+
+def _ray_storage(run: Run, prefix: str) -> tuple[str, Any]:
+    """Where Ray Train writes: the same place as the store's keys under `prefix`."""
+    address = run.store.uri(prefix)
+    if not address.startswith("s3://"):
+        return str(Path(run.settings.store_root).expanduser().absolute() / prefix), None
+    from pyarrow.fs import S3FileSystem
+
+    endpoint = run.settings.storage.endpoint_url
+    scheme, _, host = (endpoint or "").rpartition("://")
+    options = {"endpoint_override": host, "scheme": scheme or "https"} if endpoint else {}
+    return address.removeprefix("s3://"), S3FileSystem(**options)
+
+
+def _key(run_id: str, name: str) -> str:
+    return f"runs/{run_id}/{name}"

@@ -1,0 +1,152 @@
+"""What each Ray Train worker runs: the same steps on the same samples whatever the number of workers, from the last checkpoint.
+
+Step k reads a global batch that is a pure function of (seed, k, catalog); a worker takes its rows of it.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import infra.torchvision_ops  # noqa: F401  # isort: skip  # before diffusers
+import torch
+from torch import Tensor, nn
+
+from flows.training_job import CURVE, RELEASED, TrainingJob, fetch_checkpoint, list_files
+from flows.training_samples import TrainingSamples
+from infra.model_files import resolve
+from infra.settings import Settings
+from moa_model import EMA, MoAAdapter, MoATrainingModule, draw, global_batch, load_checkpoint, save_checkpoint
+
+_ROW_EVERY = 10  # steps that one row of the loss curve averages
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """The loop of one worker; `config` = {"job": TrainingJob, "reporter": actor that is told of progress}."""
+    import ray.train
+    from ray.train.torch import get_device, prepare_model
+
+    job: TrainingJob = config["job"]
+    options = job.settings.train
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    device = get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    rows = options.batch_size // workers
+    samples = TrainingSamples(job.store, job.shards)
+    unet, scheduler, scaling, shift, null_text = _base(job.settings)
+    adapter = _adapter(job, unet, samples.image_dim)
+    module = MoATrainingModule(
+        unet, adapter, scheduler, lambda_router=options.lambda_router, lambda_object=options.lambda_object
+    ).to(device)
+    optimizer = torch.optim.AdamW(
+        module.optimizer_groups(options.learning_rate, options.router_learning_rate_factor), weight_decay=0.01
+    )
+    ema = EMA(adapter, options.ema_decay)
+    curve: list[dict[str, float]] = []
+    first = 0
+    with tempfile.TemporaryDirectory(prefix="moa-resume-") as folder:
+        if fetch_checkpoint(job.store, job.run_id, Path(folder)):
+            first = load_checkpoint(folder, adapter, ema, optimizer)
+            curve = json.loads(Path(folder, CURVE).read_text("utf-8"))
+    parallel: nn.Module = prepare_model(module, parallel_strategy_kwargs={"broadcast_buffers": False})
+
+    sums = torch.zeros(4)
+    for step in range(first, options.steps):
+        indices = global_batch(options.seed, step, options.batch_size, len(samples))
+        numbers = draw(
+            options.seed,
+            step,
+            options.batch_size,
+            samples.latent_shape,
+            options.max_timestep,
+            options.condition_dropout,
+        )
+        mine = slice(rank * rows, (rank + 1) * rows)
+        batch = samples.batch(indices[mine], numbers.rows(mine.start, mine.stop), null_text, scaling, shift).to(device)
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+            losses = parallel(batch)
+        losses.total.backward()
+        torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
+        optimizer.step()
+        ema.update()
+        sums += torch.stack([loss.detach().float().cpu() for loss in losses])
+        done = step + 1
+        if done % _ROW_EVERY == 0 or done == options.steps:
+            curve.append(_curve_row(sums, done, done % _ROW_EVERY or _ROW_EVERY, workers))
+            sums = torch.zeros(4)
+            if rank == 0:
+                config["reporter"].tell.remote(done, curve[-1]["loss"])
+        if done % options.checkpoint_every == 0 or done == options.steps:
+            _checkpoint(rank, adapter, ema, optimizer, done, curve, done == options.steps)
+
+
+def _checkpoint(
+    rank: int,
+    adapter: MoAAdapter,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    curve: list[dict[str, float]],
+    last: bool,
+) -> None:
+    """Rank 0 saves, all report: reporting is a barrier. The last one also holds what is released: the averaged weights."""
+    import ray.train
+
+    if rank != 0:
+        ray.train.report({"step": step}, checkpoint_dir_name=f"step-{step:08d}")
+        return
+    with tempfile.TemporaryDirectory(prefix="moa-checkpoint-") as folder:
+        save_checkpoint(folder, adapter, ema, optimizer, step)
+        Path(folder, CURVE).write_text(json.dumps(curve), "utf-8")
+        if last:
+            with ema.applied():
+                adapter.save_pretrained(Path(folder, RELEASED))
+        list_files(Path(folder))
+        checkpoint = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:08d}")
+
+
+def _curve_row(sums: Tensor, step: int, steps: int, workers: int) -> dict[str, float]:
+    """Mean losses over the last steps and all workers; every worker takes part."""
+    import torch.distributed as distributed
+
+    if workers > 1:
+        distributed.all_reduce(sums)
+    total, masked, router, balance = (sums / (steps * workers)).tolist()
+    return {"step": step, "loss": total, "masked": masked, "router": router, "object": balance}
+
+
+def _base(settings: Settings) -> tuple[nn.Module, Any, float, float, Tensor]:
+    """The base's U-Net, scheduler configuration, latent scale and shift, and the text states of the empty prompt."""
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
+    from preprocessing.precompute import Precomputer
+
+    where, options = resolve(settings.models.base, "base")
+    safe: dict[str, Any] = {**options, "use_safetensors": True}
+    unet = UNet2DConditionModel.from_pretrained(where, subfolder="unet", **safe)
+    scheduler = DDPMScheduler.load_config(where, subfolder="scheduler", **options)
+    vae = AutoencoderKL.load_config(where, subfolder="vae", **options)
+    # By the code that made the samples' text, so that the two halves of the guidance agree.
+    precomputer = Precomputer(settings.models.base, settings.models.clip, settings.shard)
+    null_text = torch.from_numpy(precomputer.text([""])[0]).float()
+    return unet, scheduler, float(vae.get("scaling_factor", 0.18215)), float(vae.get("shift_factor") or 0.0), null_text
+
+
+def _adapter(job: TrainingJob, unet: nn.Module, image_dim: int) -> MoAAdapter:
+    if job.start is None:
+        torch.manual_seed(job.settings.train.seed)
+        clip = job.settings.models.clip
+        return MoAAdapter.for_unet(
+            unet,
+            image_dim,
+            prior_only_above=job.settings.evaluate.prior_only_above,
+            image_encoder=clip.location,
+        )
+    with tempfile.TemporaryDirectory(prefix="moa-start-") as folder:
+        for name, data in job.start.items():
+            Path(folder, name).write_bytes(data)
+        return MoAAdapter.from_pretrained(folder)

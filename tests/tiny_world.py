@@ -1,0 +1,118 @@
+"""A journey in miniature: a few Paperfolk photos in the official formats, tiny models in a folder, and settings that name them."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from infra.settings import Settings, load_settings
+from preprocessing.sources.paperfolk_drawing import draw
+from preprocessing.sources.paperfolk_world import picture_at
+from tests.tiny_models import tiny_blip2, tiny_clip, tiny_mask2former, tiny_pipeline
+
+PIXELS = 32
+
+
+def write_models(root: Path) -> Path:
+    """Random models of the production classes under `root`: base, clip, captioner, segmenter, identity."""
+    from transformers import ConvNextImageProcessor, ResNetConfig, ResNetModel
+
+    tiny_pipeline(folder=root / "base")
+    tiny_clip(folder=root / "clip")
+    tiny_blip2(root / "captioner")
+    tiny_mask2former(root / "segmenter")
+    torch.manual_seed(0)
+    identity = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic"))
+    identity.eval().save_pretrained(root / "identity", safe_serialization=True)
+    ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=1.0).save_pretrained(root / "identity")
+    return root
+
+
+def write_photos(root: Path, count: int, first: int = 0) -> Path:
+    """`count` photos in FFHQ's layout, the last one twice, and a text file that is no picture."""
+    folder = root / "images1024x1024" / "00000"
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = json.loads(path.read_text()) if (path := root / "ffhq-dataset-v2.json").exists() else {}
+    for index in range(first, first + count + 2):
+        file = folder / f"{index:05d}.png"
+        drawing = draw(picture_at(0, min(index, first + count - 1)), PIXELS)
+        if index == first + count + 1:
+            file.write_bytes(b"this is no picture")
+        else:
+            drawing.image.save(file)
+        entries[str(index)] = {
+            "category": "training",
+            "metadata": {"photo_url": "", "photo_title": "", "author": "Paperfolk", "license": "CC0", "license_url": ""},
+            "image": {
+                "file_url": "",
+                "file_path": f"images1024x1024/00000/{file.name}",
+                "file_size": file.stat().st_size,
+                "file_md5": hashlib.md5(file.read_bytes()).hexdigest(),
+                "pixel_size": [PIXELS, PIXELS],
+                "face_landmarks": drawing.landmarks[0],
+            },
+        }
+    path.write_text(json.dumps(entries))
+    return root
+
+
+def write_people(root: Path, people: int = 4, photos_each: int = 2) -> Path:
+    """Evaluation people in CelebA's layout."""
+    (root / "img_celeba").mkdir(parents=True, exist_ok=True)
+    (root / "Anno").mkdir(exist_ok=True)
+    identities, attributes = [], []
+    for number in range(people * photos_each):
+        name = f"{number + 1:06d}.png"
+        picture = picture_at(99, number)
+        draw(picture, PIXELS).image.save(root / "img_celeba" / name)
+        identities.append(f"{name} {number // photos_each + 1}")
+        attributes.append(f"{name} {1 if number // photos_each % 2 else -1}")
+    (root / "Anno" / "identity_CelebA.txt").write_text("\n".join(identities) + "\n")
+    (root / "Anno" / "list_attr_celeba.txt").write_text("\n".join([str(len(attributes)), "Male", *attributes]) + "\n")
+    return root
+
+
+def tiny_settings(world: Path, workspace: Path, **changes: str) -> Settings:
+    """The demo's settings on the world's models and photos, with a few steps of everything."""
+    models = {f"models.{name}.location": str(world / "models" / name) for name in MODELS}
+    return load_settings(
+        "demo",
+        workspace,
+        {
+            **models,
+            "ingest.source": f"ffhq:{world / 'ffhq'}",
+            "ingest.pixels": str(PIXELS),
+            "ingest.min_side": "16",
+            "ingest.photos_per_shard": "6",
+            "caption.max_new_tokens": "6",
+            "segment.score_threshold": "0.3",
+            "segment.overlap_threshold": "0.1",
+            "shard.reference_pixels": str(PIXELS),
+            "train.steps": "6",
+            "train.batch_size": "4",
+            "train.checkpoint_every": "2",
+            "evaluate.source": f"celeba:{world / 'celeba'}",
+            "evaluate.subjects": "2",
+            "evaluate.seeds": "[1, 2]",
+            "evaluate.inference_steps": "3",
+            "evaluate.prompts": '[{template = "a photo of a {word} holding roses", scene = "", object = "roses"},'
+            ' {template = "a {word} on the beach", scene = "on the beach", object = ""}]',
+            "publish.min_identity_gain": "-1.0",
+            "publish.min_scene_ratio": "0.0",
+            "publish.min_object_ratio": "0.0",
+            "publish.max_background_change": "1000.0",
+            **changes,
+        },
+    )
+
+
+MODELS = ("base", "clip", "captioner", "segmenter", "identity")
+
+
+def as_array(path: Path) -> np.ndarray:
+    """A picture's pixels."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
