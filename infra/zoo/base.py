@@ -29,7 +29,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from infra.zoo.pictures import LabelledPictures, to_tensor
 from infra.zoo.schedule import Schedule, averaged
 
-WIDTHS = (48, 96, 144, 144)
+WIDTHS = (40, 80, 128, 128)
 LATENT_SIDE = 16
 PER_PROCESS = 24
 SCHEDULE = {
@@ -53,7 +53,7 @@ def new_unet() -> UNet2DConditionModel:
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         cross_attention_dim=128,
         attention_head_dim=4,  # four heads, as diffusers reads this field for SD 1.x
-        norm_num_groups=16,
+        norm_num_groups=8,
     )
 
 
@@ -77,6 +77,7 @@ def _worker(
     out: Path,
     minutes: float,
     start: Path | None,
+    decay: bool,
 ) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=processes)
@@ -99,10 +100,12 @@ def _worker(
     ids = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
     null = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0]
     random = torch.Generator().manual_seed(1000 + rank)
-    schedule = Schedule(minutes, peak=1.2e-3 if start is None else 6e-4, warmup=0.02)
+    schedule = Schedule(minutes, peak=1e-3, warmup=0.02, decay=decay)
+    schedule.apply(optimizer, 0.0)
+    started, step, spent = time.monotonic(), 0, 0.0
     saved = 0.0
     flat_size = sum(p.numel() for p in both.parameters())
-    for step in schedule.steps(optimizer):
+    while spent < 60 * minutes:
         index = torch.randint(len(captions), (PER_PROCESS,), generator=random)
         mean, log_variance = parameters[index].float().chunk(2, 1)
         deviation = torch.exp(0.5 * log_variance.clamp(-30, 20))
@@ -114,14 +117,14 @@ def _worker(
         predicted = unet(noisy, t, text(tokens).last_hidden_state).sample
         loss = F.mse_loss(predicted, noise.get_velocity(latents, eps, t))
         loss.backward()
-        # One flat all-reduce; the last number tells everyone that rank 0's time is up (unequal steps would hang).
-        ended = float(rank == 0 and schedule.spent >= 60 * minutes - 1)
+        # One flat all-reduce, rank 0's clock with it: all ranks take the same rate and stop at the same step.
+        clock = time.monotonic() - started if rank == 0 else 0.0
         flat = torch.empty(flat_size + 2)
         torch.cat(
             [p.grad.reshape(-1) if p.grad is not None else p.new_zeros(p.numel()) for p in both.parameters()],
             out=flat[:-2],
         )
-        flat[-2], flat[-1] = ended, loss.detach()
+        flat[-2], flat[-1] = clock * processes, loss.detach()
         dist.all_reduce(flat)
         flat /= processes
         offset = 0
@@ -132,19 +135,15 @@ def _worker(
         optimizer.step()
         optimizer.zero_grad()
         average.update_parameters(both)
+        step, spent = step + 1, flat[-2].item()
+        schedule.apply(optimizer, spent)
         if rank == 0 and step % 50 == 0:
-            print(
-                f"base step {step} loss {flat[-1].item():.4f} {schedule.spent / 60:.1f} min {time.strftime('%H:%M:%S')}",
-                flush=True,
-            )
-        last = flat[-2].item() > 0
-        if rank == 0 and (last or schedule.spent - saved > 240):
-            saved = schedule.spent
-            save_base(
-                average.module["unet"], average.module["text"], vae, tokenizer, out / ("base" if last else "so-far")
-            )
-        if last:
-            break
+            print(f"base step {step} loss {flat[-1].item():.4f} {spent / 60:.1f} min", flush=True)
+        if rank == 0 and spent - saved > 240:
+            saved = spent
+            save_base(average.module["unet"], average.module["text"], vae, tokenizer, out / "so-far")
+    if rank == 0:
+        save_base(average.module["unet"], average.module["text"], vae, tokenizer, out / "base")
     dist.destroy_process_group()
 
 
@@ -170,6 +169,7 @@ def train_base(
     minutes: float,
     processes: int = 2,
     start: Path | None = None,
+    decay: bool = True,
     log: Callable[[str], None] = print,
 ) -> Path:
     """Train for `minutes` on `processes` cores and save the pipeline to `out`/base (and to `out`/so-far on the way)."""
@@ -181,6 +181,6 @@ def train_base(
         np.save(moments, encode_latents(encoder, LabelledPictures.load(pictures)).numpy())
     (out / "rendezvous").unlink(missing_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    job = (processes, pictures, moments, vae, clip, out, minutes, start)
+    job = (processes, pictures, moments, vae, clip, out, minutes, start, decay)
     multiprocessing.start_processes(_worker, args=job, nprocs=processes, start_method="spawn")
     return out / "base"

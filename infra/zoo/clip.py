@@ -31,6 +31,7 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "max_position_embeddings": MAX_TOKENS,
+        "projection_dim": 128,
         "pad_token_id": tokenizer.pad_token_id,
         **ids,
     }
@@ -41,6 +42,7 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         "num_attention_heads": 4,
         "image_size": PIXELS,
         "patch_size": 8,
+        "projection_dim": 128,
     }
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
 

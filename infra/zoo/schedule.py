@@ -14,27 +14,33 @@ ParamsTuple = tuple[Tensor, ...] | list[Tensor]
 
 @dataclass
 class Schedule:
-    """Yields step numbers until the minutes are spent and sets the learning rate by the share of them that is gone.
-
-    Time stands still across `pause` (evaluation inside a training, say).
-    """
+    """Yields step numbers until the minutes are spent and sets the learning rate by the share of them that is gone."""
 
     minutes: float
     peak: float
     warmup: float = 0.02
-    spent: float = 0.0  # seconds used by an earlier, interrupted part of the same training
+    decay: bool = True  # False: stay at the peak, for a training that will be continued
+    spent: float = 0.0  # seconds, kept by `steps`
 
-    def steps(self, optimizer: torch.optim.Optimizer, first: int = 0) -> Iterator[int]:
-        """Step numbers, from `first`."""
-        base, started, step = self.spent, time.monotonic(), first
+    def rate(self, spent: float) -> float:
+        """The learning rate after `spent` seconds."""
+        share = spent / (60 * self.minutes)
+        cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, share)) if self.decay else 1.0
+        return self.peak * min(1.0, share / self.warmup) * cosine
+
+    def apply(self, optimizer: torch.optim.Optimizer, spent: float) -> None:
+        """Set the rate of every group, times the group's own `rate_factor`."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.rate(spent) * group.get("rate_factor", 1.0)
+
+    def steps(self, optimizer: torch.optim.Optimizer) -> Iterator[int]:
+        """Step numbers until the time is up."""
+        started, step = time.monotonic(), 0
         while True:
-            self.spent = base + time.monotonic() - started
-            share = self.spent / (60 * self.minutes)
-            if share >= 1:
+            self.spent = time.monotonic() - started
+            if self.spent >= 60 * self.minutes:
                 return
-            rate = self.peak * min(1.0, share / self.warmup) * (0.5 + 0.5 * math.cos(math.pi * share))
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group.get("rate_factor", 1.0)
+            self.apply(optimizer, self.spent)
             yield step
             step += 1
 
