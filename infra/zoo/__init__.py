@@ -1,1 +1,1 @@
-"""The demo's model zoo: tiny models of the production classes, the recipes that train them, and their shipped weights."""
+"""The demo's model zoo: tiny models of the production classes, their training recipes and their shipped weights."""

@@ -1,7 +1,7 @@
 """Recipe for the demo's base: a Stable-Diffusion-shaped pipeline with SD 1.5's block layout (16 transformer blocks).
 
-v-prediction on latents of the zoo's autoencoder; the text encoder starts as CLIP's text tower and learns along. Two single-thread
-processes with one all-reduce a step are faster on two cores than one process with two threads.
+v-prediction on latents of the zoo's autoencoder; the text encoder starts as CLIP's text tower and learns along. Two
+single-thread processes with one all-reduce a step are faster on two cores than one process with two threads.
 """
 
 import os
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import infra.torchvision_ops  # noqa: F401
+
 import numpy as np
 import torch
 import torch.distributed as dist

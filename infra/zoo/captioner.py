@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import infra.torchvision_ops  # noqa: F401
+
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -48,7 +49,10 @@ def word_tokenizer(captions: list[str]) -> PreTrainedTokenizerFast:
 
 
 def new_captioner(tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGeneration:
-    """The untrained network. BLIP-2's default initialisations (1e-10, zero queries) would never leave the ground at this size."""
+    """The untrained network.
+
+    BLIP-2's default initialisations (1e-10, zero queries) would never leave the ground at this size.
+    """
     vision = {
         "hidden_size": 128,
         "intermediate_size": 384,

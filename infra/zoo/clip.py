@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import infra.torchvision_ops  # noqa: F401
+
 import numpy as np
 import torch
 import torch.nn.functional as F

@@ -20,7 +20,7 @@ def person_crop(
     if rng.random() >= keep:
         picture = np.where(mask[..., None], picture, GREY).astype(np.uint8)
     rows, columns = np.nonzero(mask)
-    side = max(np.ptp(rows), np.ptp(columns)) + 1
+    side = int(max(np.ptp(rows), np.ptp(columns))) + 1
     side = round(side * (1 + 2 * rng.uniform(0.0, 0.1)))
     left = round((columns.min() + columns.max() + 1 - side) / 2 + side * rng.uniform(-0.03, 0.03))
     top = round((rows.min() + rows.max() + 1 - side) / 2 + side * rng.uniform(-0.03, 0.03))

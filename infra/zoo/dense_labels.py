@@ -1,7 +1,7 @@
 """What makes a small vision transformer see within minutes: every patch is asked what it shows.
 
-From captions alone a transformer of this size stays blind to small things for hours; asked patch by patch (and once for the picture as a
-whole) it learns them in minutes. The heads used here are thrown away.
+From captions alone a transformer of this size stays blind to small things for hours; asked patch by patch (and once for
+the picture as a whole) it learns them in minutes. The heads used here are thrown away.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
-"""Recipe for the demo's identity encoder: a small ResNet that tells people apart, whatever they hold and wherever they stand.
+"""Recipe for the demo's identity encoder: a small ResNet that tells people apart, wherever they are.
 
-Supervised contrastive: two pictures of the same person attract, everybody else in the batch repels; a classifier for each identity factor
-gives a head start and makes every factor count.
+Supervised contrastive: two pictures of the same person attract, everybody else in the batch repels; a classifier for
+each identity factor gives a head start and makes every factor count.
 """
 
 import json
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import infra.torchvision_ops  # noqa: F401
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -64,7 +65,8 @@ def train_identity_encoder(
         average.update_parameters(model)
         if step % 100 == 0:
             log(
-                f"identity step {step} contrast {contrast.item():.3f} factors {factor.item():.3f} {time.strftime('%H:%M:%S')}"
+                f"identity step {step} contrast {contrast.item():.3f} factors {factor.item():.3f} "
+                f"{time.strftime('%H:%M:%S')}"
             )
     model.load_state_dict(average.module.state_dict())
     # Batch-norm statistics are not averaged with the weights: measure them again for the averaged network.

@@ -1,4 +1,4 @@
-"""The pictures from which the demo's models learn, as plain arrays: the recipes know nothing of where they come from."""
+"""The pictures from which the demo's models learn, as plain arrays: recipes do not know where they come from."""
 
 from dataclasses import dataclass
 from pathlib import Path

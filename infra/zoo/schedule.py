@@ -48,7 +48,8 @@ class Schedule:
 def averaged(model: torch.nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of the weights, updated with `.update_parameters(model)`.
 
-    The decay starts low, (1 + n) / (10 + n) after n updates: a short training must not end on an average of its beginnings.
+    The decay starts low, (1 + n) / (10 + n) after n updates: a short training must not end on an average of its
+    beginnings.
     """
 
     def average(averages: ParamsTuple, currents: ParamsTuple, updates: Tensor | int) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import infra.torchvision_ops  # noqa: F401
+
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 

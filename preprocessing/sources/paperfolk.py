@@ -1,7 +1,7 @@
 """Paperfolk on disk, in the layouts of FFHQ and CelebA: a world whose every picture has a known truth.
 
-The readers for the real collections read it; nothing downstream knows that it is drawn. Beside the official files lie `truth.jsonl` and
-`truth/` (instance maps), from which captions and masks are scored.
+The readers for the real collections read it; nothing downstream knows that it is drawn. Beside the official files lie
+`truth.jsonl` and `truth/` (instance maps), from which captions and masks are scored.
 """
 
 import hashlib
@@ -27,10 +27,11 @@ _LICENSE = ("CC0 1.0", "https://creativecommons.org/publicdomain/zero/1.0/")
 _FLAWS = ("truncated", "empty", "text", "duplicate", "tiny", "wrong digest", "missing", "header only")
 _EVERY = 100
 CELEBA_ATTRIBUTES = (
-    "5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair Blurry Brown_Hair "
-    "Bushy_Eyebrows Chubby Double_Chin Eyeglasses Goatee Gray_Hair Heavy_Makeup High_Cheekbones Male Mouth_Slightly_Open Mustache "
-    "Narrow_Eyes No_Beard Oval_Face Pale_Skin Pointy_Nose Receding_Hairline Rosy_Cheeks Sideburns Smiling Straight_Hair Wavy_Hair "
-    "Wearing_Earrings Wearing_Hat Wearing_Lipstick Wearing_Necklace Wearing_Necktie Young"
+    "5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair "
+    "Blurry Brown_Hair Bushy_Eyebrows Chubby Double_Chin Eyeglasses Goatee Gray_Hair Heavy_Makeup High_Cheekbones Male "
+    "Mouth_Slightly_Open Mustache Narrow_Eyes No_Beard Oval_Face Pale_Skin Pointy_Nose Receding_Hairline Rosy_Cheeks "
+    "Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat Wearing_Lipstick Wearing_Necklace "
+    "Wearing_Necktie Young"
 ).split()
 
 
@@ -57,8 +58,8 @@ def identity_name(identity: Identity) -> str:
 def write_ffhq(root: Path, count: int, seed: int, pixels: int = 64, flaws: bool = True, processes: int = 2) -> None:
     """Write the first `count` photos of world `seed` under `root` as FFHQ.
 
-    Called again with a larger `count` it adds photos; interrupted and called again it goes on. With `flaws` one photo in a hundred is damaged,
-    as in any collection that has travelled.
+    Called again with a larger `count` it adds photos; interrupted and called again it goes on. With `flaws` one photo
+    in a hundred is damaged, as in any collection that has travelled.
     """
     jobs = [(root, index, seed, pixels) for index in range(count)]
     (root / "truth").mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,10 @@ def read_truth(root: Path) -> dict[str, Truth]:
 
 
 def write_celeba(root: Path, people: int, photos_each: int, seed: int, pixels: int = 64) -> None:
-    """Write `photos_each` close-ups of each of `people` people under `root` as CelebA; no picture of theirs is in the FFHQ of this seed."""
+    """Write `photos_each` close-ups of each of `people` people under `root` as CelebA.
+
+    No picture of theirs is in the FFHQ of this seed.
+    """
     folder = root / "img_align_celeba"
     for place in (folder, root / "Anno", root / "Eval"):
         place.mkdir(parents=True, exist_ok=True)

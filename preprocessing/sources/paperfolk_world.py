@@ -97,7 +97,7 @@ class Identity:
 
     @property
     def appearance(self) -> str:
-        """What a caption about looks would say: "a woman with long pink hair, round glasses and a striped red shirt"."""
+        """A phrase about looks: "a woman with tan skin, long pink hair, round glasses and a striped red shirt"."""
         hair = "no hair" if self.hair_style == "bald" else f"{self.hair_style} {self.hair_color} hair"
         parts = [f"{self.skin} skin", hair]
         if self.glasses != "no":
@@ -194,8 +194,8 @@ def random_picture(
 ) -> Picture:
     """A picture of one person or two.
 
-    `close` is the share of close-ups among single portraits (a close-up shows no hands, so nothing is held); `pair` the share of
-    couples. With `identities` given, exactly they are in it.
+    `close` is the share of close-ups among single portraits (a close-up shows no hands, so nothing is held); `pair` the
+    share of couples. With `identities` given, exactly they are in it.
     """
     if identities is None:
         identities = tuple(random_identity(rng) for _ in range(2 if rng.random() < pair else 1))
