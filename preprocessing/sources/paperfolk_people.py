@@ -273,6 +273,7 @@ def draw_person(c: Canvas, person: Person, instance: int) -> None:
         c.instance = instance
         for side in (-1, 1):
             c.ellipse(side * 0.4, 1.3, 0.12, 0.11, skin, "hand", 0.025)
+        c.frame(person.x, person.y, person.unit)  # the face's again: landmarks are laid out in it
 
 
 def landmarks_of(person: Person) -> Points:
