@@ -1,10 +1,14 @@
 """`moa demo` and `moa retrain`: the production DAG, and what came of it as a summary and a report."""
 
 import time
+from typing import TYPE_CHECKING
 
 from flows.artifacts import console
 from flows.session import machinery
 from infra.settings import Settings
+
+if TYPE_CHECKING:
+    from flows.retrain import Journey
 
 
 def demo(settings: Settings, more: int = 0, from_scratch: bool = False) -> None:
@@ -24,14 +28,18 @@ def retrain_and_report(settings: Settings, from_scratch: bool = False) -> None:
         from flows.retrain import retrain
 
         journey = retrain(settings, from_scratch)
+    conclude(settings, journey, time.monotonic() - started)
 
+
+def conclude(settings: Settings, journey: "Journey", seconds: float) -> None:
+    """Say and write down what a retraining came to."""
     from flows.page import write_report
     from flows.run import Run
     from flows.summary import print_summary, summarise, write_summary
 
     run = Run(settings)
     with console.status("summary and report"):
-        summary = summarise(run, journey, time.monotonic() - started)
+        summary = summarise(run, journey, seconds)
         path = write_summary(run, summary)
         page = write_report(run, summary)
     if summary["nothing_new"]:

@@ -1,6 +1,5 @@
 """The machinery around a command: Prefect and Ray for as long as it runs, both quiet."""
 
-import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    # Errors reach the user as one sentence or as Python's own traceback; Prefect would print them a second time.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
 }
 
 
@@ -36,17 +37,7 @@ def machinery(settings: Settings, ray: bool = True) -> Iterator[None]:
             os.environ["RAY_TMPDIR"] = folder  # short: Ray's sockets have paths of at most 107 characters
             stack.callback(os.environ.pop, "RAY_TMPDIR", None)
         stack.enter_context(embedded_prefect(settings.workspace / "prefect"))
-        _withhold_console()
         if ray:
             stack.enter_context(ray_session(settings.ray))
         yield
 
-
-def _withhold_console() -> None:
-    """Errors reach the user as one sentence or as Python's own traceback; Prefect would print them a second time."""
-    from prefect.logging.handlers import PrefectConsoleHandler
-
-    loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
-    for handler in {handler for logger in loggers for handler in getattr(logger, "handlers", [])}:
-        if isinstance(handler, PrefectConsoleHandler):
-            handler.setLevel(logging.CRITICAL)
