@@ -12,7 +12,6 @@ import infra.torchvision_ops  # noqa: F401
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from tokenizers import decoders as token_decoders
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
@@ -35,8 +34,7 @@ def word_tokenizer(captions: list[str]) -> PreTrainedTokenizerFast:
     special = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
     words = special + sorted({word for caption in captions for word in caption.split()})
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.decoder = token_decoders.Sequence([token_decoders.Replace("</w>", " ")])
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # and no decoder: without one, words are joined by spaces
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<pad>",
