@@ -95,7 +95,8 @@ def sharpen_decoder(
 ) -> None:
     """Train the decoder alone for `minutes` more: the latents, and all that was learned on them, stay as they are.
 
-    `moments` are the encoder's, as `base.encode_latents` wrote them. Edges count beside colours: the loss also compares gradients.
+    `moments` are the encoder's, as `base.encode_latents` wrote them. Edges count beside colours: the loss also compares
+    gradients.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -111,7 +112,8 @@ def sharpen_decoder(
         index = rng.integers(len(pictures), size=32)
         tops, lefts = rng.integers(0, encoded.shape[-1] - cells + 1, (2, len(index)))
         places = list(zip(index, tops, lefts, strict=True))
-        mean, log_variance = torch.stack([encoded[i, :, t : t + cells, x : x + cells] for i, t, x in places]).float().chunk(2, 1)
+        parts = [encoded[i, :, t : t + cells, x : x + cells] for i, t, x in places]
+        mean, log_variance = torch.stack(parts).float().chunk(2, 1)
         latents = mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * torch.randn_like(mean)
         corners = [(i, factor * t, factor * x) for i, t, x in places]
         target = to_tensor(np.stack([pictures.pixels[i, t : t + CROP, x : x + CROP] for i, t, x in corners]))
