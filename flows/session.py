@@ -11,6 +11,8 @@ from infra.settings import Settings
 
 # One thread per process: two single-threaded workers are faster on two cores than two that fight over them.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+# Ray gives its workers a low priority (15); beside anything else on the machine they would hardly move.
+_PRIORITY = {"RAY_worker_niceness": "0"}
 # Nothing is downloaded that the settings do not name, and no progress bars but ours.
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -29,8 +31,7 @@ def machinery(settings: Settings, ray: bool = True) -> Iterator[None]:
 
     What a killed run left behind is not in the way: both listen on ports of their own, and Ray's files lie in a new folder.
     """
-    for name, value in (_ONE_THREAD | _QUIET).items():
-        os.environ.setdefault(name, value)
+    prepare_environment()
     with ExitStack() as stack:
         if ray:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="moa-", ignore_cleanup_errors=True))
@@ -41,3 +42,9 @@ def machinery(settings: Settings, ray: bool = True) -> Iterator[None]:
             stack.enter_context(ray_session(settings.ray))
         yield
 
+
+
+def prepare_environment() -> None:
+    """Set what Prefect, Ray and their workers read from the environment, where the user has not."""
+    for name, value in (_ONE_THREAD | _PRIORITY | _QUIET).items():
+        os.environ.setdefault(name, value)

@@ -15,6 +15,7 @@ from flows.demo import conclude
 from flows.generate import generate
 from flows.retrain import Journey, retrain
 from flows.run import Run
+from flows.session import prepare_environment
 from flows.train import train
 from infra.errors import UserError
 from infra.ray_session import ray_session
@@ -37,6 +38,7 @@ def settings(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 @pytest.fixture(scope="module", autouse=True)
 def session(settings: Settings) -> Iterator[None]:
+    prepare_environment()
     with prefect_test_harness(server_startup_timeout=120), ray_session(settings.ray):
         yield
 
