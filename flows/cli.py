@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from flows.zoo import zoo
 from infra.errors import UserError
 from infra.settings import Settings, load_settings
 
@@ -16,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Photos in at one end; a verified, better checkpoint out at the other.",
 )
+app.add_typer(zoo, name="zoo")
 
 Preset = Annotated[str, typer.Option(help='A shipped preset ("demo", "sd15") or a path to a .toml file.')]
 Workspace = Annotated[Path | None, typer.Option(help="Folder for all that a run leaves; the preset's by default.")]
