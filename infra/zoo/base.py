@@ -179,7 +179,9 @@ def train_base(
     if not moments.exists():
         log("encoding the pictures")
         encoder = AutoencoderKL.from_pretrained(vae).eval()
-        np.save(moments, encode_latents(encoder, LabelledPictures.load(pictures)).numpy())
+        part = out / "moments.part.npy"  # whole or not at all: a killed run must not leave half of it
+        np.save(part, encode_latents(encoder, LabelledPictures.load(pictures)).numpy())
+        os.replace(part, moments)
     (out / "rendezvous").unlink(missing_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     job = (processes, pictures, moments, vae, clip, out, minutes, start, decay)

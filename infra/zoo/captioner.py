@@ -100,13 +100,21 @@ def new_captioner(tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGene
 
 
 def train_captioner(
-    pictures: LabelledPictures, out: Path, minutes: float, log: Callable[[str], None] = print, seed: int = 0
+    pictures: LabelledPictures,
+    out: Path,
+    minutes: float,
+    log: Callable[[str], None] = print,
+    seed: int = 0,
+    start: Path | None = None,
 ) -> None:
-    """Train for `minutes` (a third of them the vision tower alone) and save model and processor to `out`."""
+    """Train for `minutes` (a third of them the vision tower alone) and save model and processor to `out`.
+
+    From `start`, an earlier result on the same captions, everything is trained together at once.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     tokenizer = word_tokenizer(pictures.captions)
-    model = new_captioner(tokenizer)
+    model = new_captioner(tokenizer) if start is None else Blip2ForConditionalGeneration.from_pretrained(start).train()
     dense = DenseHeads(128, pictures.patches.shape[-1])
     average = averaged(model, 0.998)
     modules = torch.nn.ModuleList([model, dense])
@@ -123,7 +131,7 @@ def train_captioner(
             grid = pictures.patches.shape[1]
             cover_BNP = cover_BNP.unflatten(1, (grid, grid)).flip(2).flatten(1, 2)
             captions = [" ".join(_mirrored(caption)) for caption in captions]
-        if schedule.spent < 60 * minutes / 3:
+        if start is None and schedule.spent < 60 * minutes / 3:
             seen = model.vision_model(pixels)
             loss = dense(seen.pooler_output, seen.last_hidden_state[:, 1:], cover_BNP)
         else:

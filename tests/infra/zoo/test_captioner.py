@@ -17,8 +17,9 @@ def test_a_few_steps_give_a_stock_blip2(
     pictures: LabelledPictures, tmp_path: Path, check_safe: Callable[[Path], None]
 ) -> None:
     lines: list[str] = []
-    train_captioner(pictures, tmp_path, 0.05, log=lines.append)
-    assert lines[0].startswith("captioner step 0 ")
+    train_captioner(pictures, tmp_path / "start", 0.02, log=lines.append)
+    train_captioner(pictures, tmp_path, 0.02, log=lines.append, start=tmp_path / "start")
+    assert lines[0].startswith("captioner step 0 ") and lines[-1].startswith("captioner step 0 ")
     check_safe(tmp_path)
     model = Blip2ForConditionalGeneration.from_pretrained(tmp_path).eval()
     processor = Blip2Processor.from_pretrained(tmp_path)
