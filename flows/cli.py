@@ -1,7 +1,9 @@
 """`moa …`: the commands. Heavy packages are imported inside them, so that `moa --help` is quick."""
 
+import importlib
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -58,11 +60,11 @@ def retrain(
 
 def _stage(name: str, settings: Settings, from_scratch: bool = False) -> None:
     from flows.artifacts import console
+    from flows.run import check_inputs
     from flows.session import machinery
 
+    check_inputs(settings)
     with machinery(settings):
-        import importlib
-
         from flows.world import prepare_world
 
         prepare_world(settings)
@@ -231,13 +233,9 @@ def _run() -> int:
         typer.echo("moa: stopped; the same command continues where it was.", err=True)
         return 130
     except Exception as error:
-        import click
-
-        if isinstance(error, click.ClickException):
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # typer's own: a wrong option or argument
             error.show()
-            return error.exit_code
-        import traceback
-
+            return int(error.exit_code)
         traceback.print_exc()
         return 1
     return 0

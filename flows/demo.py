@@ -23,7 +23,10 @@ def demo(settings: Settings, more: int = 0, from_scratch: bool = False) -> None:
 
 def retrain_and_report(settings: Settings, from_scratch: bool = False) -> None:
     """Retrain; write summary.json and report.html into the workspace; print the summary."""
+    from flows.run import check_inputs
+
     started = time.monotonic()
+    check_inputs(settings)
     with machinery(settings):
         from flows.retrain import retrain
 

@@ -1,5 +1,7 @@
 """Stage 6: a trained adapter draws people whom it never saw, and its pictures are measured beside the prior's."""
 
+import hashlib
+import io
 import json
 import time
 from collections.abc import Sequence
@@ -54,14 +56,18 @@ def evaluate(settings: Settings, run_id: str = "", from_scratch: bool = False) -
     reasons = "\n".join(f"- {check['sentence']}" for check in verdict["checks"])
     artifacts.markdown("gate", f"**{'promote' if verdict['promote'] else 'keep, do not promote'}**\n\n{reasons}")
     drawn = read_pictures(run, folder)
-    artifacts.pictures("drawn", [picture for cell, picture, _ in drawn if cell.subject][:48], "First pictures drawn", 12)
+    shown = [picture for cell, picture, _ in drawn if cell.subject][:48]
+    artifacts.pictures("drawn", shown, "First pictures drawn", 12)
     note = f"{metrics['pictures']} pictures of {metrics['subjects']} people"
     seconds = time.monotonic() - started
     return StageResult("evaluate", 0 if before else 1, int(before), seconds=seconds, note=note, facts=facts)
 
 
 def read_people(run: Run) -> list[dict[str, Any]]:
-    """The evaluation's subjects: [{"name", "word", "photos": [PNG, …]}], men and women in turn, the first photo the reference."""
+    """The evaluation's subjects: [{"name", "word", "photos": [PNG, …]}], men and women in turn.
+
+    The first photo is the reference.
+    """
     settings = run.settings
     source = open_source(run.evaluation_spec())
     by_identity: dict[str, list[Record]] = {}
@@ -86,10 +92,8 @@ def read_people(run: Run) -> list[dict[str, Any]]:
 
 def people_fingerprint(run: Run, people: Sequence[dict[str, Any]]) -> str:
     """What makes two evaluations comparable: models, prompts, seeds and exactly these photos."""
-    import hashlib
-
-    photos = [[one["name"], one["word"], *(hashlib.sha256(photo).hexdigest() for photo in one["photos"])] for one in people]
-    return run.evaluation_fingerprint(digest(photos))
+    shown = [[one["name"], one["word"], *map(_sha256, one["photos"])] for one in people]
+    return run.evaluation_fingerprint(digest(shown))
 
 
 def evaluation_folder(run_id: str, fingerprint: str) -> str:
@@ -168,6 +172,10 @@ def _draw_and_measure(
     run.store.put(f"{folder}/metrics.json", encode_json(metrics))
 
 
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 def _parts(cell: Any, png: bytes, router: Any) -> dict[str, bytes]:
     parts = {"json": encode_json(cell.model_dump(mode="json")), "png": png}
     return parts if router is None else parts | {"router.npy": encode_npy(router)}
@@ -175,8 +183,6 @@ def _parts(cell: Any, png: bytes, router: Any) -> dict[str, bytes]:
 
 def _photo(record: Record, settings: Settings) -> bytes | None:
     """The record's photo as a square PNG, as ingestion would cut it; None where it cannot be used."""
-    import io
-
     try:
         photo = decode(read_bytes(Path(record.path)), settings.ingest.min_side, settings.ingest.max_pixels)
     except PhotoRefused:

@@ -15,7 +15,7 @@ def generate(
 ) -> Path:
     """Draw `prompt` with the people of the photos and write the picture; without photos the prior draws.
 
-    The photos are bound to the prompt's person words in order. `release` is a name, a number, an id, or a pulled folder.
+    The photos are bound to the prompt's person words in order. `release` is a name, a number, an id or a folder.
     Raises UserError for an unreadable photo, a prompt with too few person words, an unknown release.
     """
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
@@ -43,7 +43,7 @@ def words_for(prompt: str, count: int) -> list[str]:
     words = [word.text.lower() for word in person_words(prompt)]
     if count > len(words):
         raise UserError(
-            f'{count} photos need {count} words such as "man" or "woman" in the prompt, but "{prompt}" has {len(words)}.'
+            f'The prompt "{prompt}" has {len(words)} words such as "man" or "woman" for {count} photos: add some.'
         )
     return words[:count]
 

@@ -61,7 +61,7 @@ def report_data(run: Run, summary: dict[str, Any]) -> ReportData:
         production = Metrics.model_validate(old["metrics"])
     return ReportData(
         title=f"MoA: release {release.number}",
-        subtitle=f"{card['samples']} photos trained on, {metrics.subjects} people drawn who were never seen in training",
+        subtitle=f"{card['samples']} photos trained on, {metrics.subjects} people drawn who are in none of them",
         facts=_facts(summary, metrics),
         intake=_intake(run, summary),
         photos=_photos(run),

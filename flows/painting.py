@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import infra.torchvision_ops  # noqa: F401  # isort: skip  # before diffusers
+import infra.torchvision_ops  # noqa: F401
+
 import numpy as np
 import torch
 from PIL import Image
@@ -24,7 +25,6 @@ from moa_model import ImageEncoder, MoAAdapter, RecordedStep
 from preprocessing.faces import FaceDetector
 from preprocessing.precompute import subject_crop
 from preprocessing.segmentation import People, Segmenter, open_segmenter, people_from_faces
-
 
 
 class Painter:
@@ -88,15 +88,15 @@ class Painter:
 
 
 def open_pipeline(models: ModelsSettings) -> Any:
-    """The base model as a stock pipeline; safetensors only, without the safety checker (it would blacken the measurements)."""
+    """The base model as a stock pipeline; safetensors only. A safety checker would blacken what is measured: none."""
     from diffusers import StableDiffusionPipeline, UniPCMultistepScheduler
     from diffusers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     where, options = resolve(models.base, "base")
-    extra: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False, "use_safetensors": True, **options}
-    pipe: Any = StableDiffusionPipeline.from_pretrained(where, **extra)
+    extra: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False, **options}
+    pipe: Any = StableDiffusionPipeline.from_pretrained(where, use_safetensors=True, **extra)
     pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -167,7 +167,10 @@ def _attached(adapter: Mapping[str, bytes] | Path, pipe: Any, settings: Settings
 
 
 def _router_maps(steps: Sequence[RecordedStep], count: int) -> np.ndarray | None:
-    """Weight of the personalization expert, mean over steps and layers, per picture: the last `count` rows of the batch."""
+    """Weight of the personalization expert per picture, mean over steps and layers.
+
+    The pictures are the last `count` rows of the batch: the unconditional half comes first.
+    """
     if not steps:
         return None
     mean = torch.stack([step.mean_router()[-count:] for step in steps]).mean(0)

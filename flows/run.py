@@ -1,7 +1,7 @@
-"""What every stage of a run needs: its settings, and from them the store, the catalog, the releases and the fingerprints.
+"""What every stage of a run needs: its settings, and from them store, catalog, releases and fingerprints.
 
-A fingerprint names how something was made. A stage's fingerprint covers its settings, its model's bytes and the stages before
-it, so "is this shard done?" is one look into the catalog, and a changed setting redoes exactly what depends on it.
+A fingerprint names how something was made. A stage's covers its settings, its model's bytes and the stages before it,
+so "is this shard done?" is one look into the catalog, and a changed setting redoes exactly what depends on it.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from infra.registry import Release, Releases
 from infra.settings import ModelReference, Settings
 from infra.storage import ObjectStore, open_store
 from preprocessing.catalog import Catalog, ShardRow
+from preprocessing.sources import open_source
 from preprocessing.stages import stage_fingerprint
 
 STAGES = ("ingest", "caption", "segment", "shard")
@@ -97,13 +98,13 @@ class Run:
         return [row for row in self.shards("shard", version) if row.samples]
 
     def inputs_digest(self, shards: list[ShardRow]) -> str:
-        """16 hex digits that name what a training would learn from and how; the release that it starts from is not in it."""
+        """16 hex digits that name what a training learns from and how; the release that it starts from is not in it."""
         train = self.settings.train.model_dump(mode="json", exclude=_TRAIN_WITHOUT_EFFECT)
         contents = sorted((row.shard, row.sha256) for row in shards)
         return digest(contents, train, _weights(self.settings.models.base), _weights(self.settings.models.clip))
 
     def evaluation_fingerprint(self, people: str) -> str:
-        """16 hex digits that name how a release is evaluated: equal ones can be compared. `people` names the subjects."""
+        """16 hex digits that name how a release is evaluated: equal ones can be compared. `people`: the subjects."""
         models = self.settings.models
         settings = self.settings.evaluate.model_dump(mode="json", exclude={"workers", "source"})
         used = (models.base, models.clip, models.segmenter, models.identity)
@@ -123,6 +124,17 @@ class Run:
             if moved or not card["verdict"]["promote"]:
                 return release
         return None
+
+
+def check_inputs(settings: Settings) -> None:
+    """Raise UserError for a model or a source that is not there, before anything is started."""
+    run = Run(settings)
+    _ = run.fingerprints
+    if settings.models.identity.backend == "transformers":
+        model_files.resolve(settings.models.identity, "identity")
+    for source in (settings.ingest.source, settings.evaluate.source):
+        if source != "paperfolk":  # that one is written when it is needed
+            open_source(source)
 
 
 def digest(*parts: Any) -> str:

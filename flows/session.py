@@ -29,7 +29,7 @@ _QUIET = {
 def machinery(settings: Settings, ray: bool = True) -> Iterator[None]:
     """A Prefect API and, unless `ray` is False, a Ray session for the block.
 
-    What a killed run left behind is not in the way: both listen on ports of their own, and Ray's files lie in a new folder.
+    What a killed run left behind is not in the way: both have ports of their own, and Ray a new folder.
     """
     prepare_environment()
     with ExitStack() as stack:

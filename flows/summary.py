@@ -68,7 +68,8 @@ def summary_lines(summary: dict[str, Any], settings: Any) -> list[tuple[str, str
     photos, metrics, training = summary["photos"], summary["metrics"], summary["training"]
     refused = ", ".join(f"{count} {reason}" for reason, count in photos["refused"].items())
     total = sum(photos["refused"].values())
-    lines = [("photos", f"{photos['in']} in, {photos['kept']} kept, {total} refused" + (f": {refused}" if refused else ""))]
+    why = f": {refused}" if refused else ""
+    lines = [("photos", f"{photos['in']} in, {photos['kept']} kept, {total} refused{why}")]
     if summary["truth"]:
         truth = summary["truth"]
         lines.append(("captions", f"{truth['caption_exact']:.3f} exactly right"))
@@ -91,6 +92,7 @@ def summary_lines(summary: dict[str, Any], settings: Any) -> list[tuple[str, str
     lines.append(("release", f"{release['number']} ({release['id']}), {said}"))
     lines.append(("production", f"release {summary['production']}" if summary["production"] else "nothing yet"))
     where = "" if str(settings.workspace).endswith("runs/demo") else f" --workspace {settings.workspace}"
-    lines.append(("pull", f"moa pull {settings.publish.alias if summary['production'] else release['number']} DIR{where}"))
+    name = settings.publish.alias if summary["production"] else release["number"]
+    lines.append(("pull", f"moa pull {name} DIR{where}"))
     lines.append(("took", f"{summary['seconds']:.0f} s"))
     return lines

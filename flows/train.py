@@ -1,6 +1,7 @@
-"""Stage 5: MoA is trained with Ray Train on all samples of one catalog version; a killed run is continued where it was."""
+"""Stage 5: MoA is trained with Ray Train on all samples of one catalog version; a killed run goes on where it was."""
 
 import json
+import re
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -162,7 +163,7 @@ def _fit(run: Run, plan: dict[str, Any]) -> None:
 
 
 def finish(run: Run, plan: dict[str, Any]) -> list[dict[str, float]]:
-    """Put the averaged adapter and the curve of the last checkpoint into the run's folder; checkpoints are then let go."""
+    """Put the last checkpoint's averaged adapter and curve into the run's folder; the checkpoints are then let go."""
     run_id = plan["run_id"]
     with tempfile.TemporaryDirectory(prefix="moa-finish-") as folder:
         step = fetch_checkpoint(run.store, run_id, Path(folder))
@@ -178,8 +179,8 @@ def finish(run: Run, plan: dict[str, Any]) -> list[dict[str, float]]:
 
 
 def _latest_step(run: Run, run_id: str) -> int:
-    names = [part for key in run.store.list(f"runs/{run_id}/attempts/") for part in key.split("/") if part[:5] == "step-"]
-    return max((int(name.removeprefix("step-")) for name in names), default=0)
+    keys = "\n".join(run.store.list(f"runs/{run_id}/attempts/"))
+    return max(map(int, re.findall(r"/step-(\d{8})/", keys)), default=0)
 
 
 def _ray_storage(run: Run, prefix: str) -> tuple[str, Any]:

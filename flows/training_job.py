@@ -1,7 +1,7 @@
 """What the driver and the training's workers agree on: the job, and what a complete checkpoint is.
 
-A checkpoint is a folder of safetensors and JSON with a list of its files' digests; only a folder that agrees with its list
-counts, so one that a kill cut short is passed over. (No torch here: the driver need not load it.)
+A checkpoint is a folder of safetensors and JSON with a list of its files' digests. Only a folder that agrees with its
+list counts, so one that a kill cut short is passed over. (No torch here: the driver need not load it.)
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What each Ray Train worker runs: the same steps on the same samples whatever the number of workers, from the last checkpoint.
+"""What each Ray Train worker runs from the last checkpoint on: the same steps and samples for any number of workers.
 
 Step k reads a global batch that is a pure function of (seed, k, catalog); a worker takes its rows of it.
 """
@@ -8,7 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import infra.torchvision_ops  # noqa: F401  # isort: skip  # before diffusers
+import infra.torchvision_ops  # noqa: F401
+
 import torch
 from torch import Tensor, nn
 
@@ -92,7 +93,7 @@ def _checkpoint(
     curve: list[dict[str, float]],
     last: bool,
 ) -> None:
-    """Rank 0 saves, all report: reporting is a barrier. The last one also holds what is released: the averaged weights."""
+    """Rank 0 saves, all report: reporting is a barrier. The last one also holds what is released: the average."""
     import ray.train
 
     if rank != 0:

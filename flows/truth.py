@@ -8,8 +8,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from flows.run import Run
-from preprocessing.catalog import load_shard
-from preprocessing.shards import decode_instances, read_tar
+from preprocessing.catalog import ShardRow, load_shard
+from preprocessing.shards import Sample, decode_instances, read_tar
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,12 @@ def person_overlaps(wanted_HW: UInt8[np.ndarray, "h w"], got_HW: UInt8[np.ndarra
     return [matched.get(index, 0.0) for index in range(len(true))]
 
 
-def _samples(run: Run, row: object) -> dict[str, object]:
+def _samples(run: Run, row: ShardRow | None) -> dict[str, Sample]:
     return {} if row is None else {sample.key: sample for sample in read_tar(load_shard(run.store, row))}
 
 
 def _cropped(path: Path, crop: list[int], pixels: int) -> UInt8[np.ndarray, "h w"]:
     with Image.open(path) as image:
-        cut = image.convert("L").crop(tuple(crop))
+        left, top, right, bottom = crop
+        cut = image.convert("L").crop((left, top, right, bottom))
     return np.asarray(cut if cut.size == (pixels, pixels) else cut.resize((pixels, pixels), Image.Resampling.NEAREST))

@@ -1,7 +1,7 @@
 """The Ray actors: each loads its model once, then takes one shard after another.
 
-Shards come from the object store and go back to it; only rows of the catalog travel between processes. Nothing is visible
-before its row is committed, so an actor that dies in the middle leaves litter at worst.
+Shards come from the object store and go back to it; only rows of the catalog travel between processes. Nothing is
+visible before its row is committed, so an actor that dies in the middle leaves litter at worst.
 """
 
 from collections.abc import Sequence
@@ -98,13 +98,13 @@ class PrecomputeWorker:
         from preprocessing.stages import build_shard
 
         row: ShardRow = item["row"]
-        tars = [load_shard(self.store, item[name]) for name in ("row", "caption", "segment")]
-        tar, photos = build_shard(*tars, self.precomputer, self.settings, row.shard)
+        ingested, captions, segments = (load_shard(self.store, item[name]) for name in ("row", "caption", "segment"))
+        tar, photos = build_shard(ingested, captions, segments, self.precomputer, self.settings, row.shard)
         return _finished(self.store, "shard", row, self.fingerprint, tar, photos)
 
 
 class PaintWorker:
-    """Draws cells of the evaluation. {"cells": [Cell], "photos": {name: PNG}} -> {"drawn": [(Cell, PNG, router map | None)]}.
+    """Draws cells: {"cells": [Cell], "photos": {name: PNG}} -> {"drawn": [(Cell, PNG, router map | None)]}.
 
     `adapter`: an adapter's files by name; without one only the prior can draw.
     """

@@ -1,4 +1,4 @@
-"""A journey in miniature: a few Paperfolk photos in the official formats, tiny models in a folder, and settings that name them."""
+"""A journey in miniature: a few Paperfolk photos in the official formats, tiny models, and settings that name them."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ def write_photos(root: Path, count: int, first: int = 0) -> Path:
             drawing.image.save(file)
         entries[str(index)] = {
             "category": "training",
-            "metadata": {"photo_url": "", "photo_title": "", "author": "Paperfolk", "license": "CC0", "license_url": ""},
+            "metadata": {"author": "Paperfolk", "license": "CC0"},
             "image": {
                 "file_url": "",
                 "file_path": f"images1024x1024/00000/{file.name}",

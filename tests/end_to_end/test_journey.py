@@ -99,7 +99,7 @@ def test_pulled_release_draws(settings: Settings, world: Path, first: Journey, t
     pictures = [np.asarray(Image.open(path)) for path in (with_release, with_folder, prior)]
     assert pictures[0].shape == (32, 32, 3)
     assert (pictures[0] == pictures[1]).all()
-    with pytest.raises(UserError, match="2 photos need 2 words"):
+    with pytest.raises(UserError, match="for 2 photos"):
         generate(settings, [photo, photo], prompt, 7, tmp_path / "d.png")
 
 
