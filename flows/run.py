@@ -128,13 +128,12 @@ class Run:
 
 def check_inputs(settings: Settings) -> None:
     """Raise UserError for a model or a source that is not there, before anything is started."""
-    run = Run(settings)
-    _ = run.fingerprints
-    if settings.models.identity.backend == "transformers":
-        model_files.resolve(settings.models.identity, "identity")
     for source in (settings.ingest.source, settings.evaluate.source):
         if source != "paperfolk":  # that one is written when it is needed
             open_source(source)
+    for name, reference in settings.models:
+        if isinstance(reference, ModelReference) and reference.backend in ("transformers", "diffusers"):
+            model_files.resolve(reference, name)
 
 
 def digest(*parts: Any) -> str:

@@ -22,7 +22,7 @@ def summarise(run: Run, journey: Journey, seconds: float) -> dict[str, Any]:
     scores = truth_scores(run)
     curve = loss_curve(run, journey.run_id)
     tenth = max(len(curve) // 10, 1)
-    return {
+    summary = {
         "photos": {"in": counts.seen, "kept": counts.kept, "refused": dict(counts.refused)},
         "truth": None if scores is None else scores.as_dict(),
         "training": {
@@ -43,6 +43,16 @@ def summarise(run: Run, journey: Journey, seconds: float) -> dict[str, Any]:
         ],
         "seconds": round(seconds, 1),
     }
+    return _with_stages_of(run, summary) if journey.nothing_new else summary
+
+
+def _with_stages_of(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+    """A run that found nothing new says what the run that made the release had done."""
+    try:
+        before = json.loads((run.settings.workspace / "summary.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return summary
+    return summary | {"stages": before["stages"]} if before["release"]["id"] == summary["release"]["id"] else summary
 
 
 def write_summary(run: Run, summary: dict[str, Any]) -> Path:

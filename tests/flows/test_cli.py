@@ -1,0 +1,81 @@
+"""The command line's promises: quick help, one sentence and exit code 2 for a user's mistake."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows import cli
+from infra.errors import UserError
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def moa(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flows.cli", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+
+
+def test_help_loads_none_of_the_heavy_packages() -> None:
+    code = "import sys, flows.cli; print(sorted({'torch', 'ray', 'prefect', 'diffusers'} & sys.modules.keys()))"
+    answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_help_names_every_command() -> None:
+    answer = moa("--help")
+    assert answer.returncode == 0
+    names = "demo retrain ingest caption segment shard train evaluate publish pull generate doctor report"
+    assert all(name in answer.stdout for name in names.split())
+
+
+def test_a_mistake_is_one_sentence_and_exit_code_two(tmp_path: Path) -> None:
+    answer = moa("retrain", "--source", "folder:/does/not/exist", "--workspace", str(tmp_path))
+    assert answer.returncode == 2
+    assert answer.stderr.count("\n") == 1 and answer.stderr.startswith("moa: ") and "/does/not/exist" in answer.stderr
+    assert answer.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["retrain", "--preset", "nothing"], "demo"),
+        (["retrain", "--set", "train.stepz=3"], "train.steps"),
+        (["retrain", "--set", "train.steps"], "KEY=VALUE"),
+        (["retrain", "--set", "train.steps=many"], "train.steps"),
+        (["retrain", "--source", "flickr:x"], "folder:PATH"),
+        (["pull", "production", "somewhere"], "nothing has been published"),
+        (["report"], "moa demo"),
+        (["generate", "--prompt", "a man", "--out", "x.txt"], ".png"),
+        (["generate", "--prompt", "a tree", "--out", "x.png", "--subject", "a.png"], '"man"'),
+        (["generate", "--prompt", "a man", "--out", "x.png", "--subject", "a.png"], "a.png"),
+        (["no-such-command"], "no-such-command"),
+        (["demo", "--more", "-3"], "--more"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["moa", *arguments])
+    assert cli._run() == 2
+    printed = capsys.readouterr().err
+    assert says in printed and "Traceback" not in printed
+
+
+def test_stopping_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    assert cli._run() == 130
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_settings_of_options(tmp_path: Path) -> None:
+    settings = cli._settings("demo", tmp_path, ["train.steps=7", "evaluate.seeds=[3, 4]"], "folder:pictures")
+    assert settings.train.steps == 7 and settings.evaluate.seeds == [3, 4]
+    assert settings.ingest.source == f"folder:{Path('pictures').absolute()}"
+    with pytest.raises(UserError):
+        cli._settings("demo", tmp_path, ["nonsense"])
