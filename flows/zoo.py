@@ -84,6 +84,7 @@ def _autoencoder(shop: Workshop, minutes: float) -> None:
 
 
 def _clip(shop: Workshop, minutes: float) -> None:
+    import infra.torchvision_ops  # noqa: F401, I001  # before transformers
     from transformers import CLIPTokenizer
 
     from infra.zoo.clip import train_clip
