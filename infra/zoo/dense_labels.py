@@ -12,14 +12,17 @@ from torch import Tensor, nn
 
 from infra.zoo.pictures import LabelledPictures
 
+WORDS = ("man", "woman")
+
 
 class DenseHeads(nn.Module):
-    """Per patch the share of each part; for the whole picture which parts it has, and which factors a person has."""
+    """Per patch the share of each part, of a man and of a woman; for the whole picture which of these it has."""
 
     def __init__(self, width: int, parts: int) -> None:
         super().__init__()
-        self.patch = nn.Linear(width, parts)
-        self.whole = nn.Linear(width, parts)
+        self.part = nn.Linear(width, parts)
+        self.word = nn.Linear(width, len(WORDS))
+        self.whole = nn.Linear(width, parts + len(WORDS))
 
     def forward(
         self,
@@ -27,16 +30,25 @@ class DenseHeads(nn.Module):
         patches_BND: Float[Tensor, "B N D"],
         cover_BNP: Float[Tensor, "B N P"],
     ) -> Float[Tensor, ""]:
-        patch = -(cover_BNP * F.log_softmax(self.patch(patches_BND), -1)).sum(-1).mean()
+        """The loss against what `cover` says."""
+        part_BNP, word_BNW = cover_BNP[..., : -len(WORDS)], cover_BNP[..., -len(WORDS) :]
+        part = -(part_BNP * F.log_softmax(self.part(patches_BND), -1)).sum(-1).mean()
+        word = F.binary_cross_entropy_with_logits(self.word(patches_BND), word_BNW)
         present_BP = (cover_BNP.amax(1) > 0.3).float()
         whole = F.binary_cross_entropy_with_logits(self.whole(whole_BD), present_BP)
-        return patch + 4 * whole
+        return part + 4 * word + 4 * whole
 
 
 def cover(pictures: LabelledPictures, index: np.ndarray) -> Float[Tensor, "B N P"]:
-    """The labels of a batch: per patch the share of each part."""
-    chosen = pictures.patches[index]
-    return torch.from_numpy(chosen.reshape(len(index), -1, chosen.shape[-1])).float() / 255
+    """The labels of a batch: per patch the share of each part, then the share that is a man's and that is a woman's."""
+    parts = torch.from_numpy(pictures.patches[index]).float().flatten(1, 2) / 255
+    grid = pictures.patches.shape[1]
+    words = np.zeros((len(index), len(WORDS), *pictures.instances.shape[1:]), np.float32)
+    for row, picture in enumerate(index):
+        for k, person in enumerate(pictures.factors[picture], start=1):
+            words[row, WORDS.index(person[0])] += pictures.instances[picture] == k
+    shares = F.adaptive_avg_pool2d(torch.from_numpy(words), grid).flatten(2).transpose(1, 2)
+    return torch.cat([parts, shares], -1)
 
 
 class FactorHeads(nn.Module):

@@ -3,23 +3,33 @@
 import numpy as np
 import torch
 
-from infra.zoo.dense_labels import DenseHeads, FactorHeads, cover
+from infra.zoo.dense_labels import WORDS, DenseHeads, FactorHeads, cover
 from infra.zoo.pictures import LabelledPictures
 
 
 def test_cover_is_a_share_of_every_part(pictures: LabelledPictures) -> None:
     labels_BNP = cover(pictures, np.arange(4))
-    assert labels_BNP.shape == (4, 64, pictures.patches.shape[-1])
-    assert torch.allclose(labels_BNP.sum(-1), torch.ones(4, 64), atol=0.05)
+    parts = pictures.patches.shape[-1]
+    assert labels_BNP.shape == (4, 64, parts + len(WORDS))
+    assert torch.allclose(labels_BNP[..., :parts].sum(-1), torch.ones(4, 64), atol=0.05)
+
+
+def test_cover_says_whose_each_patch_is(pictures: LabelledPictures) -> None:
+    labels_BNP = cover(pictures, np.arange(len(pictures)))
+    for index, people in enumerate(pictures.factors):
+        for word, share in zip(WORDS, labels_BNP[index, :, -len(WORDS) :].mean(0), strict=True):
+            shown = [k for k, person in enumerate(people, start=1) if person[0] == word]
+            assert np.isclose(share, np.isin(pictures.instances[index], shown).mean(), atol=1e-5)
 
 
 def test_right_answers_cost_less(pictures: LabelledPictures) -> None:
     labels_BNP = cover(pictures, np.arange(4))
-    parts = labels_BNP.shape[-1]
-    heads = DenseHeads(parts, parts)
+    width, parts = labels_BNP.shape[-1], pictures.patches.shape[-1]
+    heads = DenseHeads(width, parts)
     with torch.no_grad():
-        for head in (heads.patch, heads.whole):
-            head.weight.copy_(torch.eye(parts) * 20)
+        every = torch.eye(width) * 20
+        for head, weight in ((heads.part, every[:parts]), (heads.word, every[parts:]), (heads.whole, every)):
+            head.weight.copy_(weight)
             head.bias.fill_(-10)
     present_BP = (labels_BNP.amax(1) > 0.3).float()
     right, wrong = heads(present_BP, labels_BNP, labels_BNP), heads(1 - present_BP, labels_BNP.flip(0), labels_BNP)
