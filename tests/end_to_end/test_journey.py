@@ -23,7 +23,7 @@ from infra.settings import Settings
 from tests.tiny_world import tiny_settings, write_photos, write_world
 
 # The tests of this file follow one another on one workspace.
-pytestmark = pytest.mark.xdist_group("journey")
+pytestmark = [pytest.mark.xdist_group("journey"), pytest.mark.timeout(900)]  # two minutes on an idle machine
 
 
 @pytest.fixture(scope="module")

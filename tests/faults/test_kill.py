@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from flows import workers
 from flows.ingest import new_photos
 from flows.run import Run
@@ -19,6 +21,7 @@ from tests.tiny_world import tiny_changes, tiny_settings, write_world
 REPOSITORY = Path(__file__).parents[2]
 
 
+@pytest.mark.timeout(900)  # two minutes on an idle machine
 def test_killed_run_started_again_ends_in_the_same_catalog_and_a_release(tmp_path: Path) -> None:
     world = write_world(tmp_path / "world")
     settings, expected = tiny_settings(world, tmp_path / "killed"), tiny_settings(world, tmp_path / "expected")
@@ -29,7 +32,7 @@ def test_killed_run_started_again_ends_in_the_same_catalog_and_a_release(tmp_pat
     _kill_when(lambda: bool(run.catalog.shards("caption")), command)
     attempts = Path(settings.store_root) / "runs"
     _kill_when(lambda: any(attempts.glob("*/attempts/*/step-00000004/complete.json")), command)
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=280)
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=400)
 
     assert ended.returncode == 0, ended.stderr
     assert "continued after step" in ended.stderr
@@ -45,7 +48,7 @@ def _kill_when(ready: Callable[[], bool], command: list[str]) -> None:
     process = subprocess.Popen(
         command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 400
     while not ready():
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline, "the run did not get there"
