@@ -39,11 +39,17 @@ def train_worker(config: dict[str, Any]) -> None:
     unet, scheduler, scaling, shift, null_text = _base(job.settings)
     adapter = _adapter(job, unet, samples.image_dim)
     module = MoATrainingModule(
-        unet, adapter, scheduler, lambda_router=options.lambda_router, lambda_object=options.lambda_object
+        unet,
+        adapter,
+        scheduler,
+        lambda_router=options.lambda_router,
+        lambda_object=options.lambda_object,
+        blocks=options.router_blocks,
     ).to(device)
     optimizer = torch.optim.AdamW(
         module.optimizer_groups(options.learning_rate, options.router_learning_rate_factor), weight_decay=0.01
     )
+    rates = [group["lr"] for group in optimizer.param_groups]
     ema = EMA(adapter, options.ema_decay)
     curve: list[dict[str, float]] = []
     first = 0
@@ -66,6 +72,8 @@ def train_worker(config: dict[str, Any]) -> None:
         )
         mine = slice(rank * rows, (rank + 1) * rows)
         batch = samples.batch(indices[mine], numbers.rows(mine.start, mine.stop), null_text, scaling, shift).to(device)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * min(1.0, (step + 1) / max(options.warmup_steps, 1))
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
             losses = parallel(batch)

@@ -98,9 +98,13 @@ class TrainSettings(_Frozen):
     steps: Count = Field(description="optimisation steps")
     batch_size: Count = Field(description="samples per step over all workers together")
     workers: Count = Field(description="data-parallel processes; batch_size is a multiple of it")
-    learning_rate: float = Field(gt=0, description="AdamW, constant: the personalization experts")
+    learning_rate: float = Field(gt=0, description="AdamW, constant after the warm-up: the personalization experts")
+    warmup_steps: int = Field(ge=0, description="steps over which the rate rises to learning_rate")
     router_learning_rate_factor: float = Field(gt=0, description="routers and prompt MLP learn at this multiple")
     lambda_router: float = Field(ge=0, description="weight of eq. 10's router loss, as a mean over pixels")
+    router_blocks: Literal["middle", "all"] = Field(
+        description="U-Net blocks that the router and object losses cover: the paper leaves out the first two and last three"
+    )
     lambda_object: float = Field(ge=0, description="weight of eq. 12's object loss, as a mean over pixels")
     max_timestep: int = Field(ge=1, le=1000, description="only timesteps below this are trained")
     condition_dropout: Fraction = Field(description="probability of training a sample without its condition")
