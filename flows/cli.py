@@ -2,8 +2,11 @@
 
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +23,9 @@ app = typer.Typer(
     help="Photos in at one end; a verified, better checkpoint out at the other.",
 )
 app.add_typer(zoo, name="zoo")
+
+_STOPPED = "moa: stopped; the same command continues where it was."
+_PATIENCE_SECONDS = 5.0  # for Prefect to note that the run was stopped
 
 Preset = Annotated[str, typer.Option(help='A shipped preset ("demo", "sd15") or a path to a .toml file.')]
 Workspace = Annotated[Path | None, typer.Option(help="Folder for all that a run leaves; the preset's by default.")]
@@ -214,11 +220,35 @@ def _absolute(source: str) -> str:
 
 def main() -> None:
     """The console script: a user's mistake is one sentence and exit code 2, Ctrl-C one line and 130."""
+    signal.signal(signal.SIGINT, _interrupt)
     status = _run()
     sys.stdout.flush()
     sys.stderr.flush()
     # What has threads at this point (Prefect's, Ray's) has nothing left to do; waiting for it can take long.
     os._exit(status)
+
+
+def _interrupt(*_: object) -> None:
+    """Stop within seconds, whoever waits for what.
+
+    A terminal sends Ctrl-C to Prefect's server and to Ray too, and their clients in this process would wait long for
+    them. A run may be killed at any moment, so nothing is lost by leaving.
+    """
+    signal.signal(signal.SIGINT, lambda *_: _leave())
+    timer = threading.Timer(_PATIENCE_SECONDS, _leave)
+    timer.daemon = True
+    timer.start()
+    raise KeyboardInterrupt
+
+
+def _leave() -> None:
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            child.kill()
+    os.write(2, f"{_STOPPED}\n".encode())
+    os._exit(130)
 
 
 def _run() -> int:
@@ -230,7 +260,7 @@ def _run() -> int:
     except typer.Exit as exit:
         return exit.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("moa: stopped; the same command continues where it was.", err=True)
+        typer.echo(_STOPPED, err=True)
         return 130
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # typer's own: a wrong option or argument
