@@ -148,9 +148,7 @@ def read_pictures(run: Run, folder: str) -> list[tuple[Any, Any, Any]]:
     return drawn
 
 
-def _draw_and_measure(
-    run: Run, adapter: dict[str, bytes], people: Sequence[dict[str, Any]], folder: str
-) -> None:
+def _draw_and_measure(run: Run, adapter: dict[str, bytes], people: Sequence[dict[str, Any]], folder: str) -> None:
     from evaluation.protocol import Subject, batches, cells, prior_cells
 
     settings = run.settings.evaluate

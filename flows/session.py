@@ -43,7 +43,6 @@ def machinery(settings: Settings, ray: bool = True) -> Iterator[None]:
         yield
 
 
-
 def prepare_environment() -> None:
     """Set what Prefect, Ray and their workers read from the environment, where the user has not."""
     for name, value in (_ONE_THREAD | _PRIORITY | _QUIET).items():

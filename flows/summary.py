@@ -38,9 +38,7 @@ def summarise(run: Run, journey: Journey, seconds: float) -> dict[str, Any]:
         "production": None if current is None else current.number,
         "lineage": {name: card[name] for name in ("run_id", "inputs", "catalog_version", "catalog_digest", "stages")},
         "nothing_new": journey.nothing_new,
-        "stages": [
-            {"stage": one.stage, "seconds": round(one.seconds, 1), "note": one.note} for one in journey.stages
-        ],
+        "stages": [{"stage": one.stage, "seconds": round(one.seconds, 1), "note": one.note} for one in journey.stages],
         "seconds": round(seconds, 1),
     }
     return _with_stages_of(run, summary) if journey.nothing_new else summary

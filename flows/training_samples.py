@@ -87,9 +87,7 @@ class TrainingSamples:
         )
 
 
-def _masks(
-    instances: np.ndarray, count: int, size: tuple[int, ...]
-) -> Float16[np.ndarray, "S H W"]:
+def _masks(instances: np.ndarray, count: int, size: tuple[int, ...]) -> Float16[np.ndarray, "S H W"]:
     """Each subject's share of every latent pixel."""
     layers = np.stack([instances == number for number in range(1, count + 1)]).astype(np.float32)
     shares = interpolate(torch.from_numpy(layers)[None], size=tuple(size), mode="area")[0]

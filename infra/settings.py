@@ -103,10 +103,10 @@ class TrainSettings(_Frozen):
     router_learning_rate_factor: float = Field(gt=0, description="routers and prompt MLP learn at this multiple")
     lambda_router: float = Field(ge=0, description="weight of eq. 10's router loss, as a mean over pixels")
     router_blocks: Literal["middle", "all"] = Field(
-        description="U-Net blocks that the router and object losses cover: the paper leaves out the first two and last three"
+        description="blocks that the router and object losses cover; the paper leaves out the first two and last three"
     )
     lambda_object: float = Field(ge=0, description="weight of eq. 12's object loss, as a mean over pixels")
-    max_timestep: int = Field(ge=1, le=1000, description="only timesteps below this are trained")
+    max_timestep: int = Field(ge=1, le=999, description="largest timestep that is trained; the schedule ends at 999")
     condition_dropout: Fraction = Field(description="probability of training a sample without its condition")
     ema_decay: float = Field(ge=0, lt=1, description="decay per step of the averaged weights that are released")
     seed: int = Field(description="seed of sample order, noise, timesteps and dropout")
@@ -130,8 +130,8 @@ class PromptSettings(_Frozen):
 
     @model_validator(mode="after")
     def _word_stands_once(self) -> "PromptSettings":
-        if self.template.count("{word}") != 1:
-            raise ValueError(f"template {self.template!r} must hold {{word}} exactly once")
+        if self.template.count("{word}") != 1 or self.template.count("{") != 1 or self.template.count("}") != 1:
+            raise ValueError(f"template {self.template!r} must hold {{word}} exactly once, and no other braces")
         return self
 
 
@@ -145,6 +145,12 @@ class EvaluateSettings(_Frozen):
     prior_only_above: int = Field(ge=0, le=1000, description="timesteps above this are drawn by the prior alone")
     batch_size: Count = Field(description="pictures drawn at once")
     workers: Count = Field(description="actors, each with the pipeline")
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> "EvaluateSettings":
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} must all differ")
+        return self
 
 
 class PublishSettings(_Frozen):

@@ -103,9 +103,7 @@ def test_pulled_release_draws(settings: Settings, world: Path, first: Journey, t
         generate(settings, [photo, photo], prompt, 7, tmp_path / "d.png")
 
 
-def test_number_of_workers_does_not_change_what_is_learned(
-    settings: Settings, first: Journey, tmp_path: Path
-) -> None:
+def test_number_of_workers_does_not_change_what_is_learned(settings: Settings, first: Journey, tmp_path: Path) -> None:
     run = Run(settings)
     for name in ("catalog", "shards"):
         shutil.copytree(Path(settings.store_root) / name, tmp_path / "store" / name)

@@ -53,7 +53,10 @@ def test_overrides_are_read_as_toml_and_text_needs_no_quotes(tmp_path: Path) -> 
         ({"train.steps": "many"}, "train.steps: .*not 'many'"),
         ({"train.steps": "0"}, "train.steps: .*greater than or equal to 1, not 0"),
         ({"train.batch_size": "15"}, "train: batch_size 15 is not a multiple of workers 2"),
+        ({"train.max_timestep": "1000"}, "train.max_timestep: .*999"),  # the schedule has 1000 steps, from 0
         ({"evaluate.seeds": "[1]"}, "evaluate.seeds"),
+        ({"evaluate.seeds": "[1, 2, 1]"}, "must all differ"),
+        ({"evaluate.prompts": '[{template = "{word} {x}", scene = "", object = ""}]'}, "no other braces"),
         ({"evaluate.prompts": '[{template = "x", scene = "", object = ""}]'}, "must hold {word} exactly once"),
     ],
 )
