@@ -1,14 +1,24 @@
 """A number with its spread and its uncertainty, and the area under a ROC curve."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 from scipy.stats import rankdata
 
 # A statistic of column means: takes (..., K) and returns (...).
 Statistic = Callable[[Float[np.ndarray, "*draws K"]], Float[np.ndarray, "*draws"]]
+
+
+# JSON has no infinity; a ratio over zero stands there as null.
+Number = Annotated[
+    float,
+    BeforeValidator(lambda value: math.inf if value is None else value),
+    PlainSerializer(lambda value: value if math.isfinite(value) else None, when_used="json"),
+]
 
 
 class Measure(BaseModel):
@@ -20,10 +30,10 @@ class Measure(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    mean: float
+    mean: Number
     std: float = 0.0
-    low: float
-    high: float
+    low: Number
+    high: Number
     samples: int = 1
 
 

@@ -93,7 +93,7 @@ def summary_lines(summary: dict[str, Any], settings: Any) -> list[tuple[str, str
         ("held objects", "object_ratio", "{:.3f} of the prior's"),
         ("background", "background_change", "{:.3f} of another seed's change, under a subject swap"),
     ):
-        if metrics.get(field):
+        if metrics.get(field) and metrics[field]["mean"] is not None:  # None: a ratio over nothing
             lines.append((name, text.format(metrics[field]["mean"])))
     release = summary["release"]
     said = "passed the gate" if release["promoted"] else f"kept, not promoted: {summary['verdict']['reasons'][0]}"

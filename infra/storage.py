@@ -14,6 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 from infra.errors import UserError
 
 _PARTIAL = ".partial-"  # prefix of files being written; no key may have a part that starts so
+# Delta and Prefect's database take a folder's path for an address, in which these mean something else.
+_NOT_IN_A_PATH = re.compile(r"[\x00-\x1f\[\]^|?\\]|%[0-9A-Fa-f]{2}")
 
 
 @runtime_checkable
@@ -58,9 +60,14 @@ class ObjectStore(Protocol):
 
 
 def open_store(root: str, endpoint_url: str | None = None) -> ObjectStore:
-    """A directory's path or "s3://bucket/prefix"; UserError for any other scheme or an S3 address without a bucket."""
+    """A directory's path or "s3://bucket/prefix".
+
+    UserError for any other scheme, an S3 address without a bucket, and a path that a Delta table cannot have.
+    """
     scheme, separator, rest = root.partition("://")
     if not separator:
+        if strange := _NOT_IN_A_PATH.search(str(Path(root).expanduser().absolute())):
+            raise UserError(f"No store can be kept in {root!r}, whose path holds {strange[0]!r}: name another folder.")
         return DirectoryStore(Path(root))
     if scheme != "s3":
         raise UserError(f"Storage root {root!r} is neither a folder nor s3://bucket/prefix: mend storage.root.")
@@ -152,7 +159,10 @@ class DirectoryStore:
 
 
 class S3Store:
-    """Objects under a prefix of an S3 bucket; credentials and region come from the usual AWS settings."""
+    """Objects under a prefix of an S3 bucket; credentials and region come from the usual AWS settings.
+
+    The first use raises UserError where the bucket cannot be listed: no such bucket, no credentials, no answer.
+    """
 
     def __init__(self, bucket: str, prefix: str = "", endpoint_url: str | None = None) -> None:
         self.bucket, self.prefix, self.endpoint_url = bucket, prefix, endpoint_url
@@ -202,7 +212,8 @@ class S3Store:
             check_key(folder)
         start = f"{self.prefix}/" if self.prefix else ""
         pages = self._connect().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start + prefix)
-        return sorted(item["Key"][len(start) :] for page in pages for item in page.get("Contents", []))
+        keys = (item["Key"][len(start) :] for page in pages for item in page.get("Contents", []))
+        return sorted(key for key in keys if not key.endswith("/"))  # empty objects by which others mark folders
 
     def delete(self, key: str) -> None:
         self._connect().delete_object(Bucket=self.bucket, Key=self._name(key))
@@ -227,6 +238,7 @@ class S3Store:
         if self._client is None:
             import boto3
             from botocore.config import Config
+            from botocore.exceptions import BotoCoreError, ClientError
 
             config = Config(
                 retries={"max_attempts": 5, "mode": "standard"},
@@ -234,7 +246,16 @@ class S3Store:
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
             )
-            self._client = boto3.client("s3", endpoint_url=self.endpoint_url, config=config)
+            try:
+                client = boto3.client("s3", endpoint_url=self.endpoint_url, config=config)
+                client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+            except (BotoCoreError, ClientError, ValueError) as error:
+                place = f"s3://{self.bucket}/{self.prefix} on {self.endpoint_url or 'AWS'}"
+                raise UserError(
+                    f"The store {place} cannot be used ({' '.join(str(error).split())}): "
+                    "mend storage.root, storage.endpoint_url or the AWS credentials."
+                ) from error
+            self._client = client
         return self._client
 
 

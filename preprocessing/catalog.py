@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import polars
 from deltalake import CommitProperties, DeltaTable, write_deltalake
@@ -211,9 +212,9 @@ class Catalog:
         lines = sorted(json.dumps(row, sort_keys=True) for row in self._frame(version).iter_rows(named=True))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-    def _table(self) -> DeltaTable | None:
+    def _table(self, version: int | None = None) -> DeltaTable | None:
         try:
-            return DeltaTable(self._store.delta_uri(_NAME), storage_options=self._store.delta_options())
+            return DeltaTable(self._store.delta_uri(_NAME), version, storage_options=self._store.delta_options())
         except TableNotFoundError:
             return None
 
@@ -222,9 +223,16 @@ class Catalog:
         if version < 0:
             return polars.DataFrame(schema=_COLUMNS)
         if self._read is None or self._read[0] != version:
-            # Not DeltaTable.to_pyarrow_table: it makes the interpreter abort at exit now and then.
-            frame = polars.read_delta(
-                self._store.delta_uri(_NAME), version=version, storage_options=self._store.delta_options()
+            # Not DeltaTable.to_pyarrow_table, which makes the interpreter abort at exit now and then. Nor
+            # polars.read_delta, which takes percent-encoded addresses for paths and finds nothing in "my photos".
+            table = self._table(version)
+            assert table is not None
+            frame = polars.read_parquet(
+                [unquote(address) for address in table.file_uris()],
+                glob=False,
+                hive_partitioning=True,
+                hive_schema={"kind": polars.String},
+                storage_options=self._store.delta_options(),
             )
             self._read = (version, frame.select(list(_COLUMNS)))
         return self._read[1]

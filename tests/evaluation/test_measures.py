@@ -1,9 +1,10 @@
+import json
 import math
 
 import numpy as np
 import pytest
 
-from evaluation.measures import bootstrap, measure, measure_ratio, ratio, roc_auc
+from evaluation.measures import Measure, bootstrap, measure, measure_ratio, ratio, roc_auc
 
 
 def test_measure_averages_subjects_not_pictures() -> None:
@@ -49,6 +50,14 @@ def test_ratio_is_of_means_and_infinite_over_zero() -> None:
     infinite = measure_ratio({"a": [1.0]}, {"a": [0.0]})
     assert infinite is not None and math.isinf(infinite.mean) and not math.isnan(infinite.high)
     assert ratio(np.array([[1.0, 2.0], [0.0, 0.0]])).tolist() == [0.5, 0.0]
+
+
+def test_an_infinite_ratio_survives_json() -> None:
+    # The mean is finite, but among the resampled subjects are draws that have b alone.
+    found = measure_ratio({"a": [1.0], "b": [1.0]}, {"a": [1.0], "b": [0.0]})
+    assert found is not None and found.mean == 2 and math.isinf(found.high)
+    written = json.dumps(found.model_dump(mode="json"), allow_nan=False)
+    assert '"high": null' in written and Measure.model_validate_json(written) == found
 
 
 def test_roc_auc_counts_ties_half() -> None:

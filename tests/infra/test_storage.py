@@ -99,3 +99,6 @@ def test_an_address_chooses_the_store(tmp_path: Path) -> None:
     for wrong in ("gs://bucket", "s3://", "s3:///prefix"):
         with pytest.raises(UserError, match="storage.root|Storage root"):
             open_store(wrong)
+    for strange in ("a[1]", "a%20b", "a|b", "really?"):
+        with pytest.raises(UserError, match="another folder"):
+            open_store(str(tmp_path / strange))

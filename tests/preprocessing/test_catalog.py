@@ -62,6 +62,15 @@ def test_old_versions_stay_readable(tmp_path: Path) -> None:
     assert [row.shard for row in catalog.shards("ingest")] == ["a", "b"]
 
 
+@pytest.mark.parametrize("name", ["my photos", "café", "50%", "#1", "a+b & c"])
+def test_a_folder_may_have_any_ordinary_name(name: str, tmp_path: Path) -> None:
+    catalog = Catalog(DirectoryStore(tmp_path / name))
+    catalog.commit([shard("a")], [photo(1)])
+    catalog.commit([shard("b")], [])
+    assert [row.shard for row in catalog.shards("ingest")] == ["a", "b"] and len(catalog.photos()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_pending_goes_by_fingerprint(tmp_path: Path) -> None:
     catalog = Catalog(DirectoryStore(tmp_path))
     catalog.commit([shard("a"), shard("b"), shard("a", "caption", "old")], [])
