@@ -157,13 +157,15 @@ def as_subjects(people: Sequence[Mapping[str, Any]]) -> list[Subject]:
 
 
 def _attached(adapter: Mapping[str, bytes] | Path, pipe: Any, settings: Settings) -> MoAAdapter:
-    encoder = open_image_encoder(settings.models)
     if isinstance(adapter, Path):
-        return MoAAdapter.from_pretrained(adapter).attach(pipe, image_encoder=encoder)
-    with tempfile.TemporaryDirectory(prefix="moa-adapter-") as folder:
-        for name in ("adapter.safetensors", "adapter_config.json"):
-            Path(folder, name).write_bytes(adapter[name])
-        return MoAAdapter.from_pretrained(Path(folder)).attach(pipe, image_encoder=encoder)
+        loaded = MoAAdapter.from_pretrained(adapter)
+    else:
+        with tempfile.TemporaryDirectory(prefix="moa-adapter-") as folder:
+            for name in ("adapter.safetensors", "adapter_config.json"):
+                Path(folder, name).write_bytes(adapter[name])
+            loaded = MoAAdapter.from_pretrained(Path(folder))
+    loaded.prior_only_above = settings.evaluate.prior_only_above  # not what it was made with
+    return loaded.attach(pipe, image_encoder=open_image_encoder(settings.models))
 
 
 def _router_maps(steps: Sequence[RecordedStep], count: int) -> np.ndarray | None:

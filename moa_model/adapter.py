@@ -227,6 +227,8 @@ class MoAAdapter(nn.Module):
         subjects = request.for_batch(rows)
         timestep_B = torch.as_tensor(timestep, device=device, dtype=torch.float32).expand(rows)
         personal_B = timestep_B <= self.prior_only_above
+        if subjects.bound_B is not None:
+            personal_B &= subjects.bound_B.to(device)
         if not personal_B.any():
             return None
         if self.prompt.mlp[-1].weight.device != device:  # the pipeline was moved after attach; it moves only the layers

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
@@ -31,6 +31,8 @@ class Subjects:
     token_BS: Int[Tensor, "B S"]
     """Index of the word's last token, −1 for none."""
     maps: AttentionMaps | None = None
+    bound_B: Bool[Tensor, " B"] | None = None
+    """False where a row's prompt has no subject at all: it takes the prior alone. None = every row has experts."""
 
     def for_batch(self, rows: int) -> "Subjects":
         """These subjects, if they are as many as the batch's rows; raises UserError otherwise."""
@@ -59,10 +61,11 @@ class Binding:
             )
         image_BSF = self.image_PSF.repeat_interleave(images, dim=0)
         token_BS = self.token_PS.repeat_interleave(images, dim=0)
+        bound_B = (token_BS >= 0).any(dim=1).repeat(halves)  # both halves of a prompt's guidance go the same way
         if halves == 2:
             image_BSF = torch.cat([torch.zeros_like(image_BSF), image_BSF])
             token_BS = torch.cat([torch.full_like(token_BS, -1), token_BS])
-        return Subjects(image_BSF, token_BS)
+        return Subjects(image_BSF, token_BS, bound_B=bound_B)
 
 
 def bind(

@@ -74,6 +74,7 @@ class MoATrainingModule(nn.Module):
         self.lambda_router, self.lambda_object = lambda_router, lambda_object
         self.router_normalisation: Literal["mean", "sum"] = router_normalisation
         self.blocks = penalised_blocks(adapter.config.layers, blocks)
+        adapter.prior_only_above = adapter.config.timesteps  # whatever is drawn to train on is trained
         unet.eval().requires_grad_(False)  # the prior is frozen for ever …
         adapter.float().train().requires_grad_(True)  # … and the experts, which it now carries, are trained
 

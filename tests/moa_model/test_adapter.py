@@ -114,6 +114,11 @@ def test_several_images_per_prompt_and_several_prompts(pipe, paint, adapter, fea
     bound = adapter.bind(pipe, prompts[1], {"woman": -feature})
     alone = paint(pipe, prompts[1], cross_attention_kwargs=bound, latents=latents[1:])
     np.testing.assert_allclose(two[1], alone[0], atol=1e-4)
+    stock = paint(pipe, prompts, latents=latents)
+    mixed = paint(
+        pipe, prompts, cross_attention_kwargs=adapter.bind(pipe, prompts, [{"man": feature}, {}]), latents=latents
+    )
+    assert _differs(mixed[0], stock[0]) and np.array_equal(mixed[1], stock[1])  # who has no subject is the prior's
     with pytest.raises(UserError, match="bind the same prompts"):
         paint(pipe, ["a", "b", "c"], cross_attention_kwargs=adapter.bind(pipe, prompts, [{"man": feature}, {}]))
 

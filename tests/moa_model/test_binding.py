@@ -70,6 +70,8 @@ def test_rows_follow_the_pipelines_order() -> None:
     assert subjects.token_BS[:, 0].tolist() == [-1, -1, -1, -1, 2, 2, -1, -1]
     assert subjects.image_BSF[4:6, 0, 0].tolist() == [1, 1]
     assert not subjects.image_BSF[:4].any()
+    assert subjects.bound_B is not None  # both halves of "a photo" are the prior's
+    assert subjects.bound_B.tolist() == [True, True, False, False] * 2
     with pytest.raises(UserError, match="2 prompts"):
         binding.for_batch(6)
     with pytest.raises(UserError, match="1 rows"):

@@ -129,6 +129,17 @@ def test_a_dropped_condition_sees_neither_text_nor_subject(batch: Batch) -> None
     assert module(batch).total != module(Batch(**vars(batch) | {"image_embeds": -batch.image_embeds})).total
 
 
+def test_every_timestep_that_is_drawn_is_trained(batch: Batch) -> None:
+    """Also those at which the released adapter will leave the picture to the prior."""
+    pipe = tiny_pipeline()
+    adapter = trained_like(MoAAdapter.for_unet(pipe.unet, IMAGE_DIM, prior_only_above=300))
+    module = MoATrainingModule(pipe.unet, adapter, pipe.scheduler.config)
+    early = Batch(**vars(batch) | {"timesteps": torch.full((4,), 750)})
+    other = Batch(**vars(early) | {"image_embeds": -batch.image_embeds})
+    assert module(early).masked != module(other).masked
+    assert adapter.config.prior_only_above == 300
+
+
 def test_settings(batch: Batch) -> None:
     assert _module(blocks="all").blocks == set(range(16))
     assert _module().blocks == set(range(2, 13))

@@ -1,0 +1,55 @@
+"""Drawing with an adapter as evaluation and `moa generate` do."""
+
+from pathlib import Path
+
+import infra.torchvision_ops  # noqa: F401
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flows.painting import Painter, open_pipeline
+from infra.settings import Settings
+from moa_model import MoAAdapter
+from tests.moa_model.conftest import trained_like
+from tests.tiny_world import PIXELS, tiny_settings, write_models
+
+PROMPTS = ["a photo of a man holding roses", "a photo of a woman"]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    world = tmp_path_factory.mktemp("world")
+    write_models(world / "models")
+    return tiny_settings(world, world / "workspace")
+
+
+@pytest.fixture(scope="module")
+def folder(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("adapter")
+    trained_like(MoAAdapter.for_unet(open_pipeline(settings.models).unet, 12)).save_pretrained(folder)
+    return folder
+
+
+def _drawn(painter: Painter, subjects: list[dict[str, Image.Image]]) -> list[np.ndarray]:
+    return [np.asarray(drawing.picture) for drawing in painter.draw(PROMPTS, subjects, [7, 8])]
+
+
+def test_the_subject_counts_and_the_others_are_the_priors(settings: Settings, folder: Path) -> None:
+    painter = Painter.open(settings, folder)
+    prior = _drawn(painter, [{}, {}])
+    crop = painter.crop(Image.effect_noise((PIXELS, PIXELS), 90).convert("RGB"))
+    drawings = painter.draw(PROMPTS, [{"man": crop}, {}], [7, 8])
+    assert not np.array_equal(drawings[0].picture, prior[0]) and np.array_equal(drawings[1].picture, prior[1])
+    assert drawings[0].router is not None and drawings[1].router is None
+
+
+def test_the_settings_say_where_the_prior_draws_alone(settings: Settings, folder: Path) -> None:
+    """Whatever the release was made with: 0 leaves nothing to its experts."""
+    evaluate = settings.evaluate.model_copy(update={"prior_only_above": 0})
+    painter = Painter.open(settings.model_copy(update={"evaluate": evaluate}), folder)
+    crop = Image.new("RGB", (PIXELS, PIXELS), "orange")
+    for drawn, prior in zip(_drawn(painter, [{"man": crop}, {}]), _drawn(painter, [{}, {}]), strict=True):
+        assert np.array_equal(drawn, prior)
