@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from evaluation.people import Found
 from infra.errors import UserError
-from infra.model_files import resolve
+from infra.model_files import facenet_file, resolve
 from infra.settings import ModelReference
 
 GREY = (127, 127, 127)
@@ -108,7 +108,7 @@ def open_identity_encoder(reference: ModelReference, device: str = "cpu") -> Ide
     if reference.backend == "transformers":
         return TransformersIdentity(reference, device)
     if reference.backend == "facenet":
-        return FaceNetIdentity(Path(reference.location), device)
+        return FaceNetIdentity(Path(resolve(reference, "identity")[0]), device)
     raise UserError(
         f"models.identity.backend is '{reference.backend}', but an identity encoder is 'transformers' or 'facenet': "
         "set one of the two."
@@ -147,7 +147,7 @@ class FaceNetIdentity:
     def __init__(self, weights: Path, device: str = "cpu") -> None:
         from facenet_pytorch import InceptionResnetV1
 
-        state = {name: tensor for name, tensor in load_file(_facenet_file(weights)).items() if "logits" not in name}
+        state = {name: tensor for name, tensor in load_file(facenet_file(weights)).items() if "logits" not in name}
         model = InceptionResnetV1(pretrained=None, classify=False)
         # The head that classifies the training set's people is not part of the embedding.
         missing, unexpected = model.load_state_dict(state, strict=False)
@@ -165,19 +165,6 @@ class FaceNetIdentity:
         pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float()
         # The scale that the network was trained with: (x − 127.5) / 128.
         return _unit(self._model(((pixels - 127.5) / 128).to(self._device)).float().cpu().numpy())
-
-
-def _facenet_file(weights: Path) -> Path:
-    file = weights / "vggface2.safetensors" if weights.is_dir() else weights
-    advice = (
-        "convert facenet-pytorch's 20180402-114759-vggface2.pt once with the command in evaluation/README.md and set "
-        "models.identity.location to the vggface2.safetensors that it writes."
-    )
-    if file.suffix != ".safetensors":
-        raise UserError(f"FaceNet's weights at {file} are not .safetensors, and pickles are never loaded: {advice}")
-    if not file.is_file():
-        raise UserError(f"FaceNet's weights are not at {file}: {advice}")
-    return file
 
 
 def _unit(vectors_ND: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:

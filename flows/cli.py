@@ -8,7 +8,7 @@ import threading
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -253,22 +253,28 @@ def _leave() -> None:
 
 def _run() -> int:
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)  # the code of a typer.Exit, else what the command returned
     except UserError as error:
         typer.echo(f"moa: {error}", err=True)
         return 2
-    except typer.Exit as exit:
-        return exit.exit_code
     except (KeyboardInterrupt, typer.Abort):
         typer.echo(_STOPPED, err=True)
         return 130
     except Exception as error:
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # typer's own: a wrong option or argument
-            error.show()
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own: a wrong option or argument
+            _say_usage(error)
             return int(error.exit_code)
         traceback.print_exc()
         return 1
-    return 0
+    return status if isinstance(status, int) else 0
+
+
+def _say_usage(error: Any) -> None:
+    """Typer's message in one line; nothing after the help that a command without arguments has printed."""
+    if message := " ".join(error.format_message().split()):
+        context = getattr(error, "ctx", None)
+        hint = f": see {context.command_path} --help." if context else "."
+        typer.echo(f"moa: {message.rstrip('.')}{hint}", err=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from infra.storage import S3Store, open_store
 GB = 10**9
 # What is free must hold the shards, checkpoints and a release. Two figures, because the presets differ by that much.
 _DISK_GB = {True: 2, False: 200}
+# Every training worker holds all samples: of 70,000 at 512 pixels they are 14 GB, for each of four workers.
+_MEMORY_GB = {True: 7.5, False: 64.0}
 # BLIP-2 6.7B in half precision, the largest model of a preset at 512 pixels.
 _GPU_MEMORY_GB = 40
 _SMALL_PICTURE = 128  # at most this many pixels a side: a CPU will do
@@ -34,7 +36,7 @@ def diagnose(settings: Settings) -> list[Check]:
     """One check per model, data source, store and machine resource; never raises for what is missing."""
     checks = [_model(kind, reference) for kind, reference in _models(settings)]
     checks += [_source("ingest.source", settings.ingest.source), _source("evaluate.source", settings.evaluate.source)]
-    return [*checks, _storage(settings), _ray(settings), _accelerator(settings), _memory(), _disk(settings)]
+    return [*checks, _storage(settings), _ray(settings), _accelerator(settings), _memory(settings), _disk(settings)]
 
 
 def _models(settings: Settings) -> Iterator[tuple[str, ModelReference]]:
@@ -51,9 +53,9 @@ def _model(kind: str, reference: ModelReference) -> Check:
     except UserError as error:
         return Check(name, False, str(error))
     if not arguments:
-        folder = Path(location)
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
-        return Check(name, True, f"{folder} ({size:.1f} MB)")
+        place = Path(location)
+        files = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
+        return Check(name, True, f"{place} ({sum(path.stat().st_size for path in files) / 1e6:.1f} MB)")
     revision = arguments["revision"]
     cached = _hub_cache() / f"models--{location.replace('/', '--')}" / "snapshots" / revision
     if cached.is_dir():
@@ -104,7 +106,7 @@ def _s3(store: S3Store) -> Check:
     try:
         store.list("doctor/")
     except Exception as error:  # botocore has dozens of kinds, and each is an answer here
-        return Check("storage", False, f"{_address(store)} on {place}: {error}")
+        return Check("storage", False, str(error))
     return Check("storage", True, f"{_address(store)} on {place} answers")
 
 
@@ -140,9 +142,11 @@ def _accelerator(settings: Settings) -> Check:
     return Check("accelerator", enough, f"{found} here" if enough else f"{found} here; {wanted}")
 
 
-def _memory() -> Check:
+def _memory(settings: Settings) -> Check:
     total = psutil.virtual_memory().total / GB
-    return Check("memory", total >= 7.5, f"{total:.0f} GB" + ("" if total >= 7.5 else ": 8 GB are needed"))
+    needed = _MEMORY_GB[settings.ingest.pixels <= _SMALL_PICTURE]
+    found = f"{total:.0f} GB"
+    return Check("memory", total >= needed, found if total >= needed else f"{found} here: {needed:.0f} GB are needed")
 
 
 def _disk(settings: Settings) -> Check:

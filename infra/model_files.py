@@ -12,6 +12,7 @@ ZOO = Path(__file__).parent / "zoo" / "weights"
 
 # What `save_pretrained` always writes: its absence means a half-copied or a wrong folder.
 _CONFIGURATION_FILES = {"transformers": "config.json", "diffusers": "model_index.json"}
+_FACENET_FILE = "vggface2.safetensors"
 
 
 def resolve(reference: ModelReference, kind: str) -> tuple[str, dict[str, str]]:
@@ -20,6 +21,8 @@ def resolve(reference: ModelReference, kind: str) -> tuple[str, dict[str, str]]:
     `kind` ("captioner", …) is what an error calls the model. Raises UserError when a folder is missing or incomplete,
     or when a hub id has no pinned revision. Nothing is downloaded here.
     """
+    if reference.backend == "facenet":
+        return str(facenet_file(Path(reference.location).expanduser().absolute())), {}
     folder = local_folder(reference)
     if folder is None:
         return reference.location, {"revision": _pinned_revision(reference, kind)}
@@ -37,6 +40,20 @@ def resolve(reference: ModelReference, kind: str) -> tuple[str, dict[str, str]]:
     return str(folder), {}
 
 
+def facenet_file(weights: Path) -> Path:
+    """FaceNet's weights where `weights` is their file or its folder; UserError, with the way to them, otherwise."""
+    file = weights / _FACENET_FILE if weights.is_dir() or weights.suffix == "" else weights
+    advice = (
+        "convert facenet-pytorch's 20180402-114759-vggface2.pt once with the command in evaluation/README.md and set "
+        f"models.identity.location to the {_FACENET_FILE} that it writes or to its folder."
+    )
+    if file.suffix != ".safetensors":
+        raise UserError(f"FaceNet's weights at {file} are not .safetensors, and pickles are never loaded: {advice}")
+    if not file.is_file():
+        raise UserError(f"FaceNet's weights are not at {file}: {advice}")
+    return file
+
+
 def local_folder(reference: ModelReference) -> Path | None:
     """The folder that the reference names, whether or not it exists; None when it is a hub id."""
     location = reference.location
@@ -49,16 +66,17 @@ def local_folder(reference: ModelReference) -> Path | None:
 
 
 def fingerprint(reference: ModelReference) -> str:
-    """A name for exactly these weights: "owner/name@revision" on the hub, the SHA-256 of a folder's names and contents.
+    """A name for exactly these weights: "owner/name@revision" on the hub, else a SHA-256 of the files' names and bytes.
 
     A file that has the size and modification time it had before is not read again within a process.
     """
     location, arguments = resolve(reference, "model")
     if arguments:
         return f"{location}@{arguments['revision']}"
-    folder = Path(location)
+    place = Path(location)
+    folder, paths = (place.parent, [place]) if place.is_file() else (place, sorted(place.rglob("*")))
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
+    for path in paths:
         name = path.relative_to(folder)
         if not path.is_file() or any(part.startswith(".") for part in name.parts):
             continue  # a download's or a desktop's notes are not the model

@@ -219,12 +219,23 @@ def load_settings(preset: str, workspace: Path | None = None, overrides: Mapping
     if workspace is not None:
         values["workspace"] = str(workspace)
     if isinstance(values.get("workspace"), str):
-        # Absolute, because Ray's workers may stand in another folder.
-        values["workspace"] = str(Path(values["workspace"]).expanduser().absolute())
+        values["workspace"] = _absolute(values["workspace"])
+    for model in _tables(values.get("models")):
+        if str(model.get("location", "")).startswith(("./", "../", "~")):
+            model["location"] = _absolute(model["location"])
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
         raise UserError(f"Preset {preset!r} does not fit: {_describe(error)}.") from error
+
+
+def _absolute(path: str) -> str:
+    """Ray's workers may stand in another folder."""
+    return str(Path(path).expanduser().absolute())
+
+
+def _tables(value: object) -> list[dict[str, Any]]:
+    return [one for one in value.values() if isinstance(one, dict)] if isinstance(value, dict) else []
 
 
 def _override(values: dict[str, Any], key: str, text: str) -> None:

@@ -1,5 +1,6 @@
 """Real models of the production classes with random weights, small enough to be made in a test."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import infra.torchvision_ops  # noqa: F401
@@ -187,8 +188,8 @@ def tiny_blip2(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def tiny_mask2former(folder: Path, seed: int = 0) -> Path:
-    """A random Mask2Former of 32 × 32 pictures with the one class "person", saved with its processor."""
+def tiny_mask2former(folder: Path, seed: int = 0, labels: Sequence[str] = ("person",)) -> Path:
+    """A random Mask2Former of 32 × 32 pictures, by default with the one class "person", saved with its processor."""
     from transformers import (
         Mask2FormerConfig,
         Mask2FormerForUniversalSegmentation,
@@ -219,8 +220,8 @@ def tiny_mask2former(folder: Path, seed: int = 0) -> Path:
         num_queries=4,
         feature_strides=[2, 4, 8, 16],
         common_stride=2,
-        id2label={0: "person"},
-        label2id={"person": 0},
+        id2label=dict(enumerate(labels)),
+        label2id={label: number for number, label in enumerate(labels)},
     )
     Mask2FormerForUniversalSegmentation(config).eval().save_pretrained(folder, safe_serialization=True)
     Mask2FormerImageProcessor(size={"height": 32, "width": 32}, size_divisor=0, do_resize=True).save_pretrained(folder)

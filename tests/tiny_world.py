@@ -38,14 +38,14 @@ def write_models(root: Path) -> Path:
     return root
 
 
-def write_photos(root: Path, count: int, first: int = 0) -> Path:
+def write_photos(root: Path, count: int, first: int = 0, pixels: int = PIXELS) -> Path:
     """`count` photos in FFHQ's layout, the last one twice, and a text file that is no picture."""
     folder = root / "images1024x1024" / "00000"
     folder.mkdir(parents=True, exist_ok=True)
     entries = json.loads(path.read_text()) if (path := root / "ffhq-dataset-v2.json").exists() else {}
     for index in range(first, first + count + 2):
         file = folder / f"{index:05d}.png"
-        drawing = draw(picture_at(0, min(index, first + count - 1)), PIXELS)
+        drawing = draw(picture_at(0, min(index, first + count - 1)), pixels)
         if index == first + count + 1:
             file.write_bytes(b"this is no picture")
         else:
@@ -58,7 +58,7 @@ def write_photos(root: Path, count: int, first: int = 0) -> Path:
                 "file_path": f"images1024x1024/00000/{file.name}",
                 "file_size": file.stat().st_size,
                 "file_md5": hashlib.md5(file.read_bytes()).hexdigest(),
-                "pixel_size": [PIXELS, PIXELS],
+                "pixel_size": [pixels, pixels],
                 "face_landmarks": drawing.landmarks[0],
             },
         }

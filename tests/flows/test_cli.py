@@ -52,6 +52,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_two(tmp_path: Path) -> None:
         (["generate", "--prompt", "a man", "--out", "x.png", "--subject", "a.png"], "a.png"),
         (["no-such-command"], "no-such-command"),
         (["demo", "--more", "-3"], "--more"),
+        (["ingest", "--no-such-option"], "moa ingest --help"),
     ],
 )
 def test_mistakes(
@@ -61,7 +62,17 @@ def test_mistakes(
     monkeypatch.setattr(sys, "argv", ["moa", *arguments])
     assert cli._run() == 2
     printed = capsys.readouterr().err
-    assert says in printed and "Traceback" not in printed
+    assert says in printed and printed.startswith("moa: ") and printed.count("\n") == 1
+
+
+def test_doctor_ends_with_one_where_something_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = ["--set", "ingest.source=folder:/does/not/exist", "--workspace", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["moa", "doctor", *missing])
+    assert cli._run() == 1
+    printed = capsys.readouterr().out
+    assert "missing  ingest.source: no folder /does/not/exist" in printed and "ok       storage" in printed
 
 
 def test_stopping_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

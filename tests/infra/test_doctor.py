@@ -31,6 +31,7 @@ def test_sd15_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("infra.doctor._hub_cache", lambda: tmp_path / "hub")
     checks = _checks("sd15", tmp_path, ingest__source="ffhq:/absent", ray__address="127.0.0.1:1")
     assert "hf download" in checks["model captioner"].detail
+    assert "evaluation/README.md" in checks["model identity"].detail
     assert "/absent" in checks["ingest.source"].detail
     assert "credentials" in checks["storage"].detail
     assert "does not answer" in checks["ray"].detail

@@ -71,3 +71,17 @@ def test_a_fingerprint_follows_names_and_contents(tmp_path: Path) -> None:
     path.with_name("other.safetensors").write_bytes(b"w")
     assert fingerprint(one) != fingerprint(same)
     assert fingerprint(ModelReference(location="a/b", revision=COMMIT)) == f"a/b@{COMMIT}"
+
+
+def test_facenet_is_a_file_or_the_folder_around_it(tmp_path: Path) -> None:
+    file = tmp_path / "vggface2.safetensors"
+    references = [ModelReference(location=str(place), backend="facenet") for place in (tmp_path, file)]
+    for reference in references:
+        with pytest.raises(UserError, match="evaluation/README.md"):
+            resolve(reference, "identity")
+    file.write_bytes(b"one")
+    assert [resolve(reference, "identity") for reference in references] == [(str(file), {})] * 2
+    before = {fingerprint(reference) for reference in references}
+    file.write_bytes(b"two")
+    os.utime(file, ns=(1, 1))
+    assert len(before) == 1 and before.isdisjoint(fingerprint(reference) for reference in references)

@@ -83,3 +83,12 @@ def test_a_preset_may_be_a_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text((PRESETS / "demo.toml").read_text().replace("steps = 300", "steps = 5"))
     assert load_settings(str(path)).train.steps == 5
+
+
+def test_local_models_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings("sd15", overrides={"models.clip.location": "../clip"})
+    assert settings.models.identity.location == str(tmp_path / "models" / "facenet-vggface2")
+    assert Path(settings.models.clip.location).is_absolute()
+    assert settings.models.base.location == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert load_settings("demo").models.base.location == "zoo:base"

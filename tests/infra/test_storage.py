@@ -2,6 +2,7 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
+import boto3
 import polars as pl
 import pytest
 from hypothesis import given
@@ -102,3 +103,17 @@ def test_an_address_chooses_the_store(tmp_path: Path) -> None:
     for strange in ("a[1]", "a%20b", "a|b", "really?"):
         with pytest.raises(UserError, match="another folder"):
             open_store(str(tmp_path / strange))
+
+
+def test_folders_that_others_mark_are_no_objects(s3_store: S3Store) -> None:
+    s3_store.put("runs/1/a.bin", b"a")
+    client = boto3.client("s3", endpoint_url=s3_store.endpoint_url)
+    client.put_object(Bucket=s3_store.bucket, Key=f"{s3_store.prefix}/runs/1/", Body=b"")  # as Arrow does, and consoles
+    assert s3_store.list("runs/") == ["runs/1/a.bin"]
+
+
+def test_a_bucket_that_cannot_be_used_is_one_sentence(s3_store: S3Store) -> None:
+    for bucket, address in (("no-such-bucket", s3_store.endpoint_url), (s3_store.bucket, "not an address")):
+        with pytest.raises(UserError, match="storage.root") as caught:
+            S3Store(bucket, "some/prefix", address).exists("key")
+        assert bucket in str(caught.value) and "\n" not in str(caught.value)
