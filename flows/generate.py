@@ -1,12 +1,13 @@
 """`moa generate`: one picture of somebody, from a release and their photo. No Ray, no Prefect."""
 
+import errno
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flows.run import Run
-from infra.errors import UserError
+from infra.errors import UserError, written_by_us
 from infra.settings import Settings
 
 
@@ -20,6 +21,10 @@ def generate(
     """
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UserError(f'The picture "{out}" cannot be written: give --out a name that ends in .png, .jpg or .webp.')
+    with written_by_us(out, "give --out another name"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
     words = words_for(prompt, len(subjects))
     photos = [_read(path, settings) for path in subjects]
     adapter = adapter_files(settings, release) if photos else None
@@ -31,8 +36,8 @@ def generate(
     for word, photo in zip(words, photos, strict=True):
         bound[word].append(painter.crop(photo))
     picture = painter.draw([prompt], [bound], [seed])[0].picture
-    out.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(out)
+    with written_by_us(out, "give --out another name"):
+        picture.save(out)
     return out
 
 

@@ -11,6 +11,7 @@ anything twice, as after a crash, changes nothing.
 
 import hashlib
 import json
+import os
 import re
 import secrets
 import shutil
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.errors import UserError
+from infra.errors import UserError, written_by_us
 from infra.storage import ObjectStore, check_key
 
 MANIFEST = "manifest.json"
@@ -101,7 +102,8 @@ class Releases:
             return
         number = history[-1].number + 1 if history else 1
         entry = _to_json({"id": release.id, "number": release.number, "why": why})
-        if not self.store.create(f"aliases/{alias}/{number:08d}.json", entry):
+        # A retried request may meet its own first try, which had arrived: then the name stands where it should.
+        if not self.store.create(f"aliases/{alias}/{number:08d}.json", entry) and self.current(alias) != release:
             raise UserError(f"The name {alias!r} was moved by somebody else just now: look at it and promote again.")
 
     def current(self, alias: str) -> Release | None:
@@ -138,21 +140,22 @@ class Releases:
         for an unknown name, a destination in use, a missing file and a file that is not what was published.
         """
         destination = destination.expanduser().absolute()
-        if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
+        if os.path.lexists(destination) and not (destination.is_dir() and not any(destination.iterdir())):
             raise UserError(f"{destination} is not an empty folder: name a new one to pull into.")
         release = self.resolve(name)
         described = self.manifest(release)["files"]
-        destination.parent.mkdir(parents=True, exist_ok=True)
         partial = destination.with_name(f".{destination.name}.partial-{secrets.token_hex(4)}")
-        try:
-            for file, expected in described.items():
-                path = partial / check_key(file)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(self._verified(release, file, expected))
-            (partial / MANIFEST).write_bytes(self.store.get(f"releases/{release.id}/{MANIFEST}"))
-            partial.replace(destination)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        with written_by_us(destination, "name another folder to pull into"):
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                for file, expected in described.items():
+                    path = partial / check_key(file)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(self._verified(release, file, expected))
+                (partial / MANIFEST).write_bytes(self.store.get(f"releases/{release.id}/{MANIFEST}"))
+                partial.replace(destination)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
         return release
 
     def read(self, release: Release, file: str) -> bytes:

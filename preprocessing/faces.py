@@ -120,8 +120,3 @@ class FaceDetector:
             marks = tuple((float(x) * back[0], float(y) * back[1]) for x, y in point)
             faces.append(Face(box_inside, marks, float(score)))
         return sorted(faces, key=lambda face: (-face.area, face.box))
-
-    def locate(self, image: Image.Image) -> tuple[float, float, float, float] | None:
-        """Box of the largest face, or None: what an identity score needs."""
-        faces = self.detect(image)
-        return faces[0].box if faces else None

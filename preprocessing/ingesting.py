@@ -1,15 +1,15 @@
 """A chunk of a source's photos → one shard of checked, square pictures and one row per photo.
 
 A chunk is a run of consecutive records, so the same source gives the same chunks; a photo that is refused costs itself
-only. Chunks may be ingested side by side, each with the digests known before it: `collides` tells whether two of them
-met the same photo, and the later one is then ingested again.
+only. Chunks may be ingested side by side, each with the digests known before it: where two of them kept the same photo,
+their `keys` tell, and the later one is ingested again.
 """
 
 import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
@@ -22,7 +22,6 @@ from preprocessing.shards import encode_json, write_tar
 from preprocessing.sources import Record
 
 STAGE = "ingest"
-_PICTURES = 8  # that a chunk hands up to be looked at
 
 
 class IngestLimits(Protocol):
@@ -49,16 +48,11 @@ class IngestedChunk:
     shard_id: str
     tar: bytes | None
     rows: list[PhotoRow]
-    pictures: list[tuple[str, bytes]] = field(default_factory=list)  # (origin, JPEG bytes) of the first few kept
 
     @property
     def keys(self) -> list[str]:
         """The kept photos' keys, sorted as the samples in the tar."""
         return sorted(row.key for row in self.rows if row.status == KEPT)
-
-    def collides(self, known_digests: AbstractSet[str]) -> bool:
-        """Whether a photo kept here has been kept elsewhere since this chunk was given its known digests."""
-        return not known_digests.isdisjoint(self.keys)
 
 
 def chunk(records: Iterable[Record], photos_per_shard: int) -> Iterator[list[Record]]:
@@ -83,7 +77,6 @@ def ingest_chunk(
     """
     samples: dict[str, dict[str, bytes]] = {}
     rows: list[tuple[Record, str, Reason | None, str]] = []
-    pictures: list[tuple[str, bytes]] = []
     for record in records:
         key = ""
         try:
@@ -101,12 +94,10 @@ def ingest_chunk(
             rows.append((record, key, refusal.reason, refusal.detail))
             continue
         rows.append((record, key, None, ""))
-        if len(pictures) < _PICTURES:
-            pictures.append((record.origin, samples[key]["jpg"]))
     if not samples:
         return IngestedChunk("", None, [_row("", *row) for row in rows])
     shard_id = shard_name(samples)
-    return IngestedChunk(shard_id, write_tar(samples.items()), [_row(shard_id, *row) for row in rows], pictures)
+    return IngestedChunk(shard_id, write_tar(samples.items()), [_row(shard_id, *row) for row in rows])
 
 
 def shard_name(keys: Iterable[str]) -> str:

@@ -100,6 +100,8 @@ def test_a_pull_writes_what_was_published(store: ObjectStore, tmp_path: Path) ->
     assert (destination / "manifest.json").read_bytes() == store.get(f"releases/{release.id}/manifest.json")
     with pytest.raises(UserError, match="not an empty folder"):
         releases.pull("1", destination)
+    with pytest.raises(UserError, match="name another folder"):
+        releases.pull("1", destination / "adapter.safetensors" / "below a file")
 
 
 @pytest.mark.parametrize("damage", ["changed", "longer", "missing", "manifest"])
