@@ -3,6 +3,8 @@
 import time
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
 from flows.artifacts import console
 from flows.session import machinery
 from infra.settings import Settings
@@ -13,8 +15,10 @@ if TYPE_CHECKING:
 
 def demo(settings: Settings, more: int = 0, from_scratch: bool = False) -> None:
     """The retraining on Paperfolk, which first grows by `more` photos."""
+    from flows.run import check_inputs
     from flows.world import ask_for_more, granted
 
+    check_inputs(settings)
     if more:
         ask_for_more(settings, more)
     retrain_and_report(settings, from_scratch)
@@ -45,8 +49,9 @@ def conclude(settings: Settings, journey: "Journey", seconds: float) -> None:
         summary = summarise(run, journey, seconds)
         path = write_summary(run, summary)
         page = write_report(run, summary)
+    output = Console(highlight=False)  # progress goes to standard error, the result to standard output
     if summary["nothing_new"]:
         number = summary["release"]["number"]
-        console.print(f"Nothing new: release {number} was made of exactly these photos and settings.")
-    print_summary(summary, settings, console)
-    console.print(f"{path}\n{page}", soft_wrap=True)
+        output.print(f"Nothing new: release {number} was made of exactly these photos and settings.", soft_wrap=True)
+    print_summary(summary, output)
+    output.print(f"{path}\n{page}", soft_wrap=True, markup=False)

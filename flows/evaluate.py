@@ -12,7 +12,7 @@ from prefect import flow
 
 from flows import artifacts
 from flows.run import Run, StageResult, digest
-from flows.train import ADAPTER_FILES, plan_training, trained_adapter
+from flows.train import ADAPTER_FILES, current_training, trained_adapter
 from flows.workers import JudgeWorker, PaintWorker
 from infra.errors import UserError
 from infra.ray_session import map_shards
@@ -29,7 +29,7 @@ PICTURES = "pictures.tar"
 def evaluate(settings: Settings, run_id: str = "", from_scratch: bool = False) -> StageResult:
     """Draw, measure and hold against the gate; `run_id` "" = the training of what the catalog holds now."""
     started, run = time.monotonic(), Run(settings)
-    run_id = run_id or plan_training(run, from_scratch)["run_id"]
+    run_id = run_id or current_training(run, from_scratch)
     if not run.store.exists(f"runs/{run_id}/finished.json"):
         raise UserError(f"Training {run_id} is not finished: run moa train first.")
     people = read_people(run)
@@ -180,9 +180,12 @@ def _parts(cell: Any, png: bytes, router: Any) -> dict[str, bytes]:
 
 
 def _photo(record: Record, settings: Settings) -> bytes | None:
-    """The record's photo as a square PNG, as ingestion would cut it; None where it cannot be used."""
+    """The record's photo as a square PNG, as ingestion would cut it; None where it cannot be used.
+
+    It is compared, not learned: half of what CLIP sees of a subject is enough. CelebA's aligned photos are 178 wide.
+    """
     try:
-        photo = decode(read_bytes(Path(record.path)), settings.ingest.min_side, settings.ingest.max_pixels)
+        photo = decode(read_bytes(Path(record.path)), settings.shard.reference_pixels // 2, settings.ingest.max_pixels)
     except PhotoRefused:
         return None
     buffer = io.BytesIO()

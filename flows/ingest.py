@@ -1,5 +1,6 @@
 """Stage 1: new photos of a source are read, checked, cropped and stored as shards."""
 
+import os
 import time
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from infra.ray_session import map_shards
 from infra.settings import Settings
 from preprocessing.catalog import KEPT, PhotoRow
 from preprocessing.ingesting import chunk
+from preprocessing.photos import Reason
 from preprocessing.sources import Record, open_source
 
 
@@ -45,14 +47,20 @@ def ingest(settings: Settings) -> StageResult:
 
 
 def new_photos(settings: Settings) -> list[Record]:
-    """The source's photos that have not been read yet, in its order."""
+    """The source's photos that have not been read yet, in its order; behind them those that can be read by now."""
     run = Run(settings)
-    spec = run.source_spec(settings.ingest.source)
-    source = open_source(spec)
-    # Two folders may hold files of the same name; the collections are one each.
-    name = spec if source.name == "folder" else source.name
+    source = open_source(run.source_spec(settings.ingest.source))
+    # Drawn photos have the names of FFHQ's: taken for FFHQ, they would keep the real ones out.
+    name = "paperfolk" if settings.ingest.source == "paperfolk" else source.name
+    records = [replace(record, source=name) for record in source.records()]
     known = run.catalog.known_origins(name)
-    return [replace(record, source=name) for record in source.records() if record.origin not in known]
+    mending = known - run.catalog.known_origins(name, retry=[reason for reason in Reason if reason.may_mend])
+    mended = [record for record in records if record.origin in mending and _can_be_read(record)]
+    return [record for record in records if record.origin not in known] + mended
+
+
+def _can_be_read(record: Record) -> bool:
+    return record.problem is None and os.access(record.path, os.R_OK)
 
 
 def read_photos(settings: Settings, records: list[Record]) -> list[PhotoRow]:

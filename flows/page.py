@@ -1,5 +1,6 @@
 """The report's page, from what a run left in the store: it can be made again at any time."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from flows.evaluate import people_fingerprint, read_people, read_pictures
 from flows.painting import from_png
 from flows.run import Run
 from flows.samples import training_examples
+from flows.summary import pull_command, where_options
 from flows.train import loss_curve
 from infra.errors import UserError
 from preprocessing.photos import PhotoRefused, Reason, decode, read_bytes
@@ -217,10 +219,10 @@ def _lineage(card: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 def _commands(run: Run, summary: dict[str, Any]) -> list[Command]:
     name = run.settings.publish.alias if summary["production"] else str(summary["release"]["number"])
-    where = f"--workspace {run.settings.workspace}"
+    where = shlex.join(where_options(run.settings))
     prompt = run.settings.evaluate.prompts[0].template.format(word="man")
     return [
-        Command("Pull the checkpoint", f"moa pull {name} DIR {where}", "every file is verified before it appears"),
-        Command("Draw", f'moa generate --subject a.png --prompt "{prompt}" --seed 7 --out x.png {where}'),
-        Command("Add photos", f"moa demo --more 200 {where}", "only the new shards are processed"),
+        Command("Pull the checkpoint", pull_command(run.settings, name), "every file is verified before it appears"),
+        Command("Draw", f'moa generate --subject a.png --prompt "{prompt}" --seed 7 --out x.png {where}'.strip()),
+        Command("Add photos", f"moa demo --more 200 {where}".strip(), "only the new shards are processed"),
     ]

@@ -9,7 +9,7 @@ from prefect import flow
 from flows import artifacts
 from flows.evaluate import evaluation_folder, metric_table, people_fingerprint, read_people
 from flows.run import Run, StageResult
-from flows.train import lineage, plan_training, trained_adapter
+from flows.train import current_training, lineage, trained_adapter
 from infra.errors import UserError
 from infra.settings import Settings
 
@@ -21,7 +21,7 @@ def publish(settings: Settings, run_id: str = "", from_scratch: bool = False) ->
     Repeating it, also after a kill between its two steps, changes nothing.
     """
     started, run = time.monotonic(), Run(settings)
-    run_id = run_id or plan_training(run, from_scratch)["run_id"]
+    run_id = run_id or current_training(run, from_scratch)
     fingerprint = people_fingerprint(run, read_people(run))
     folder = evaluation_folder(run_id, fingerprint)
     if not run.store.exists(f"{folder}/verdict.json"):

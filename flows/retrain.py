@@ -44,8 +44,8 @@ def retrain(settings: Settings, from_scratch: bool = False) -> Journey:
     sweep(run.store, run.catalog, STAGES)  # what a killed run uploaded and never committed
     stages = [_say(stage(settings)) for stage in (ingest, caption, segment, shard)]
     if not run.training_shards():
-        raise UserError(f"None of the photos in {settings.ingest.source} can be trained on: see the reasons above.")
-    settled = run.settled()
+        raise UserError(_nothing_usable(run))
+    settled = run.settled(from_scratch)
     if settled is not None:
         card = run.releases.manifest(settled)["lineage"]
         artifacts.markdown("nothing-new", f"Release {settled.number} was made of exactly these photos and settings.")
@@ -61,3 +61,11 @@ def retrain(settings: Settings, from_scratch: bool = False) -> Journey:
 def _say(result: StageResult) -> StageResult:
     artifacts.console.print(f"[bold]{result.stage:<9}[/] {result.note} [dim]{result.seconds:.0f} s[/]")
     return result
+
+
+def _nothing_usable(run: Run) -> str:
+    counts = run.catalog.counts(run.fingerprints)
+    if not counts.seen:
+        return f"There are no photos in {run.settings.ingest.source}: give a folder that holds some."
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.refused.items())
+    return f"None of {counts.seen} photos can be trained on ({reasons}): add photos that show a person."

@@ -6,12 +6,14 @@ so "is this shard done?" is one look into the catalog, and a changed setting red
 
 import hashlib
 import json
+import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from infra import model_files
+from infra.errors import written_by_us
 from infra.registry import Release, Releases
 from infra.settings import ModelReference, Settings
 from infra.storage import ObjectStore, open_store
@@ -107,18 +109,24 @@ class Run:
         """16 hex digits that name how a release is evaluated: equal ones can be compared. `people`: the subjects."""
         models = self.settings.models
         settings = self.settings.evaluate.model_dump(mode="json", exclude={"workers", "source"})
+        # How people are found in photos and pictures, and cut out for the image encoder.
+        found = self.settings.segment.model_dump(mode="json", exclude={"workers", "batch_size"})
         used = (models.base, models.clip, models.segmenter, models.identity)
-        return digest(settings, people, [_weights(model) for model in used])
+        pixels = self.settings.shard.reference_pixels
+        return digest(settings, found, pixels, people, [_weights(model) for model in used])
 
-    def settled(self) -> Release | None:
-        """The release that was already made of all that the catalog holds now, its gate's decision carried out."""
+    def settled(self, from_scratch: bool = False) -> Release | None:
+        """The release that was already made of all that the catalog holds now, its gate's decision carried out.
+
+        from_scratch: only one that was trained from scratch counts.
+        """
         shards = self.training_shards()
         if not shards:
             return None
         inputs = self.inputs_digest(shards)
         for release in reversed(self.releases.all()):
             card = self.releases.manifest(release)["lineage"]
-            if card.get("inputs") != inputs:
+            if card.get("inputs") != inputs or (from_scratch and card["start"] != "scratch"):
                 continue
             moved = any(move.release == release for move in self.releases.history(self.settings.publish.alias))
             if moved or not card["verdict"]["promote"]:
@@ -127,13 +135,17 @@ class Run:
 
 
 def check_inputs(settings: Settings) -> None:
-    """Raise UserError for a model or a source that is not there, before anything is started."""
+    """Raise UserError for a place, a model or a source that cannot be used, before anything is started."""
     for source in (settings.ingest.source, settings.evaluate.source):
         if source != "paperfolk":  # that one is written when it is needed
             open_source(source)
     for name, reference in settings.models:
-        if isinstance(reference, ModelReference) and reference.backend in ("transformers", "diffusers"):
+        if isinstance(reference, ModelReference) and reference.backend in ("transformers", "diffusers", "facenet"):
             model_files.resolve(reference, name)
+    with written_by_us(settings.workspace, "choose another --workspace"):
+        settings.workspace.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=settings.workspace).close()
+    open_store(settings.store_root, settings.storage.endpoint_url)
 
 
 def digest(*parts: Any) -> str:
@@ -146,9 +158,6 @@ def _weights(reference: ModelReference) -> str:
     # A LAVIS model is neither a folder nor a hub id: its name and the commit of the LAVIS that runs it stand for it.
     if reference.backend == "lavis":
         return f"lavis:{reference.location}@{reference.revision}"
-    if reference.backend == "facenet":
-        path = Path(reference.location).expanduser()
-        return digest(path.name, path.stat().st_size if path.exists() else 0)
     return f"{reference.backend}:{model_files.fingerprint(reference)}"
 
 

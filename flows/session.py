@@ -1,10 +1,15 @@
 """The machinery around a command: Prefect and Ray for as long as it runs, both quiet."""
 
+import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
 
+from infra.errors import UserError
 from infra.prefect_server import embedded_prefect
 from infra.ray_session import ray_session
 from infra.settings import Settings
@@ -24,6 +29,8 @@ _QUIET = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
 }
 
+_DYING_SECONDS = 10.0  # that a killed run may need to give its memory back, and only then its lock
+
 
 @contextmanager
 def machinery(settings: Settings, ray: bool = True) -> Iterator[None]:
@@ -33,6 +40,7 @@ def machinery(settings: Settings, ray: bool = True) -> Iterator[None]:
     """
     prepare_environment()
     with ExitStack() as stack:
+        stack.enter_context(alone_in(settings.workspace))
         if ray:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="moa-", ignore_cleanup_errors=True))
             os.environ["RAY_TMPDIR"] = folder  # short: Ray's sockets have paths of at most 107 characters
@@ -41,6 +49,30 @@ def machinery(settings: Settings, ray: bool = True) -> Iterator[None]:
         if ray:
             stack.enter_context(ray_session(settings.ray))
         yield
+
+
+@contextmanager
+def alone_in(workspace: Path) -> Iterator[None]:
+    """Raise UserError where another run is at work in the workspace: each would sweep away what the other writes.
+
+    The lock is the process's own: its children do not hold it, and however it ends, the lock ends with it.
+    """
+    workspace.mkdir(parents=True, exist_ok=True)
+    with open(workspace / "lock", "w", encoding="utf-8") as file:
+        ends = time.monotonic() + _DYING_SECONDS
+        while not _locked(file):
+            if time.monotonic() > ends:
+                raise UserError(f"Another run is at work in {workspace}: wait for it, or choose another --workspace.")
+            time.sleep(0.1)
+        yield
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def prepare_environment() -> None:

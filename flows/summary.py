@@ -1,16 +1,18 @@
 """What a run came to, as data (`summary.json`) and as the lines that `moa demo` prints."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from flows.retrain import Journey
 from flows.run import Run
 from flows.train import loss_curve
 from flows.truth import truth_scores
+from infra.settings import Settings
 
 
 def summarise(run: Run, journey: Journey, seconds: float) -> dict[str, Any]:
@@ -22,6 +24,7 @@ def summarise(run: Run, journey: Journey, seconds: float) -> dict[str, Any]:
     scores = truth_scores(run)
     curve = loss_curve(run, journey.run_id)
     tenth = max(len(curve) // 10, 1)
+    first, last = (sum(row["loss"] for row in rows) / tenth for rows in (curve[:tenth], curve[-tenth:]))
     summary = {
         "photos": {"in": counts.seen, "kept": counts.kept, "refused": dict(counts.refused)},
         "truth": None if scores is None else scores.as_dict(),
@@ -29,13 +32,15 @@ def summarise(run: Run, journey: Journey, seconds: float) -> dict[str, Any]:
             "start": card["start"],
             "samples": card["samples"],
             "steps": card["train"]["steps"],
-            "loss_first": sum(row["loss"] for row in curve[:tenth]) / tenth,
-            "loss_last": sum(row["loss"] for row in curve[-tenth:]) / tenth,
+            "loss_first": first,
+            "loss_last": last,
+            "falling": last < first,
         },
         "metrics": card["metrics"],
         "verdict": card["verdict"],
         "release": {"number": release.number, "id": release.id, "promoted": journey.promoted},
         "production": None if current is None else current.number,
+        "pull": pull_command(run.settings, str(release.number) if current is None else run.settings.publish.alias),
         "lineage": {name: card[name] for name in ("run_id", "inputs", "catalog_version", "catalog_digest", "stages")},
         "nothing_new": journey.nothing_new,
         "stages": [{"stage": one.stage, "seconds": round(one.seconds, 1), "note": one.note} for one in journey.stages],
@@ -61,17 +66,14 @@ def write_summary(run: Run, summary: dict[str, Any]) -> Path:
     return path
 
 
-def print_summary(summary: dict[str, Any], settings: Any, console: Console) -> None:
+def print_summary(summary: dict[str, Any], console: Console) -> None:
     """The summary as people read it."""
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    for name, value in summary_lines(summary, settings):
-        table.add_row(name, value)
     console.print()
-    console.print(table)
+    for name, value in summary_lines(summary):
+        console.print(Text.assemble((f"{name:<16}", "bold"), value), soft_wrap=True)
 
 
-def summary_lines(summary: dict[str, Any], settings: Any) -> list[tuple[str, str]]:
+def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """(what, how much) for each line of the printed summary."""
     photos, metrics, training = summary["photos"], summary["metrics"], summary["training"]
     refused = ", ".join(f"{count} {reason}" for reason, count in photos["refused"].items())
@@ -82,7 +84,7 @@ def summary_lines(summary: dict[str, Any], settings: Any) -> list[tuple[str, str
         truth = summary["truth"]
         lines.append(("captions", f"{truth['caption_exact']:.3f} exactly right"))
         lines.append(("masks", f"{truth['mask_iou']:.3f} mean IoU over {truth['people']} people"))
-    trend = "falling" if training["loss_last"] < training["loss_first"] else "not falling"
+    trend = "falling" if training["falling"] else "not falling"
     lines.append(
         ("training loss", f"{training['loss_first']:.4f} → {training['loss_last']:.4f}, {trend} ({training['start']})")
     )
@@ -99,8 +101,18 @@ def summary_lines(summary: dict[str, Any], settings: Any) -> list[tuple[str, str
     said = "passed the gate" if release["promoted"] else f"kept, not promoted: {summary['verdict']['reasons'][0]}"
     lines.append(("release", f"{release['number']} ({release['id']}), {said}"))
     lines.append(("production", f"release {summary['production']}" if summary["production"] else "nothing yet"))
-    where = "" if str(settings.workspace).endswith("runs/demo") else f" --workspace {settings.workspace}"
-    name = settings.publish.alias if summary["production"] else release["number"]
-    lines.append(("pull", f"moa pull {name} DIR{where}"))
+    lines.append(("pull", summary["pull"]))
     lines.append(("took", f"{summary['seconds']:.0f} s"))
     return lines
+
+
+def pull_command(settings: Settings, name: str) -> str:
+    """What to type, from the folder where the run was started, to fetch the release that `name` names."""
+    return shlex.join(["moa", "pull", name, "DIR", *where_options(settings)])
+
+
+def where_options(settings: Settings) -> list[str]:
+    """The options by which a command finds this run's preset and workspace again; none for the demo's own."""
+    preset = [] if settings.name == "demo" else ["--preset", settings.name]
+    usual = settings.workspace == Path("runs", settings.name).absolute()
+    return preset if usual else [*preset, "--workspace", str(settings.workspace)]

@@ -4,8 +4,7 @@ import json
 import re
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as StillRunning
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,14 @@ SHIPPED_RELEASE = "release-1"
 def train(settings: Settings, from_scratch: bool = False) -> StageResult:
     """Train on what the catalog holds now and leave the adapter in the run's folder of the store."""
     started, run = time.monotonic(), Run(settings)
+    settled = run.settled(from_scratch)
+    if settled is not None:
+        facts = {"run_id": run.releases.manifest(settled)["lineage"]["run_id"]}
+        note = f"release {settled.number} was made of exactly these photos and settings"
+        return StageResult("train", 0, 1, note=note, facts=facts)
     plan = plan_training(run, from_scratch)
     if run.store.exists(_key(plan["run_id"], "finished.json")):
+        _let_go(run, plan["run_id"])
         return StageResult("train", 0, 1, note="this training was finished before", facts=plan)
     continued = _latest_step(run, plan["run_id"])
     _fit(run, plan)
@@ -61,6 +66,14 @@ def plan_training(run: Run, from_scratch: bool) -> dict[str, Any]:
         "start": start,
         "start_says": says,
     }
+
+
+def current_training(run: Run, from_scratch: bool) -> str:
+    """The id of the training of what the catalog holds now: that of its release, if there is one, else the planned."""
+    settled = run.settled(from_scratch)
+    if settled is not None:
+        return str(run.releases.manifest(settled)["lineage"]["run_id"])
+    return str(plan_training(run, from_scratch)["run_id"])
 
 
 def start_of(run: Run, from_scratch: bool) -> tuple[str, str]:
@@ -113,16 +126,19 @@ def lineage(run: Run, plan: dict[str, Any]) -> dict[str, Any]:
 
 
 class ProgressReporter:
-    """An actor that rank 0 tells how far it is and that the driver asks."""
+    """An actor that rank 0 tells how far it is, any rank what the user must mend, and that the driver asks."""
 
     def __init__(self) -> None:
-        self.step, self.loss = 0, 0.0
+        self.step, self.loss, self.refusal = 0, 0.0, ""
 
     def tell(self, step: int, loss: float) -> None:
         self.step, self.loss = step, loss
 
-    def ask(self) -> tuple[int, float]:
-        return self.step, self.loss
+    def refuse(self, refusal: str) -> None:
+        self.refusal = refusal
+
+    def ask(self) -> tuple[int, float, str]:
+        return self.step, self.loss, self.refusal
 
 
 def _fit(run: Run, plan: dict[str, Any]) -> None:
@@ -149,15 +165,20 @@ def _fit(run: Run, plan: dict[str, Any]) -> None:
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    with artifacts.Track("train: steps", settings.steps) as track, ThreadPoolExecutor(1) as pool:
-        future = pool.submit(trainer.fit)
-        while True:
-            try:
-                future.result(timeout=1.0)
-                break
-            except StillRunning:
-                step, loss = ray.get(reporter.ask.remote())
+    pool = ThreadPoolExecutor(1)
+    with artifacts.Track("train: steps", settings.steps) as track:
+        try:
+            future = pool.submit(trainer.fit)
+            ended = False
+            while not ended:
+                ended = bool(wait([future], timeout=1.0).done)
+                step, loss, refusal = ray.get(reporter.ask.remote())
+                if refusal:  # trying again, as Ray would, does not mend it
+                    raise UserError(refusal)
                 track.to(step, f"train: steps, loss {loss:.4f}" if step else "train: workers start")
+            future.result()
+        finally:
+            pool.shutdown(wait=False)
         track.to(settings.steps)
     ray.kill(reporter)
 
@@ -173,9 +194,14 @@ def finish(run: Run, plan: dict[str, Any]) -> list[dict[str, float]]:
             run.store.put(_key(run_id, name), Path(folder, RELEASED, name).read_bytes())
         curve: list[dict[str, float]] = json.loads(Path(folder, CURVE).read_text("utf-8"))
     run.store.put(_key(run_id, "finished.json"), json.dumps({"plan": plan, "curve": curve}).encode())
+    _let_go(run, run_id)
+    return curve
+
+
+def _let_go(run: Run, run_id: str) -> None:
+    """Delete a finished run's checkpoints; a kill may have come before."""
     for key in run.store.list(f"runs/{run_id}/attempts/"):
         run.store.delete(key)
-    return curve
 
 
 def _latest_step(run: Run, run_id: str) -> int:

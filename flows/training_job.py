@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infra.errors import UserError
 from infra.settings import Settings
 from infra.storage import ObjectStore
 from preprocessing.catalog import ShardRow
@@ -32,10 +33,16 @@ class TrainingJob:
 
 
 def work(config: dict[str, Any]) -> None:
-    """What Ray Train calls in each worker."""
+    """What Ray Train calls in each worker. What the user must mend is told to the reporter: Ray would wrap it up."""
+    import ray
+
     from flows.training_loop import train_worker
 
-    train_worker(config)
+    try:
+        train_worker(config)
+    except UserError as error:
+        ray.get(config["reporter"].refuse.remote(str(error)))
+        raise
 
 
 def list_files(folder: Path) -> None:

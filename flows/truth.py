@@ -42,7 +42,7 @@ def truth_scores(run: Run) -> TruthScores | None:
         segmented = _samples(run, segments.get(row.shard))
         for sample in read_tar(load_shard(run.store, row)):
             about = sample.json()
-            known = truth.get(str(about["origin"])) if about["source"] == "ffhq" else None
+            known = truth.get(str(about["origin"])) if about["source"] == "paperfolk" else None
             if known is None:
                 continue
             found = captioned.get(sample.key)

@@ -23,7 +23,7 @@ from preprocessing.catalog import PhotoRow, ShardRow, load_shard, store_shard
 
 
 class IngestWorker:
-    """{"index", "records"} -> {"index", "shard": ShardRow | None, "photos": [PhotoRow], "collides"}."""
+    """{"index", "records"} -> {"index", "shard": ShardRow | None, "photos": [PhotoRow], "keys": of the kept ones}."""
 
     def __init__(
         self, store: ObjectStore, settings: IngestSettings, fingerprint: str, known_digests: frozenset[str]

@@ -12,7 +12,9 @@ from prefect.testing.utilities import prefect_test_harness
 from safetensors.numpy import load_file
 
 from flows.demo import conclude
+from flows.evaluate import evaluate
 from flows.generate import generate
+from flows.publish import publish
 from flows.retrain import Journey, retrain
 from flows.run import Run
 from flows.session import prepare_environment
@@ -82,7 +84,7 @@ def test_report_and_summary(settings: Settings, first: Journey, capsys: pytest.C
     assert summary["release"] == {"number": 1, "id": summary["release"]["id"], "promoted": True}
     page = (settings.workspace / "report.html").read_text()
     assert "duplicate" in page and "data:image/" in page and "http://" not in page.replace("http://www.w3.org", "")
-    assert "moa pull production" in capsys.readouterr().err
+    assert summary["pull"] in capsys.readouterr().out and summary["pull"].startswith("moa pull production DIR")
 
 
 def test_pulled_release_draws(settings: Settings, world: Path, first: Journey, tmp_path: Path) -> None:
@@ -120,6 +122,16 @@ def test_number_of_workers_does_not_change_what_is_learned(settings: Settings, f
         np.testing.assert_allclose(weights, adapters[1][name], atol=2e-3, err_msg=name)
 
 
+def test_what_the_user_must_mend_is_one_sentence_at_once(
+    settings: Settings, first: Journey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would try the training again three times, and wrap the sentence into a traceback."""
+    monkeypatch.setattr("flows.train.adapter_of", lambda run, start: {"adapter_config.json": b"{}"})
+    changed = settings.model_copy(update={"train": settings.train.model_copy(update={"seed": 1})})
+    with pytest.raises(UserError, match="is not an adapter's configuration"):
+        train(changed)
+
+
 def test_again_with_nothing_new_ends_early(settings: Settings, first: Journey) -> None:
     version = Run(settings).catalog.version
     again = retrain(settings)
@@ -127,6 +139,9 @@ def test_again_with_nothing_new_ends_early(settings: Settings, first: Journey) -
     assert [one.stage for one in again.stages] == ["ingest", "caption", "segment", "shard"]
     assert all(one.done == 0 for one in again.stages)
     assert Run(settings).catalog.version == version
+    alone = [stage(settings) for stage in (train, evaluate, publish)]  # each by itself, as a command
+    assert [one.done for one in alone[:2]] == [0, 0] and alone[2].facts["release"] == 1
+    assert len(Run(settings).releases.all()) == 1
 
 
 def test_more_photos_make_release_two_from_release_one(settings: Settings, world: Path, first: Journey) -> None:

@@ -1,0 +1,68 @@
+"""What counts as done, and what is checked before anything starts."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.run import Run, check_inputs
+from infra.errors import UserError
+from infra.settings import Settings, load_settings
+from preprocessing.catalog import ShardRow
+
+MODELS = ("base", "clip", "captioner", "segmenter", "identity")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "model_index.json"):
+        (model / name).write_text("{}")
+    return load_settings("demo", tmp_path / "workspace", {f"models.{name}.location": str(model) for name in MODELS})
+
+
+def _publish(run: Run, start: str, promote: bool) -> int:
+    shards = run.training_shards()
+    card = {"run_id": start, "inputs": run.inputs_digest(shards), "start": start, "verdict": {"promote": promote}}
+    return run.releases.publish({"adapter": start.encode()}, card).number
+
+
+def test_nothing_is_new_once_the_gates_decision_is_carried_out(settings: Settings) -> None:
+    run = Run(settings)
+    assert run.settled() is None
+    run.catalog.commit([ShardRow("shard", "a", run.fingerprints["shard"], "shards/shard/a.tar", "0" * 64, 3)])
+    assert run.settled() is None
+    _publish(run, "release:1", promote=True)
+    assert run.settled() is None  # killed before production moved
+    first = run.releases.resolve("1")
+    run.releases.promote("production", first.id, "passed")
+    assert run.settled() == first
+    run.catalog.commit([ShardRow("shard", "b", run.fingerprints["shard"], "shards/shard/b.tar", "1" * 64, 3)])
+    assert run.settled() is None
+
+
+def test_from_scratch_is_not_settled_by_a_warm_start(settings: Settings) -> None:
+    run = Run(settings)
+    run.catalog.commit([ShardRow("shard", "a", run.fingerprints["shard"], "shards/shard/a.tar", "0" * 64, 3)])
+    _publish(run, "release:1", promote=False)
+    assert run.settled() is not None and run.settled(from_scratch=True) is None
+    _publish(run, "scratch", promote=False)
+    found = run.settled(from_scratch=True)
+    assert found is not None and found.number == 2
+
+
+def test_an_evaluation_is_named_by_how_people_are_found(settings: Settings) -> None:
+    other = settings.model_copy(update={"segment": settings.segment.model_copy(update={"score_threshold": 0.4})})
+    busier = settings.model_copy(update={"segment": settings.segment.model_copy(update={"workers": 7})})
+    names = [Run(one).evaluation_fingerprint("people") for one in (settings, other, busier)]
+    assert names[0] == names[2] != names[1]
+
+
+def test_a_workspace_that_cannot_be_is_one_sentence(settings: Settings, tmp_path: Path) -> None:
+    check_inputs(settings)
+    (tmp_path / "file").write_text("in the way")
+    for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/moa")):
+        with pytest.raises(UserError, match="--workspace"):
+            check_inputs(settings.model_copy(update={"workspace": place}))
+    with pytest.raises(UserError, match="another folder"):
+        check_inputs(settings.model_copy(update={"workspace": tmp_path / "a[1]"}))
