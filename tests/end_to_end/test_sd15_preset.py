@@ -1,0 +1,289 @@
+"""Every stage of the preset sd15 on small stand-ins: its own numbers and code paths, an S3 server, FaceNet, MTCNN.
+
+FFHQ's 1024 pixels and CelebA's 178 × 218 come in; the models are small, the steps few, and pictures have half the
+preset's side. The stages' bodies run in this process: what Ray distributes is called here, after the same pickling.
+"""
+
+import json
+import pickle
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import boto3
+import numpy as np
+import pyarrow.fs
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from evaluation import protocol
+from flows import evaluate, ingest, model_stages, train, training_loop
+from flows.caption import caption
+from flows.publish import publish
+from flows.run import Run, StageResult, check_inputs
+from flows.segment import segment
+from flows.shard import shard
+from infra.doctor import diagnose
+from infra.errors import UserError
+from infra.settings import Settings, load_settings
+from infra.storage import S3Store
+from moa_model import MoATrainingModule
+from preprocessing.catalog import load_shard
+from preprocessing.shards import decode_npy, decode_picture, read_tar
+from preprocessing.sources.paperfolk_drawing import draw
+from preprocessing.sources.paperfolk_world import picture_at
+from tests.infra.conftest import s3_address  # noqa: F401  # a fixture
+from tests.sd15_models import IMAGE_DIM, TOKENS, write_sd15_models
+from tests.tiny_models import TEXT_DIM
+from tests.tiny_world import write_photos
+from tests.without_ray import map_shards
+
+PHOTOS = 4
+PIXELS = 256  # the preset's 512 take a minute longer
+# Of the 40 prompts: one that names an object and one that names a scene.
+DRAWN = ("a {word} holding a glass of wine", "a {word} on the beach")
+
+
+@pytest.fixture(scope="module")
+def changes(tmp_path_factory: pytest.TempPathFactory, s3_address: str) -> dict[str, str]:  # noqa: F811
+    """Where things are, and how many: no other setting is changed."""
+    world = tmp_path_factory.mktemp("sd15")
+    bucket = f"sd15-{secrets.token_hex(6)}"
+    boto3.client("s3", endpoint_url=s3_address).create_bucket(Bucket=bucket)
+    return write_sd15_models(world / "models") | {
+        "storage.root": f"s3://{bucket}/some/where",
+        "storage.endpoint_url": s3_address,
+        "ingest.source": f"ffhq:{write_photos(world / 'ffhq', PHOTOS, pixels=1024)}",
+        "evaluate.source": f"celeba:{write_aligned_people(world / 'celeba')}",
+        "ingest.pixels": str(PIXELS),
+        "train.steps": "2",
+        "train.batch_size": "4",
+        "evaluate.subjects": "2",
+        "evaluate.seeds": "[11, 12]",
+        "evaluate.inference_steps": "2",
+    }
+
+
+@pytest.fixture(scope="module")
+def settings(changes: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return load_settings("sd15", tmp_path_factory.mktemp("workspace"), changes)
+
+
+@pytest.fixture(scope="module")
+def trained() -> SimpleNamespace:
+    """What the training's worker was made of, as the tests below look at it."""
+    return SimpleNamespace(module=None, rates=None, drawn=[])
+
+
+@pytest.fixture(scope="module")
+def stages(settings: Settings, trained: SimpleNamespace) -> Iterator[dict[str, StageResult]]:
+    """The seven stages, one after the other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TRAIN_V2_ENABLED", "1")
+        for module in (ingest, model_stages, evaluate):
+            patch.setattr(module, "map_shards", map_shards)
+        patch.setattr(train, "_fit", lambda run, plan: _fit_here(run, plan, patch))
+        patch.setattr(training_loop, "MoATrainingModule", _watched(trained))
+        patch.setattr(training_loop, "draw", _noting(training_loop.draw, trained.drawn))
+        cells = protocol.cells
+        patch.setattr(protocol, "cells", lambda *arguments: [one for one in cells(*arguments) if _is_drawn(one)])
+        flows: Sequence[Any] = (ingest.ingest, caption, segment, shard, train.train, evaluate.evaluate, publish)
+        yield {flow.name: flow.fn(settings) for flow in flows}
+
+
+def test_the_numbers_are_the_papers() -> None:
+    settings = load_settings("sd15")
+    options = settings.train
+    assert (options.steps, options.batch_size, options.learning_rate) == (40_000, 128, 1e-5)
+    assert (options.max_timestep, options.condition_dropout, options.router_blocks) == (800, 0.1, "middle")
+    assert options.lambda_object == 1e-4
+    # The paper's weight is on a sum over the router map's 64 × 64 pixels, ours on their mean.
+    assert options.lambda_router == pytest.approx(1e-4 * 64 * 64, rel=0.01)
+    assert (settings.ingest.pixels, settings.shard.reference_pixels) == (512, 224)
+    people = [protocol.Subject(str(number), "man", None) for number in range(settings.evaluate.subjects)]  # type: ignore[arg-type]
+    assert len({prompt.template for prompt in settings.evaluate.prompts}) == 40
+    assert len(protocol.cells(settings.evaluate, people)) == 15 * 40 * 4
+    assert (settings.evaluate.inference_steps, settings.evaluate.prior_only_above) == (50, 800)
+
+
+def test_only_places_and_amounts_are_changed(settings: Settings, changes: dict[str, str]) -> None:
+    published = load_settings("sd15", settings.workspace)
+    assert _differences(published.model_dump(), settings.model_dump()) == set(changes)
+
+
+def test_everything_is_found_before_anything_starts(settings: Settings) -> None:
+    check_inputs(settings)
+    checks = {check.name: check for check in diagnose(settings)}
+    wanted = [name for name in checks if name.startswith("model ")] + ["ingest.source", "evaluate.source", "storage"]
+    assert len(wanted) == 8
+    assert [checks[name].detail for name in wanted if not checks[name].ok] == []
+
+
+def test_missing_facenet_weights_are_told_before_anything_starts(settings: Settings, tmp_path: Path) -> None:
+    identity = settings.models.identity.model_copy(update={"location": str(tmp_path / "facenet-vggface2")})
+    without = settings.model_copy(update={"models": settings.models.model_copy(update={"identity": identity})})
+    for _ in ("no folder", "an empty folder"):
+        with pytest.raises(UserError, match="evaluation/README.md"):
+            check_inputs(without)
+        (check,) = [check for check in diagnose(without) if check.name == "model identity"]
+        assert not check.ok and "evaluation/README.md" in check.detail
+        (tmp_path / "facenet-vggface2").mkdir(exist_ok=True)
+
+
+def test_photos_become_training_samples_on_s3(settings: Settings, stages: dict[str, StageResult]) -> None:
+    run = Run(settings)
+    assert isinstance(run.store, S3Store)
+    counts = run.catalog.counts(run.fingerprints)
+    assert (counts.seen, counts.kept) == (PHOTOS + 2, PHOTOS)
+    assert counts.refused == {"duplicate": 1, "not_an_image": 1}
+    (row,) = run.training_shards()
+    samples = list(read_tar(load_shard(run.store, row)))
+    assert len(samples) == row.samples == PHOTOS
+    for sample in samples:
+        about = sample.json()
+        people = len(about["subjects"])
+        assert people >= 1 and about["mask_source"] == "model" and about["size"] == [1024, 1024]
+        assert decode_picture(sample.parts["jpg"]).size == (PIXELS, PIXELS)
+        arrays = [decode_npy(sample.parts[f"{name}.npy"]) for name in ("moments", "text", "image_embeds")]
+        assert [one.shape for one in arrays] == [
+            (8, PIXELS // 8, PIXELS // 8),
+            (TOKENS, TEXT_DIM),
+            (people, 4, IMAGE_DIM),
+        ]
+
+
+def test_training_is_the_papers(settings: Settings, stages: dict[str, StageResult], trained: SimpleNamespace) -> None:
+    assert trained.module.blocks == set(range(2, 13)), "11 of 16 blocks are penalised"
+    assert (trained.module.lambda_router, trained.module.lambda_object) == (0.41, 1e-4)
+    assert trained.module.scheduler.config.prediction_type == "epsilon"
+    assert trained.rates == (1e-5, 1.0)
+    assert trained.drawn == [(0, step, 4, (4, PIXELS // 8, PIXELS // 8), 800, 0.1) for step in range(2)]
+    assert trained.precision == {torch.bfloat16}
+    curve = train.loss_curve(Run(settings), stages["train"].facts["run_id"])
+    assert [row["step"] for row in curve] == [2] and all(np.isfinite(value) for value in curve[0].values())
+
+
+def test_the_protocol_measures_with_facenet(settings: Settings, stages: dict[str, StageResult]) -> None:
+    metrics = stages["evaluate"].facts["metrics"]
+    assert metrics["pictures"] == 2 * 2 * 2 and metrics["subjects"] == 2
+    # Two photos of one person have been compared; in what random models draw there is no face to compare.
+    assert metrics["identity_real_photos"]["mean"] > 0 and metrics["identity"]["mean"] == 0
+    for name in ("prompt_consistency", "scene_accuracy", "object_accuracy", "background_change", "router_auc"):
+        assert metrics[name] is not None and np.isfinite(metrics[name]["mean"]), name
+    drawn = evaluate.read_pictures(Run(settings), stages["evaluate"].facts["folder"])
+    assert {cell.text.replace(cell.word, "{word}") for cell, _, _ in drawn} == set(DRAWN)
+    assert {picture.size for _, picture, _ in drawn} == {(PIXELS, PIXELS)}
+
+
+def test_the_release_is_on_s3_and_verified_when_pulled(
+    settings: Settings, stages: dict[str, StageResult], tmp_path: Path
+) -> None:
+    run = Run(settings)
+    facts = stages["publish"].facts
+    assert (facts["release"], facts["promoted"]) == (1, False), "random models do not pass the gate"
+    assert run.releases.current("production") is None
+    release = run.releases.pull("1", tmp_path / "pulled")
+    assert run.settled() == release, "the same photos again are nothing new"
+    config = json.loads((tmp_path / "pulled" / "adapter_config.json").read_text())
+    assert config["prior_only_above"] == 800
+    weights = load_file(tmp_path / "pulled" / "adapter.safetensors")
+    assert weights and all(np.isfinite(one).all() for one in weights.values())
+    card = run.releases.manifest(release)["lineage"]
+    assert card["catalog_digest"] == run.catalog.content_digest(card["catalog_version"])
+    key = f"releases/{release.id}/adapter.safetensors"
+    run.store.put(key, run.store.get(key)[:-1])
+    with pytest.raises(UserError, match="damaged"):
+        run.releases.pull("1", tmp_path / "damaged")
+    assert not (tmp_path / "damaged").exists()
+
+
+def write_aligned_people(root: Path, people: int = 2, photos_each: int = 2) -> Path:
+    """CelebA's aligned pictures, 178 × 218 pixels, with all lists that belong to them."""
+    for folder in ("Img/img_align_celeba", "Anno", "Eval"):
+        (root / folder).mkdir(parents=True)
+    names = [f"{number:06d}.jpg" for number in range(1, people * photos_each + 1)]
+    for number, name in enumerate(names):
+        picture = draw(picture_at(99, number), 218).image.crop((20, 0, 198, 218))
+        picture.save(root / "Img/img_align_celeba" / name, quality=95)
+    points = "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y"
+    lists = {
+        "Anno/identity_CelebA.txt": [f"{name} {number // photos_each + 1}" for number, name in enumerate(names)],
+        "Anno/list_attr_celeba.txt": [str(len(names)), "Male"]
+        + [f"{name} 1" for name in names],  # one word: swapping two subjects is measured within a word
+        "Anno/list_landmarks_align_celeba.txt": [str(len(names)), points]
+        + [f"{name} 69 109 106 113 77 142 73 152 108 154" for name in names],
+        "Eval/list_eval_partition.txt": [f"{name} 2" for name in names],
+    }
+    for place, lines in lists.items():
+        (root / place).write_text("\n".join(lines) + "\n")
+    return root
+
+
+def _fit_here(run: Run, plan: dict[str, Any], patch: pytest.MonkeyPatch) -> None:
+    """One worker in this process (Ray Train's local mode), its checkpoints written where and how Ray writes them."""
+    import ray.train
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    path, target = train._ray_storage(run, f"runs/{plan['run_id']}/attempts")
+
+    def report(metrics: dict[str, Any], checkpoint: Any = None, checkpoint_dir_name: str = "") -> None:
+        pyarrow.fs.copy_files(
+            checkpoint.path,
+            f"{path}/0001/{checkpoint_dir_name}",
+            source_filesystem=checkpoint.filesystem,
+            destination_filesystem=target,
+        )
+
+    patch.setattr(ray.train, "report", report)
+    shards = run.training_shards(plan["catalog_version"])
+    job = train.TrainingJob(run.settings, run.store, plan["run_id"], shards, train.adapter_of(run, plan["start"]))
+    reporter = SimpleNamespace(tell=SimpleNamespace(remote=lambda step, loss: None))
+    TorchTrainer(
+        train.work,
+        train_loop_config={"job": pickle.loads(pickle.dumps(job)), "reporter": reporter},
+        scaling_config=ScalingConfig(num_workers=0),
+        run_config=RunConfig(name="0001"),
+    ).fit()
+
+
+def _watched(trained: SimpleNamespace) -> type[MoATrainingModule]:
+    class Watched(MoATrainingModule):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            trained.module, trained.precision = self, set()
+
+        def forward(self, batch: Any) -> Any:
+            trained.precision.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+            return super().forward(batch)
+
+        def optimizer_groups(self, learning_rate: float, router_learning_rate_factor: float = 2.0) -> Any:
+            trained.rates = (learning_rate, router_learning_rate_factor)
+            return super().optimizer_groups(learning_rate, router_learning_rate_factor)
+
+    return Watched
+
+
+def _noting(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]:
+    def noted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return function(*arguments)
+
+    return noted
+
+
+def _is_drawn(cell: protocol.Cell) -> bool:
+    return cell.text in {template.format(word=cell.word) for template in DRAWN}
+
+
+def _differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> set[str]:
+    found: set[str] = set()
+    for name, value in before.items():
+        if isinstance(value, dict):
+            found |= _differences(value, after[name], f"{prefix}{name}.")
+        elif value != after[name]:
+            found.add(f"{prefix}{name}")
+    return found

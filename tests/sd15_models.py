@@ -1,0 +1,143 @@
+"""Stand-ins for the models that the preset sd15 names: same classes, files and interfaces, small and random.
+
+What the published folders have and `save_pretrained` no longer writes is written as published: a tokenizer as
+vocab.json and merges.txt, a preprocessor_config.json, a safety checker in the pipeline's index.
+"""
+
+import json
+from pathlib import Path
+
+import infra.torchvision_ops  # noqa: F401
+
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler
+from facenet_pytorch import InceptionResnetV1
+from safetensors.torch import save_file
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessor,
+)
+
+from tests.tiny_models import TEXT_DIM, tiny_blip2, tiny_mask2former, tiny_pipeline, tiny_tokenizer
+
+TOKENS = 77  # Stable Diffusion 1.5's prompt length
+IMAGE_DIM = 24
+
+
+def write_sd15_models(root: Path) -> dict[str, str]:
+    """All five under `root`; the overrides that make the preset read them. (FaceNet is a local folder there, too.)"""
+    places = {
+        "base": write_base(root / "stable-diffusion-v1-5"),
+        "clip": write_clip(root / "clip-vit-large-patch14"),
+        "captioner": tiny_blip2(root / "blip2-opt-6.7b-coco"),
+        "segmenter": write_segmenter(root / "mask2former-swin-large-coco-panoptic"),
+        "identity": write_facenet(root / "facenet-vggface2"),
+    }
+    locations = {f"models.{name}.location": str(place) for name, place in places.items()}
+    return locations | {f"models.{name}.revision": "" for name in places if name != "identity"}
+
+
+def write_base(folder: Path) -> Path:
+    """SD 1.5's block layout, 8-fold VAE, 77 tokens, epsilon prediction, PNDM."""
+    pipe = tiny_pipeline(prediction_type="epsilon")
+    pipe.vae = AutoencoderKL(
+        block_out_channels=(8,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=512,
+    )
+    pipe.text_encoder = CLIPTextModel(_text_config(TEXT_DIM))
+    pipe.scheduler = PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        set_alpha_to_one=False,
+        skip_prk_steps=True,
+        steps_offset=1,
+    )
+    pipe.save_pretrained(folder, safe_serialization=True)
+    _write_tokenizer(folder / "tokenizer")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    index["requires_safety_checker"] = True
+    (folder / "model_index.json").write_text(json.dumps(index))
+    CLIPImageProcessor().save_pretrained(folder / "feature_extractor")
+    return folder
+
+
+def write_clip(folder: Path) -> Path:
+    """Two towers, pictures of 224 pixels."""
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=32
+    )
+    config = CLIPConfig(
+        text_config=_text_config(16).to_dict(), vision_config=vision.to_dict(), projection_dim=IMAGE_DIM
+    )
+    CLIPModel(config).save_pretrained(folder, safe_serialization=True)
+    CLIPImageProcessor().save_pretrained(folder)
+    _write_tokenizer(folder)
+    return folder
+
+
+def write_segmenter(folder: Path) -> Path:
+    """COCO's 133 panoptic classes, and a head that believes in people."""
+    tiny_mask2former(folder, labels=("person", *(f"thing {number}" for number in range(1, 133))))
+    model = Mask2FormerForUniversalSegmentation.from_pretrained(folder)
+    with torch.no_grad():
+        model.class_predictor.bias[0] = 12.0
+    model.save_pretrained(folder, safe_serialization=True)
+    size = {"shortest_edge": 64, "longest_edge": 107}
+    Mask2FormerImageProcessor(size=size, size_divisor=32).save_pretrained(folder)
+    return folder
+
+
+def write_facenet(folder: Path) -> Path:
+    """InceptionResnetV1 as the README's command converts it, with the head that the embedding does not need."""
+    torch.manual_seed(0)
+    folder.mkdir(parents=True)
+    state = InceptionResnetV1(pretrained=None, classify=False).state_dict()
+    weights = {name: tensor.half().contiguous() for name, tensor in state.items() if "logits" not in name}
+    weights |= {"logits.weight": torch.zeros(4, 512), "logits.bias": torch.zeros(4)}
+    save_file(weights, folder / "vggface2.safetensors")
+    return folder
+
+
+def _text_config(width: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tiny_tokenizer()),
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+
+
+def _write_tokenizer(folder: Path) -> None:
+    """The published form: vocab.json, merges.txt and two small configurations."""
+    folder.mkdir(exist_ok=True)
+    tokenizer: CLIPTokenizer = tiny_tokenizer()
+    (folder / "tokenizer.json").unlink(missing_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(tokenizer.get_vocab()))
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines, ""]))
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    special |= {"pad_token": "<|endoftext|>"}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    about = {**special, "model_max_length": TOKENS, "tokenizer_class": "CLIPTokenizer", "add_prefix_space": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
