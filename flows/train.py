@@ -4,8 +4,10 @@ import json
 import re
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from prefect import flow
@@ -165,22 +167,31 @@ def _fit(run: Run, plan: dict[str, Any]) -> None:
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    pool = ThreadPoolExecutor(1)
     with artifacts.Track("train: steps", settings.steps) as track:
-        try:
-            future = pool.submit(trainer.fit)
-            ended = False
-            while not ended:
-                ended = bool(wait([future], timeout=1.0).done)
-                step, loss, refusal = ray.get(reporter.ask.remote())
-                if refusal:  # trying again, as Ray would, does not mend it
-                    raise UserError(refusal)
-                track.to(step, f"train: steps, loss {loss:.4f}" if step else "train: workers start")
-            future.result()
-        finally:
-            pool.shutdown(wait=False)
+        future, ended = _in_background(trainer.fit), False
+        while not ended:
+            ended = bool(wait([future], timeout=1.0).done)
+            step, loss, refusal = ray.get(reporter.ask.remote())
+            if refusal:  # trying again, as Ray would, does not mend it
+                raise UserError(refusal)
+            track.to(step, f"train: steps, loss {loss:.4f}" if step else "train: workers start")
+        future.result()
         track.to(settings.steps)
     ray.kill(reporter)
+
+
+def _in_background(work: Callable[[], Any]) -> Future[Any]:
+    """Like an executor's `submit`, on a thread for which nobody waits at the end: what is given up is left behind."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
 
 
 def finish(run: Run, plan: dict[str, Any]) -> list[dict[str, float]]:
