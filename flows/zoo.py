@@ -143,9 +143,9 @@ RECIPES = {
     "tokenizer": Recipe(_tokenizer, 0),
     "autoencoder": Recipe(_autoencoder, 25),
     "clip": Recipe(_clip, 20, "clip"),
-    "base": Recipe(_base, 40, "base"),
+    "base": Recipe(_base, 60, "base"),
     "decoder": Recipe(_decoder, 8, "base"),
-    "captioner": Recipe(_captioner, 12, "captioner"),
+    "captioner": Recipe(_captioner, 20, "captioner"),
     "segmenter": Recipe(_segmenter, 11, "segmenter"),
     "identity": Recipe(_identity, 6, "identity"),
 }
