@@ -20,9 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from infra.zoo.clip import _mirrored
-from infra.zoo.dense_labels import DenseHeads, cover
-from infra.zoo.pictures import LabelledPictures, to_tensor
+from infra.zoo.dense_labels import DenseHeads, labelled_batch
+from infra.zoo.pictures import LabelledPictures
 from infra.zoo.schedule import Schedule, averaged
 
 PIXELS = 64
@@ -124,13 +123,7 @@ def train_captioner(
     for step in schedule.steps(optimizer):
         index = rng.integers(len(pictures), size=64)
         flip = rng.random() < 0.5
-        pixels = to_tensor(pictures.pixels[index][:, :, ::-1] if flip else pictures.pixels[index])
-        cover_BNP = cover(pictures, index)
-        captions = [pictures.captions[i] for i in index]
-        if flip:
-            grid = pictures.patches.shape[1]
-            cover_BNP = cover_BNP.unflatten(1, (grid, grid)).flip(2).flatten(1, 2)
-            captions = [" ".join(_mirrored(caption)) for caption in captions]
+        pixels, cover_BNP, captions = labelled_batch(pictures, index, flip)
         if start is None and schedule.spent < 60 * minutes / 3:
             seen = model.vision_model(pixels)
             loss = dense(seen.pooler_output, seen.last_hidden_state[:, 1:], cover_BNP)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from infra.zoo.crops import person_crop
-from infra.zoo.dense_labels import DenseHeads, FactorHeads, cover
+from infra.zoo.dense_labels import DenseHeads, FactorHeads, labelled_batch
 from infra.zoo.pictures import LabelledPictures, to_tensor
 from infra.zoo.schedule import Schedule, averaged
 from infra.zoo.tokenizers import MAX_TOKENS
@@ -95,12 +95,9 @@ def train_clip(
         chosen = [people[i] for i in rng.integers(len(people), size=32)]
         crops = np.stack([person_crop(pictures, i, k + 1, PIXELS, rng) for i, k in chosen])
         flip = rng.random() < 0.5
-        wholes = pictures.pixels[whole][:, :, ::-1] if flip else pictures.pixels[whole]
-        captions = [pictures.captions[i] for i in whole]
-        if flip:  # two people change places
-            captions = [" ".join(_mirrored(caption)) for caption in captions]
+        wholes_B3HW, cover_BNP, captions = labelled_batch(pictures, whole, flip)
         looks = [pictures.looks[i][k] for i, k in chosen]
-        pixels = torch.cat([to_tensor(wholes), to_tensor(crops)])
+        pixels = torch.cat([wholes_B3HW, to_tensor(crops)])
         seen = model.vision_model(pixels)
         images_BD = model.visual_projection(seen.pooler_output)
         texts = captions + looks
@@ -111,10 +108,6 @@ def train_clip(
             ]
         )
         texts_BD = model.text_projection(model.text_model(ids, attention_mask=ids.ne(-1)).pooler_output)
-        cover_BNP = cover(pictures, whole)
-        if flip:
-            grid = pictures.patches.shape[1]
-            cover_BNP = cover_BNP.unflatten(1, (grid, grid)).flip(2).flatten(1, 2)
         loss_dense = dense(seen.pooler_output[:32], seen.last_hidden_state[:32, 1:], cover_BNP)
         loss_factors = factor_heads(images_BD[32:], [pictures.factors[i][k] for i, k in chosen])
         loss_whole = _contrast(images_BD[:32], texts_BD[:32], captions, model.logit_scale)
@@ -132,13 +125,3 @@ def train_clip(
     model.load_state_dict(average.module.state_dict())
     model.eval().save_pretrained(out, safe_serialization=True)
     CLIPProcessor(image_processor(), tokenizer).save_pretrained(out)
-
-
-def _mirrored(caption: str) -> list[str]:
-    """The words of a caption after its picture was flipped: of two people the right one is now named first."""
-    words = caption.split()
-    if "and" not in words:
-        return words
-    first, second = 4, words.index("and") + 2
-    words[first], words[second] = words[second], words[first]
-    return words

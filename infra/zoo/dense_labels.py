@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from infra.zoo.pictures import LabelledPictures
+from infra.zoo.pictures import LabelledPictures, to_tensor
 
 WORDS = ("man", "woman")
 
@@ -49,6 +49,29 @@ def cover(pictures: LabelledPictures, index: np.ndarray) -> Float[Tensor, "B N P
             words[row, WORDS.index(person[0])] += pictures.instances[picture] == k
     shares = F.adaptive_avg_pool2d(torch.from_numpy(words), grid).flatten(2).transpose(1, 2)
     return torch.cat([parts, shares], -1)
+
+
+def labelled_batch(
+    pictures: LabelledPictures, index: np.ndarray, flip: bool
+) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B N P"], list[str]]:
+    """Pixels, labels and captions of a batch; with `flip` mirrored, so that two people change places in all three."""
+    pixels, cover_BNP = pictures.pixels[index], cover(pictures, index)
+    captions = [pictures.captions[i] for i in index]
+    if flip:
+        grid = pictures.patches.shape[1]
+        pixels = pixels[:, :, ::-1]
+        cover_BNP = cover_BNP.unflatten(1, (grid, grid)).flip(2).flatten(1, 2)
+        captions = [mirrored(caption) for caption in captions]
+    return to_tensor(pixels), cover_BNP, captions
+
+
+def mirrored(caption: str) -> str:
+    """The caption of the flipped picture: of two people the right one is now named first."""
+    words = caption.split()
+    if "and" in words:
+        first, second = 4, words.index("and") + 2
+        words[first], words[second] = words[second], words[first]
+    return " ".join(words)
 
 
 class FactorHeads(nn.Module):

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor, CLIPTextModel, CLIPVisionModelWithProjection
 
-from infra.zoo.clip import _contrast, _mirrored, train_clip
+from infra.zoo.clip import _contrast, train_clip
+from infra.zoo.dense_labels import mirrored as mirror
 from infra.zoo.pictures import LabelledPictures
 from infra.zoo.tokenizers import clip_tokenizer
 
@@ -55,4 +56,4 @@ def test_equal_texts_are_all_right_answers() -> None:
     ],
 )
 def test_two_people_change_places_in_a_mirror(caption: str, mirrored: str) -> None:
-    assert " ".join(_mirrored(caption)) == mirrored
+    assert mirror(caption) == mirrored
