@@ -23,7 +23,7 @@ from diffusers import (
     UNet2DConditionModel,
     UniPCMultistepScheduler,
 )
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -66,6 +66,16 @@ def encode_latents(vae: AutoencoderKL, pictures: LabelledPictures, batch: int = 
             for i in range(0, len(pictures), batch)
         ]
     return torch.cat(parts)
+
+
+def draw_timesteps(count: int, random: torch.Generator) -> Int64[Tensor, " n"]:
+    """Timesteps in [0, 1000): 30 % uniform, the rest logit-normal around 430 (arXiv 2403.03206, section 3.1).
+
+    On 16 x 16 latents SD's schedule leaves next to no signal above 700: a third of the compute would go to noise.
+    """
+    uniform = torch.rand(count, generator=random)
+    middle = torch.sigmoid(torch.randn(count, generator=random) - 0.3)
+    return (1000 * torch.where(torch.rand(count, generator=random) < 0.3, uniform, middle)).long().clamp(max=999)
 
 
 def _worker(
@@ -112,7 +122,7 @@ def _worker(
         deviation = torch.exp(0.5 * log_variance.clamp(-30, 20))
         latents = scale * (mean + deviation * torch.randn(mean.shape, generator=random))
         tokens = torch.where((torch.rand(PER_PROCESS, 1, generator=random) < 0.1), null, ids[index])
-        t = torch.randint(1000, (PER_PROCESS,), generator=random)
+        t = draw_timesteps(PER_PROCESS, random)
         eps = torch.randn(latents.shape, generator=random)
         noisy = noise.add_noise(latents, eps, t).contiguous(memory_format=torch.channels_last)
         predicted = unet(noisy, t, text(tokens).last_hidden_state).sample
