@@ -153,7 +153,12 @@ def _curves(run: Run, run_id: str) -> list[Curve]:
     rows = loss_curve(run, run_id)
     steps = [row["step"] for row in rows]
     names = {"loss": "total", "masked": "masked, on people", "router": "router", "object": "object"}
-    return [Curve(title, steps, [row[name] for row in rows]) for name, title in names.items()]
+    names["preservation"] = "background, from the prior's"
+    return [
+        Curve(title, steps, [row[name] for row in rows])
+        for name, title in names.items()
+        if any(row[name] for row in rows)
+    ]
 
 
 def _grid(run: Run, people: Sequence[dict[str, Any]], drawn: Any, metrics: Metrics) -> SubjectGrid:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from flows.retrain import Journey
 from flows.run import Run
-from flows.train import loss_curve
+from flows.train import loss_change
 from flows.truth import truth_scores
 from infra.settings import Settings
 
@@ -22,9 +22,7 @@ def summarise(run: Run, journey: Journey, seconds: float) -> dict[str, Any]:
     card = run.releases.manifest(release)["lineage"]
     current = run.releases.current(run.settings.publish.alias)
     scores = truth_scores(run)
-    curve = loss_curve(run, journey.run_id)
-    tenth = max(len(curve) // 10, 1)
-    first, last = (sum(row["loss"] for row in rows) / tenth for rows in (curve[:tenth], curve[-tenth:]))
+    before, after = loss_change(run, journey.run_id)
     summary = {
         "photos": {"in": counts.seen, "kept": counts.kept, "refused": dict(counts.refused)},
         "truth": None if scores is None else scores.as_dict(),
@@ -32,9 +30,9 @@ def summarise(run: Run, journey: Journey, seconds: float) -> dict[str, Any]:
             "start": card["start"],
             "samples": card["samples"],
             "steps": card["train"]["steps"],
-            "loss_first": first,
-            "loss_last": last,
-            "falling": last < first,
+            "loss_before": before["loss"],
+            "loss_after": after["loss"],
+            "falling": after["loss"] < before["loss"],
         },
         "metrics": card["metrics"],
         "verdict": card["verdict"],
@@ -85,9 +83,8 @@ def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("captions", f"{truth['caption_exact']:.3f} exactly right"))
         lines.append(("masks", f"{truth['mask_iou']:.3f} mean IoU over {truth['people']} people"))
     trend = "falling" if training["falling"] else "not falling"
-    lines.append(
-        ("training loss", f"{training['loss_first']:.4f} → {training['loss_last']:.4f}, {trend} ({training['start']})")
-    )
+    change = f"{training['loss_before']:.4f} → {training['loss_after']:.4f} on the same samples and noise"
+    lines.append(("training loss", f"{change}, {trend} ({training['start']})"))
     for name, field, text in (
         ("identity", "identity", "{:.3f}"),
         ("identity gain", "identity_gain", "{:+.3f} over the prior, on people never seen in training"),

@@ -14,7 +14,7 @@ from prefect import flow
 
 from flows import artifacts
 from flows.run import Run, StageResult, describe, digest
-from flows.training_job import CURVE, RELEASED, TrainingJob, fetch_checkpoint, work
+from flows.training_job import HISTORY, RELEASED, TrainingJob, fetch_checkpoint, work
 from infra import model_files
 from infra.errors import UserError
 from infra.settings import ModelReference, Settings
@@ -38,8 +38,8 @@ def train(settings: Settings, from_scratch: bool = False) -> StageResult:
         return StageResult("train", 0, 1, note="this training was finished before", facts=plan)
     continued = _latest_step(run, plan["run_id"])
     _fit(run, plan)
-    curve = finish(run, plan)
-    artifacts.table("losses", curve, "Losses, means over the steps since the row before")
+    finish(run, plan)
+    artifacts.table("losses", loss_curve(run, plan["run_id"]), "Losses, means over the steps since the row before")
     artifacts.markdown("train", "\n".join(f"- **{name}**: {value}" for name, value in plan.items() if name != "shards"))
     note = f"{settings.train.steps} steps on {plan['samples']} samples, {plan['start_says']}"
     if continued:
@@ -112,6 +112,12 @@ def trained_adapter(run: Run, run_id: str) -> dict[str, bytes]:
 def loss_curve(run: Run, run_id: str) -> list[dict[str, float]]:
     """The rows of a finished run's loss curve."""
     return list(json.loads(run.store.get(_key(run_id, "finished.json")))["curve"])
+
+
+def loss_change(run: Run, run_id: str) -> tuple[dict[str, float], dict[str, float]]:
+    """A finished run's losses before and after training, on the same samples with the same noise."""
+    finished = json.loads(run.store.get(_key(run_id, "finished.json")))
+    return finished["before"], finished["after"]
 
 
 def lineage(run: Run, plan: dict[str, Any]) -> dict[str, Any]:
@@ -194,8 +200,8 @@ def _in_background(work: Callable[[], Any]) -> Future[Any]:
     return future
 
 
-def finish(run: Run, plan: dict[str, Any]) -> list[dict[str, float]]:
-    """Put the last checkpoint's averaged adapter and curve into the run's folder; the checkpoints are then let go."""
+def finish(run: Run, plan: dict[str, Any]) -> None:
+    """Put the last checkpoint's averaged adapter and losses into the run's folder; the checkpoints are then let go."""
     run_id = plan["run_id"]
     with tempfile.TemporaryDirectory(prefix="moa-finish-") as folder:
         step = fetch_checkpoint(run.store, run_id, Path(folder))
@@ -203,10 +209,9 @@ def finish(run: Run, plan: dict[str, Any]) -> list[dict[str, float]]:
             raise RuntimeError(f"run {run_id} ended at step {step} of {run.settings.train.steps}")
         for name in ADAPTER_FILES:
             run.store.put(_key(run_id, name), Path(folder, RELEASED, name).read_bytes())
-        curve: list[dict[str, float]] = json.loads(Path(folder, CURVE).read_text("utf-8"))
-    run.store.put(_key(run_id, "finished.json"), json.dumps({"plan": plan, "curve": curve}).encode())
+        history = json.loads(Path(folder, HISTORY).read_text("utf-8"))
+    run.store.put(_key(run_id, "finished.json"), json.dumps({"plan": plan, **history}).encode())
     _let_go(run, run_id)
-    return curve
 
 
 def _let_go(run: Run, run_id: str) -> None:

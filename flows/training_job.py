@@ -16,7 +16,7 @@ from infra.settings import Settings
 from infra.storage import ObjectStore
 from preprocessing.catalog import ShardRow
 
-CURVE = "curve.json"
+HISTORY = "history.json"  # the loss curve, and the losses before and after on the same samples and noise
 RELEASED = "released"
 _LIST = "complete.json"
 

@@ -13,13 +13,25 @@ import infra.torchvision_ops  # noqa: F401
 import torch
 from torch import Tensor, nn
 
-from flows.training_job import CURVE, RELEASED, TrainingJob, fetch_checkpoint, list_files
+from flows.training_job import HISTORY, RELEASED, TrainingJob, fetch_checkpoint, list_files
 from flows.training_samples import TrainingSamples
 from infra.model_files import resolve
 from infra.settings import Settings
-from moa_model import EMA, MoAAdapter, MoATrainingModule, draw, global_batch, load_checkpoint, save_checkpoint
+from moa_model import (
+    EMA,
+    Batch,
+    Losses,
+    MoAAdapter,
+    MoATrainingModule,
+    draw,
+    global_batch,
+    load_checkpoint,
+    rate_scale,
+    save_checkpoint,
+)
 
 _ROW_EVERY = 10  # steps that one row of the loss curve averages
+_PROBE_STEPS = 8  # batches on which the losses before and after training are compared
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -45,22 +57,23 @@ def train_worker(config: dict[str, Any]) -> None:
         lambda_router=options.lambda_router,
         lambda_object=options.lambda_object,
         blocks=options.router_blocks,
+        router_foreground=options.router_foreground,
+        lambda_preservation=options.lambda_preservation,
     ).to(device)
     optimizer = torch.optim.AdamW(
         module.optimizer_groups(options.learning_rate, options.router_learning_rate_factor), weight_decay=0.01
     )
     rates = [group["lr"] for group in optimizer.param_groups]
     ema = EMA(adapter, options.ema_decay)
-    curve: list[dict[str, float]] = []
+    history: dict[str, Any] = {"curve": [], "before": None, "after": None}
     first = 0
     with tempfile.TemporaryDirectory(prefix="moa-resume-") as folder:
         if fetch_checkpoint(job.store, job.run_id, Path(folder)):
             first = load_checkpoint(folder, adapter, ema, optimizer)
-            curve = json.loads(Path(folder, CURVE).read_text("utf-8"))
-    parallel: nn.Module = prepare_model(module, parallel_strategy_kwargs={"broadcast_buffers": False})
+            history = json.loads(Path(folder, HISTORY).read_text("utf-8"))
 
-    sums = torch.zeros(4)
-    for step in range(first, options.steps):
+    def batch_of(step: int) -> Batch:
+        """This worker's rows of global step `step`."""
         indices = global_batch(options.seed, step, options.batch_size, len(samples))
         numbers = draw(
             options.seed,
@@ -71,9 +84,24 @@ def train_worker(config: dict[str, Any]) -> None:
             options.condition_dropout,
         )
         mine = slice(rank * rows, (rank + 1) * rows)
-        batch = samples.batch(indices[mine], numbers.rows(mine.start, mine.stop), null_text, scaling, shift).to(device)
+        return samples.batch(indices[mine], numbers.rows(mine.start, mine.stop), null_text, scaling, shift).to(device)
+
+    def probe() -> dict[str, float]:
+        """Losses on what the steps after the last one would have seen: the same samples and noise before and after."""
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+            batches = [batch_of(options.steps + turn) for turn in range(_PROBE_STEPS)]
+            return _mean_losses(sum(map(_stacked, map(module, batches))), len(batches), workers)
+
+    if history["before"] is None:
+        history["before"] = probe()
+    parallel: nn.Module = prepare_model(module, parallel_strategy_kwargs={"broadcast_buffers": False})
+
+    sums, since = _no_losses(), 0
+    for step in range(first, options.steps):
+        batch, done = batch_of(step), step + 1
+        scale = rate_scale(step, options.steps, options.warmup_steps, options.learning_rate_schedule)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * min(1.0, (step + 1) / max(options.warmup_steps, 1))
+            group["lr"] = rate * scale
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
             losses = parallel(batch)
@@ -81,15 +109,18 @@ def train_worker(config: dict[str, Any]) -> None:
         torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
         optimizer.step()
         ema.update()
-        sums += torch.stack([loss.detach().float().cpu() for loss in losses])
-        done = step + 1
-        if done % _ROW_EVERY == 0 or done == options.steps:
-            curve.append(_curve_row(sums, done, done % _ROW_EVERY or _ROW_EVERY, workers))
-            sums = torch.zeros(4)
+        sums, since = sums + _stacked(losses), since + 1
+        keep = done % options.checkpoint_every == 0 or done == options.steps
+        if done % _ROW_EVERY == 0 or keep:  # a checkpoint holds no half-summed row
+            history["curve"].append({"step": done, **_mean_losses(sums, since, workers)})
+            sums, since = _no_losses(), 0
             if rank == 0:
-                config["reporter"].tell.remote(done, curve[-1]["loss"])
-        if done % options.checkpoint_every == 0 or done == options.steps:
-            _checkpoint(rank, adapter, ema, optimizer, done, curve, done == options.steps)
+                config["reporter"].tell.remote(done, history["curve"][-1]["loss"])
+        if done == options.steps:
+            with ema.applied():
+                history["after"] = probe()
+        if keep:
+            _checkpoint(rank, adapter, ema, optimizer, done, history)
 
 
 def _checkpoint(
@@ -98,8 +129,7 @@ def _checkpoint(
     ema: EMA,
     optimizer: torch.optim.Optimizer,
     step: int,
-    curve: list[dict[str, float]],
-    last: bool,
+    history: dict[str, Any],
 ) -> None:
     """Rank 0 saves, all report: reporting is a barrier. The last one also holds what is released: the average."""
     import ray.train
@@ -109,8 +139,8 @@ def _checkpoint(
         return
     with tempfile.TemporaryDirectory(prefix="moa-checkpoint-") as folder:
         save_checkpoint(folder, adapter, ema, optimizer, step)
-        Path(folder, CURVE).write_text(json.dumps(curve), "utf-8")
-        if last:
+        Path(folder, HISTORY).write_text(json.dumps(history), "utf-8")
+        if history["after"] is not None:
             with ema.applied():
                 adapter.save_pretrained(Path(folder, RELEASED))
         list_files(Path(folder))
@@ -118,14 +148,22 @@ def _checkpoint(
         ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:08d}")
 
 
-def _curve_row(sums: Tensor, step: int, steps: int, workers: int) -> dict[str, float]:
-    """Mean losses over the last steps and all workers; every worker takes part."""
+def _no_losses() -> Tensor:
+    return torch.zeros(len(Losses._fields))
+
+
+def _stacked(losses: Losses) -> Tensor:
+    return torch.stack([loss.detach().float().cpu() for loss in losses])
+
+
+def _mean_losses(sums: Tensor, steps: int, workers: int) -> dict[str, float]:
+    """Mean losses over some steps and all workers; every worker takes part."""
     import torch.distributed as distributed
 
     if workers > 1:
         distributed.all_reduce(sums)
-    total, masked, router, balance = (sums / (steps * workers)).tolist()
-    return {"step": step, "loss": total, "masked": masked, "router": router, "object": balance}
+    named = dict(zip(Losses._fields, (sums / (steps * workers)).tolist(), strict=True))
+    return {"loss": named.pop("total"), **named}
 
 
 def _base(settings: Settings) -> tuple[nn.Module, Any, float, float, Tensor]:
@@ -146,16 +184,17 @@ def _base(settings: Settings) -> tuple[nn.Module, Any, float, float, Tensor]:
 
 
 def _adapter(job: TrainingJob, unet: nn.Module, image_dim: int) -> MoAAdapter:
+    own = {
+        "prior_only_above": job.settings.evaluate.prior_only_above,
+        "image_encoder": job.settings.models.clip.location,
+    }
     if job.start is None:
         torch.manual_seed(job.settings.train.seed)
-        clip = job.settings.models.clip
-        return MoAAdapter.for_unet(
-            unet,
-            image_dim,
-            prior_only_above=job.settings.evaluate.prior_only_above,
-            image_encoder=clip.location,
-        )
+        return MoAAdapter.for_unet(unet, image_dim, **own)
     with tempfile.TemporaryDirectory(prefix="moa-start-") as folder:
         for name, data in job.start.items():
             Path(folder, name).write_bytes(data)
-        return MoAAdapter.from_pretrained(folder)
+        adapter = MoAAdapter.from_pretrained(folder)
+    # What is no weight is this run's, not that of the release it starts from.
+    adapter.config = adapter.config.model_copy(update=own)
+    return adapter

@@ -10,7 +10,7 @@ from moa_model.ema import EMA
 from moa_model.image_encoder import ImageEncoder
 from moa_model.losses import Losses
 from moa_model.sampling import Draw, draw, global_batch, latents_from_moments, sample_order
-from moa_model.training import Batch, MoATrainingModule
+from moa_model.training import Batch, MoATrainingModule, rate_scale
 
 __all__ = [
     "EMA",
@@ -28,6 +28,7 @@ __all__ = [
     "global_batch",
     "latents_from_moments",
     "load_checkpoint",
+    "rate_scale",
     "sample_order",
     "save_checkpoint",
 ]

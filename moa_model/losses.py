@@ -1,4 +1,4 @@
-"""The three losses of MoA training (eqs. 9-12).
+"""The three losses of MoA training (eqs. 9-12), and a fourth that keeps the background (ours).
 
 Axes: B batch, C latent channels, H W latent height and width, N pixels of one layer, S subjects. Masks are 1 on a
 person, 0 elsewhere. Every loss is first taken per picture and then averaged over the batch, so that a batch split over
@@ -17,12 +17,16 @@ from torch.nn import functional
 
 
 class Losses(NamedTuple):
-    """Scalars of one training step; ``total`` is what is minimised (eq. 12): masked + λ_r · router + λ_o · object."""
+    """Scalars of one training step; ``total`` is what is minimised.
+
+    Eq. 12 and ours: masked + λ_r · router + λ_o · object + λ_p · preservation.
+    """
 
     total: Tensor
     masked: Tensor
     router: Tensor
     object: Tensor
+    preservation: Tensor
 
 
 def masked_loss(
@@ -37,13 +41,20 @@ def router_loss(
     prior_weight_BHW: Float[Tensor, "B H W"],
     mask_BHW: Float[Tensor, "B H W"],
     normalisation: Literal["mean", "sum"] = "mean",
+    foreground: float = 0.0,
 ) -> Float[Tensor, ""]:
     """‖(1 − M) ⊙ (1 − R)‖², R the mean of R_0 over layers: the background is the prior's (eq. 10).
 
     The paper does not say whether over pixels it is a sum or a mean. λ_r = 1e-4 on a ``sum`` over 64 × 64 pixels
     equals about 0.4 on a ``mean``; on a mean 1e-4 does nothing and 0.1 works.
+
+    ``foreground`` weighs a mirror term, ‖M ⊙ R‖², which the paper does not have: the people are the personalization
+    expert's. Without it a router can lower its loss by leaving *every* pixel to the prior, while the expert's output
+    grows in exchange; small models do just that, and their routers tell people and background hardly apart.
     """
     square_BHW = ((1 - mask_BHW) * (1 - prior_weight_BHW)).square()
+    if foreground:
+        square_BHW = square_BHW + foreground * (mask_BHW * prior_weight_BHW).square()
     per_picture_B = square_BHW.mean(dim=(1, 2)) if normalisation == "mean" else square_BHW.sum(dim=(1, 2))
     return per_picture_B.mean()
 
@@ -61,6 +72,17 @@ def object_loss(
     seen_BS = present_BS * (mask_BSHW.sum(dim=(2, 3)) > 0)
     balance_B = ((background_BS - foreground_BS) * seen_BS).sum(dim=1) / seen_BS.sum(dim=1).clamp_min(1)
     return balance_B.mean()
+
+
+def preservation_loss(
+    prediction_BCHW: Float[Tensor, "B C H W"], prior_BCHW: Float[Tensor, "B C H W"], mask_BHW: Float[Tensor, "B H W"]
+) -> Float[Tensor, ""]:
+    """Mean squared difference from the prior's own prediction on the background: Σ (1−M) ⊙ (Ẑ − Ẑ_prior)² / Σ (1−M).
+
+    Ours, not the paper's. Eq. 9 asks nothing of the background and eq. 10 only that the expert's *weight* be small
+    there; what the expert says on those pixels is free. An empty background counts 0.
+    """
+    return masked_loss(prediction_BCHW, prior_BCHW, 1 - mask_BHW)
 
 
 def mean_over_layers(maps: Iterable[Float[Tensor, "B *S N"]], size: tuple[int, int]) -> Float[Tensor, "B *S H W"]:

@@ -3,6 +3,7 @@
 Axes: B batch, C latent channels, H W latent pixels, T text tokens, D text width, S subjects, F image feature.
 """
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
@@ -16,7 +17,18 @@ from moa_model.adapter import MoAAdapter
 from moa_model.attention import AttentionMaps
 from moa_model.binding import Subjects
 from moa_model.layers import penalised_blocks
-from moa_model.losses import Losses, masked_loss, mean_over_layers, object_loss, router_loss
+from moa_model.losses import Losses, masked_loss, mean_over_layers, object_loss, preservation_loss, router_loss
+
+
+def rate_scale(step: int, steps: int, warmup: int, schedule: Literal["constant", "cosine"] = "constant") -> float:
+    """What the learning rate is multiplied by in step ``step`` (from 0) of ``steps``: a linear warm-up, then as asked.
+
+    "cosine" falls to zero along half a cosine. A pure function of the step, so that a resumed run goes on as it was.
+    """
+    scale = min(1.0, (step + 1) / max(warmup, 1))
+    if schedule == "cosine" and step >= warmup:
+        scale *= 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))
+    return scale
 
 
 @dataclass(frozen=True)
@@ -56,10 +68,14 @@ class MoATrainingModule(nn.Module):
         lambda_object: float = 1e-4,
         blocks: Literal["middle", "all"] = "middle",
         router_normalisation: Literal["mean", "sum"] = "mean",
+        router_foreground: float = 0.0,
+        lambda_preservation: float = 0.0,
     ) -> None:
         """``scheduler_config`` is the base's (``pipe.scheduler.config``); its prediction type decides the target.
 
         ``blocks``: which ones the router and object losses cover (``layers.penalised_blocks``).
+        ``router_foreground`` and ``lambda_preservation`` are ours (``losses.router_loss``, ``preservation_loss``): 0,
+        as by default, is the paper's objective. The latter costs a second forward pass, of the prior alone.
         Raises UserError for a prediction type other than epsilon and v_prediction.
         """
         super().__init__()
@@ -73,31 +89,35 @@ class MoATrainingModule(nn.Module):
         self.unet, self.adapter = unet, adapter
         self.lambda_router, self.lambda_object = lambda_router, lambda_object
         self.router_normalisation: Literal["mean", "sum"] = router_normalisation
+        self.router_foreground, self.lambda_preservation = router_foreground, lambda_preservation
         self.blocks = penalised_blocks(adapter.config.layers, blocks)
         adapter.prior_only_above = adapter.config.timesteps  # whatever is drawn to train on is trained
         unet.eval().requires_grad_(False)  # the prior is frozen for ever …
         adapter.float().train().requires_grad_(True)  # … and the experts, which it now carries, are trained
 
     def forward(self, batch: Batch) -> Losses:
-        """Losses of one batch (eq. 12)."""
+        """Losses of one batch (eq. 12 and ours)."""
         mask_BHW = batch.masks.amax(dim=1)
         text_BTD = torch.where(batch.dropped[:, None, None], batch.null_text, batch.text)
         token_BS = torch.where(batch.dropped[:, None], -1, batch.tokens)
         maps = AttentionMaps(self.blocks)
-        prediction_BCHW = self.unet(
-            self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps),
-            batch.timesteps,
-            encoder_hidden_states=text_BTD,
-            cross_attention_kwargs={"moa": Subjects(batch.image_embeds, token_BS, maps)},
-            return_dict=False,
-        )[0]
+        inputs = (self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps), batch.timesteps, text_BTD)
+        moa = {"moa": Subjects(batch.image_embeds, token_BS, maps)}
+        prediction_BCHW = self.unet(*inputs, cross_attention_kwargs=moa, return_dict=False)[0]
         size = (batch.latents.shape[-2], batch.latents.shape[-1])
         masked = masked_loss(prediction_BCHW.to(batch.latents.dtype), self._target(batch), mask_BHW)
-        router = router_loss(mean_over_layers(maps.router.values(), size), mask_BHW, self.router_normalisation)
+        prior_weight_BHW = mean_over_layers(maps.router.values(), size)
+        router = router_loss(prior_weight_BHW, mask_BHW, self.router_normalisation, self.router_foreground)
         attention_BSHW = mean_over_layers(maps.subject.values(), size)
         balance = object_loss(attention_BSHW, batch.masks, (token_BS >= 0).float())
         total = masked + self.lambda_router * router + self.lambda_object * balance
-        return Losses(total, masked, router, balance)
+        preservation = masked.new_zeros(())
+        if self.lambda_preservation:
+            with torch.no_grad():
+                prior_BCHW = self.unet(*inputs, return_dict=False)[0]  # no subjects: the prior alone
+            preservation = preservation_loss(prediction_BCHW, prior_BCHW, mask_BHW)
+            total = total + self.lambda_preservation * preservation
+        return Losses(total, masked, router, balance, preservation)
 
     def optimizer_groups(self, learning_rate: float, router_learning_rate_factor: float = 2.0) -> list[dict[str, Any]]:
         """Parameter groups: experts at ``learning_rate``, routers and prompt MLP at ``factor`` times that."""

@@ -15,7 +15,7 @@ def _summary(**changes: Any) -> dict[str, Any]:
     return {
         "photos": {"in": 12, "kept": 9, "refused": {"duplicate": 1, "truncated": 2}},
         "truth": {"photos": 9, "people": 11, "caption_exact": 0.96, "mask_iou": 0.91},
-        "training": {"loss_first": 0.4, "loss_last": 0.3, "falling": True, "start": "scratch"},
+        "training": {"loss_before": 0.4, "loss_after": 0.3, "falling": True, "start": "scratch"},
         "metrics": {
             name: measured for name in ("identity", "identity_gain", "scene_ratio", "object_ratio", "background_change")
         },
@@ -39,7 +39,7 @@ def test_everything_is_said_and_no_line_is_broken() -> None:
         "12 in, 9 kept, 3 refused: 1 duplicate, 2 truncated",
         "0.960 exactly right",
         "0.910 mean IoU over 11 people",
-        "0.4000 → 0.3000, falling (scratch)",
+        "0.4000 → 0.3000 on the same samples and noise, falling (scratch)",
         "+0.500 over the prior",
         "0.500 of the prior's",
         "0.500 of another seed's change",

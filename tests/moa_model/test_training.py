@@ -7,6 +7,7 @@ from torch.nn import functional
 from infra.errors import UserError
 from moa_model import Batch, MoAAdapter, MoATrainingModule
 from moa_model.losses import enlarge
+from moa_model.training import rate_scale
 from tests.moa_model.conftest import make_batch, trained_like
 from tests.tiny_models import IMAGE_DIM, tiny_pipeline
 
@@ -55,9 +56,10 @@ def test_a_fresh_adapter_trains_and_leaves_the_base_as_it_was(batch: Batch) -> N
     assert all(not torch.equal(start[name], parameter) for name, parameter in adapter.named_parameters())
 
 
+@pytest.mark.parametrize("ours", [{}, {"router_foreground": 0.4, "lambda_preservation": 2.0}], ids=["paper", "ours"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_losses_are_the_papers_in_float64(prediction_type: str) -> None:
-    module = _module(prediction_type, lambda_router=0.3, lambda_object=0.7)
+def test_losses_are_the_papers_in_float64(prediction_type: str, ours: dict[str, float]) -> None:
+    module = _module(prediction_type, lambda_router=0.3, lambda_object=0.7, **ours)
     module.double()
     batch = make_batch(dtype=torch.float64)
     module.scheduler.alphas_cumprod = module.scheduler.alphas_cumprod.double()
@@ -78,14 +80,24 @@ def test_losses_are_the_papers_in_float64(prediction_type: str) -> None:
     sample, prediction = shown[0]
     torch.testing.assert_close(sample, noisy, rtol=1e-10, atol=1e-10)
     error = (prediction - (velocity if prediction_type == "v_prediction" else batch.noise)) ** 2
-    masked, router, balance = [], [], []
+    masked, router, balance, preservation = [], [], [], []
+    with module.adapter.prior_only():
+        stock = module.unet(
+            noisy,
+            batch.timesteps,
+            torch.where(batch.dropped[:, None, None], batch.null_text, batch.text),
+            return_dict=False,
+        )[0]
     size = (8, 8)
     for b in range(4):
         union = ((batch.masks[b, 0] + batch.masks[b, 1]) > 0).double()
         masked.append((error[b].mean(0) * union).sum() / union.sum())
         layers = range(4, 26)  # 11 middle blocks of two layers
         prior = sum(enlarge(routers[i][b], size) for i in layers) / 22
-        router.append((((1 - union) * (1 - prior)) ** 2).mean())
+        mirror = ours.get("router_foreground", 0) * (union * prior) ** 2
+        router.append((((1 - union) * (1 - prior)) ** 2 + mirror).mean())
+        away = ((prediction[b] - stock[b]) ** 2).mean(0)
+        preservation.append((away * (1 - union)).sum() / (1 - union).sum() if ours else torch.tensor(0.0).double())
         terms = []
         for s in range(2):
             token = int(batch.tokens[b, s])
@@ -98,9 +110,9 @@ def test_losses_are_the_papers_in_float64(prediction_type: str) -> None:
                 a = enlarge(functional.softmax(scores, -1)[..., token].mean(0), size)
                 terms.append((a * (1 - mask)).sum() / (1 - mask).sum() - (a * mask).sum() / mask.sum())
         balance.append(sum(terms) / len(terms) if terms else torch.tensor(0.0).double())
-    expected = [torch.stack(part).mean() for part in (masked, router, balance)]
-    expected.append(expected[0] + 0.3 * expected[1] + 0.7 * expected[2])
-    actual = (losses.masked, losses.router, losses.object, losses.total)
+    expected = [torch.stack(part).mean() for part in (masked, router, balance, preservation)]
+    expected.append(expected[0] + 0.3 * expected[1] + 0.7 * expected[2] + 2.0 * expected[3])
+    actual = (losses.masked, losses.router, losses.object, losses.preservation, losses.total)
     for loss, by_hand in zip(actual, expected, strict=True):
         torch.testing.assert_close(loss, by_hand, rtol=1e-10, atol=1e-12)
 
@@ -151,3 +163,19 @@ def test_settings(batch: Batch) -> None:
     assert count == len(list(mean.adapter.parameters())) and len(experts["params"]) == 32 * 5
     with pytest.raises(UserError, match="sample"):
         _module("sample")
+
+
+def test_the_rate_warms_up_and_then_stays_or_falls_to_zero() -> None:
+    constant = [rate_scale(step, 10, 2) for step in range(10)]
+    assert constant == [0.5] + [1.0] * 9
+    cosine = [rate_scale(step, 10, 2, "cosine") for step in range(11)]
+    assert cosine[:3] == [0.5, 1.0, 1.0] and cosine[6] == pytest.approx(0.5) and cosine[10] == pytest.approx(0.0)
+    assert all(later <= earlier for earlier, later in zip(cosine[2:], cosine[3:], strict=False))
+    assert rate_scale(0, 1, 0, "cosine") == 1.0
+
+
+def test_an_empty_background_asks_nothing_of_it(batch: Batch) -> None:
+    module = _module(lambda_preservation=1.0)
+    everywhere = Batch(**vars(batch) | {"masks": torch.ones_like(batch.masks)})
+    assert module(everywhere).preservation == 0
+    assert module(batch).preservation > 0
