@@ -149,7 +149,7 @@ RECIPES = {
     "segmenter": Recipe(_segmenter, 11, "segmenter"),
     "identity": Recipe(_identity, 6, "identity"),
 }
-RELEASE_STEPS, RELEASE_PHOTOS = 3000, 4000
+RELEASE_STEPS, RELEASE_PHOTOS = 2500, 4000
 
 
 class Name(StrEnum):

@@ -98,12 +98,12 @@ class TrainSettings(_Frozen):
     steps: Count = Field(description="optimisation steps")
     batch_size: Count = Field(description="samples per step over all workers together")
     workers: Count = Field(description="data-parallel processes; batch_size is a multiple of it")
-    learning_rate: float = Field(gt=0, description="AdamW: the personalization experts")
+    learning_rate: float = Field(gt=0, description="AdamW: the personalization experts and the prompt MLP")
     warmup_steps: int = Field(ge=0, description="steps over which the rate rises to learning_rate")
     learning_rate_schedule: Literal["constant", "cosine"] = Field(
         description="after the warm-up: stay, or fall to zero along half a cosine"
     )
-    router_learning_rate_factor: float = Field(gt=0, description="routers and prompt MLP learn at this multiple")
+    router_learning_rate_factor: float = Field(gt=0, description="routers learn at this multiple of the rate")
     lambda_router: float = Field(ge=0, description="weight of eq. 10's router loss, as a mean over pixels")
     router_blocks: Literal["middle", "all"] = Field(
         description="blocks that the router and object losses cover; the paper leaves out the first two and last three"

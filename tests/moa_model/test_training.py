@@ -157,10 +157,10 @@ def test_settings(batch: Batch) -> None:
     assert _module().blocks == set(range(2, 13))
     mean, total = _module(), _module(router_normalisation="sum")
     torch.testing.assert_close(mean(batch).router * 64, total(batch).router)
-    experts, others = mean.optimizer_groups(1e-3, 2.0)
-    assert (experts["lr"], others["lr"]) == (1e-3, 2e-3)
-    count = len(experts["params"]) + len(others["params"])
-    assert count == len(list(mean.adapter.parameters())) and len(experts["params"]) == 32 * 5
+    others, routers = mean.optimizer_groups(1e-3, 2.0)
+    assert (others["lr"], routers["lr"]) == (1e-3, 2e-3)
+    count = len(others["params"]) + len(routers["params"])
+    assert count == len(list(mean.adapter.parameters())) and len(routers["params"]) == 32 * 2
     with pytest.raises(UserError, match="sample"):
         _module("sample")
 
