@@ -143,7 +143,7 @@ RECIPES = {
     "tokenizer": Recipe(_tokenizer, 0),
     "autoencoder": Recipe(_autoencoder, 25),
     "clip": Recipe(_clip, 20, "clip"),
-    "base": Recipe(_base, 60, "base"),
+    "base": Recipe(_base, 120, "base"),
     "decoder": Recipe(_decoder, 8, "base"),
     "captioner": Recipe(_captioner, 20, "captioner"),
     "segmenter": Recipe(_segmenter, 11, "segmenter"),
@@ -168,8 +168,11 @@ class Name(StrEnum):
 def install(folder: Path, name: str, weights: Path = model_files.ZOO) -> Path:
     """Copy a trained model's folder to `weights`/`name`, its tensors in half precision.
 
-    The configurations still say float32, so that is what the model computes in once it is loaded.
+    The configurations still say float32, so that is what the model computes in once it is loaded; the folder where a
+    model lay on the way is taken out of them.
     """
+    import json
+
     import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -187,6 +190,10 @@ def install(folder: Path, name: str, weights: Path = model_files.ZOO) -> Path:
             raise UserError(f"{folder} has weights beyond half precision, such as {spoilt[0]}: train it again.")
         save_file({key: value.contiguous() for key, value in half.items()}, path, metadata or {"format": "pt"})
         path.chmod(0o644)
+    for path in part.rglob("*.json"):
+        content = json.loads(path.read_text("utf-8"))
+        if isinstance(content, dict) and content.pop("_name_or_path", None):
+            path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
     target = weights / name
     shutil.rmtree(target, ignore_errors=True)
     os.replace(part, target)
@@ -198,7 +205,8 @@ def train_release(shop: Workshop, steps: int, photos: int, changes: dict[str, st
 
     A killed training goes on where it was. Returns the folder with the adapter's files.
     """
-    overrides = {"paperfolk.photos": str(photos), "train.steps": str(steps), **(changes or {})}
+    own = {"paperfolk.photos": str(photos), "train.steps": str(steps), "train.learning_rate": "1e-3"}
+    overrides = {**own, **(changes or {})}
     settings = load_settings("demo", shop.folder("release-run"), overrides)
     from flows.session import machinery
 

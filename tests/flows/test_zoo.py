@@ -11,6 +11,7 @@ from transformers import AutoModel
 from typer.testing import CliRunner
 
 from flows.zoo import RECIPES, Name, Workshop, install, zoo
+from infra import model_files
 from infra.errors import UserError
 from infra.zoo.identity import new_identity_encoder
 
@@ -28,6 +29,8 @@ def test_installed_models_are_half_as_large_and_compute_in_full(tmp_path: Path) 
     torch.manual_seed(0)
     model = new_identity_encoder().eval()
     model.save_pretrained(tmp_path / "trained")
+    config = tmp_path / "trained" / "config.json"
+    config.write_text(config.read_text().replace("{", '{"_name_or_path": "/home/me/trained",', 1))
     weights = tmp_path / "weights"
     weights.mkdir()
     for _ in range(2):  # a second time over the first
@@ -40,6 +43,12 @@ def test_installed_models_are_half_as_large_and_compute_in_full(tmp_path: Path) 
     with torch.inference_mode():
         assert torch.allclose(loaded(pixels).pooler_output, model(pixels).pooler_output, atol=1e-2)
     assert [path.name for path in weights.iterdir()] == ["identity"]
+    assert "/home/me" not in (folder / "config.json").read_text()
+
+
+def test_what_is_shipped_does_not_say_where_it_lay() -> None:
+    for path in model_files.ZOO.rglob("*.json"):
+        assert '"_name_or_path": "/' not in path.read_text("utf-8"), path
 
 
 def test_weights_beyond_half_precision_are_not_installed(tmp_path: Path) -> None:
