@@ -27,7 +27,7 @@ def s3_address() -> Iterator[str]:
     }
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, str(Path(__file__).with_name("s3_server.py")), str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(600):
