@@ -31,7 +31,7 @@ from moa_model import (
 )
 
 _ROW_EVERY = 10  # steps that one row of the loss curve averages
-_PROBE_STEPS = 8  # batches on which the losses before and after training are compared
+_PROBED = 16  # of the batches, spread over the run: on them the losses before and after training are compared
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -87,10 +87,11 @@ def train_worker(config: dict[str, Any]) -> None:
         return samples.batch(indices[mine], numbers.rows(mine.start, mine.stop), null_text, scaling, shift).to(device)
 
     def probe() -> dict[str, float]:
-        """Losses on what the steps after the last one would have seen: the same samples and noise before and after."""
+        """Losses on some of the run's own batches: the same samples and noise before and after."""
+        count = min(_PROBED, options.steps)
+        batches = (batch_of(turn * options.steps // count) for turn in range(count))
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
-            batches = [batch_of(options.steps + turn) for turn in range(_PROBE_STEPS)]
-            return _mean_losses(sum(map(_stacked, map(module, batches))), len(batches), workers)
+            return _mean_losses(sum(map(_stacked, map(module, batches))), count, workers)
 
     if history["before"] is None:
         history["before"] = probe()

@@ -205,7 +205,8 @@ def train_release(shop: Workshop, steps: int, photos: int, changes: dict[str, st
 
     A killed training goes on where it was. Returns the folder with the adapter's files.
     """
-    own = {"paperfolk.photos": str(photos), "train.steps": str(steps), "train.learning_rate": "1e-3"}
+    world = {"paperfolk.photos": str(photos), "paperfolk.seed": "0"}  # not the demo's: that brings new photos
+    own = {**world, "train.steps": str(steps), "train.learning_rate": "1e-3"}
     overrides = {**own, **(changes or {})}
     settings = load_settings("demo", shop.folder("release-run"), overrides)
     from flows.session import machinery
