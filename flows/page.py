@@ -152,8 +152,13 @@ def _look(path: Path) -> Image.Image | None:
 def _curves(run: Run, run_id: str) -> list[Curve]:
     rows = loss_curve(run, run_id)
     steps = [row["step"] for row in rows]
-    names = {"loss": "total", "masked": "masked, on people", "router": "router", "object": "object"}
-    names["preservation"] = "background, from the prior's"
+    names = {
+        "loss": "total",
+        "masked": "masked, on people",
+        "router": "router",
+        "object": "object",
+        "preservation": "background, from the prior's",
+    }
     return [
         Curve(title, steps, [row[name] for row in rows])
         for name, title in names.items()

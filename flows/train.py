@@ -111,13 +111,18 @@ def trained_adapter(run: Run, run_id: str) -> dict[str, bytes]:
 
 def loss_curve(run: Run, run_id: str) -> list[dict[str, float]]:
     """The rows of a finished run's loss curve."""
-    return list(json.loads(run.store.get(_key(run_id, "finished.json")))["curve"])
+    return list(_finished(run, run_id)["curve"])
 
 
 def loss_change(run: Run, run_id: str) -> tuple[dict[str, float], dict[str, float]]:
     """A finished run's losses before and after training, on the same samples with the same noise."""
-    finished = json.loads(run.store.get(_key(run_id, "finished.json")))
+    finished = _finished(run, run_id)
     return finished["before"], finished["after"]
+
+
+def _finished(run: Run, run_id: str) -> dict[str, Any]:
+    """What `finish` wrote down: the plan, the loss curve, the losses before and after."""
+    return dict(json.loads(run.store.get(_key(run_id, "finished.json"))))
 
 
 def lineage(run: Run, plan: dict[str, Any]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def _clip(shop: Workshop, minutes: float) -> None:
 
 
 def _base(shop: Workshop, minutes: float) -> None:
-    from infra.zoo.base import train_base
+    from infra.zoo.base_model import train_base
 
     vae, clip, run = shop.needs("autoencoder"), shop.needs("clip"), shop.folder("base-run")
     shutil.rmtree(run, ignore_errors=True)  # its latents may be another autoencoder's

@@ -17,7 +17,6 @@ from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
-    CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
     CLIPVisionConfig,
@@ -25,7 +24,7 @@ from transformers import (
     Mask2FormerImageProcessor,
 )
 
-from tests.tiny_models import TEXT_DIM, tiny_blip2, tiny_mask2former, tiny_pipeline, tiny_tokenizer
+from tests.tiny_models import TEXT_DIM, tiny_blip2, tiny_mask2former, tiny_pipeline, tiny_text_config, tiny_tokenizer
 
 TOKENS = 77  # Stable Diffusion 1.5's prompt length
 IMAGE_DIM = 24
@@ -55,7 +54,7 @@ def write_base(folder: Path) -> Path:
         norm_num_groups=4,
         sample_size=512,
     )
-    pipe.text_encoder = CLIPTextModel(_text_config(TEXT_DIM))
+    pipe.text_encoder = CLIPTextModel(tiny_text_config(TEXT_DIM, TOKENS))
     pipe.scheduler = PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -82,7 +81,7 @@ def write_clip(folder: Path) -> Path:
         hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=32
     )
     config = CLIPConfig(
-        text_config=_text_config(16).to_dict(), vision_config=vision.to_dict(), projection_dim=IMAGE_DIM
+        text_config=tiny_text_config(16, TOKENS).to_dict(), vision_config=vision.to_dict(), projection_dim=IMAGE_DIM
     )
     CLIPModel(config).save_pretrained(folder, safe_serialization=True)
     CLIPImageProcessor().save_pretrained(folder)
@@ -111,20 +110,6 @@ def write_facenet(folder: Path) -> Path:
     weights |= {"logits.weight": torch.zeros(4, 512), "logits.bias": torch.zeros(4)}
     save_file(weights, folder / "vggface2.safetensors")
     return folder
-
-
-def _text_config(width: int) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=len(tiny_tokenizer()),
-        hidden_size=width,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=TOKENS,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
 
 
 def _write_tokenizer(folder: Path) -> None:

@@ -47,23 +47,28 @@ def tiny_unet(widths: tuple[int, int, int, int] = (8, 16, 16, 16), text_dim: int
     ).eval()
 
 
+def tiny_text_config(width: int, tokens: int = TOKENS) -> CLIPTextConfig:
+    """A CLIP text tower of two layers for the tiny tokenizer."""
+    return CLIPTextConfig(
+        vocab_size=len(tiny_tokenizer()),
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=tokens,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+
+
 def tiny_pipeline(
     seed: int = 0, prediction_type: str = "v_prediction", folder: Path | None = None
 ) -> StableDiffusionPipeline:
     """A random pipeline of 32 × 32 pictures and 8 × 8 latents; saved as safetensors if a folder is given."""
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer()
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=TEXT_DIM,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=TOKENS,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
+    text = tiny_text_config(TEXT_DIM)
     vae = AutoencoderKL(
         block_out_channels=(8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 3,

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from infra.zoo.autoencoder import new_autoencoder, sharpen_decoder, train_autoencoder
-from infra.zoo.base import encode_latents
+from infra.zoo.base_model import encode_latents
 from infra.zoo.pictures import LabelledPictures, to_tensor
 
 

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline, UniPCMultistepScheduler
 from transformers import CLIPProcessor
 
 from infra.zoo.autoencoder import new_autoencoder
-from infra.zoo.base import new_unet, train_base
+from infra.zoo.base_model import new_unet, train_base
 from infra.zoo.clip import image_processor, new_clip
 from infra.zoo.pictures import LabelledPictures
 from infra.zoo.tokenizers import MAX_TOKENS, clip_tokenizer
