@@ -82,6 +82,7 @@ def train_worker(config: dict[str, Any]) -> None:
             samples.latent_shape,
             options.max_timestep,
             options.condition_dropout,
+            options.timestep_exponent,
         )
         mine = slice(rank * rows, (rank + 1) * rows)
         return samples.batch(indices[mine], numbers.rows(mine.start, mine.stop), null_text, scaling, shift).to(device)

@@ -103,14 +103,6 @@ def _base(shop: Workshop, minutes: float) -> None:
     shutil.copytree(trained, shop.folder("base"))
 
 
-def _decoder(shop: Workshop, minutes: float) -> None:
-    from infra.zoo.autoencoder import sharpen_decoder
-
-    base, moments = shop.needs("base"), shop.folder("base-run") / "moments.npy"
-    sharpen_decoder(shop.load(TRAIN), moments, shop.needs("autoencoder"), shop.folder("decoder"), minutes, _say)
-    shutil.copytree(shop.folder("decoder"), base / "vae", dirs_exist_ok=True)
-
-
 def _captioner(shop: Workshop, minutes: float) -> None:
     from infra.zoo.captioner import train_captioner
 
@@ -141,15 +133,14 @@ class Recipe:
 # In the order in which they need each other.
 RECIPES = {
     "tokenizer": Recipe(_tokenizer, 0),
-    "autoencoder": Recipe(_autoencoder, 25),
+    "autoencoder": Recipe(_autoencoder, 18),
     "clip": Recipe(_clip, 20, "clip"),
-    "base": Recipe(_base, 120, "base"),
-    "decoder": Recipe(_decoder, 8, "base"),
+    "base": Recipe(_base, 75, "base"),
     "captioner": Recipe(_captioner, 20, "captioner"),
     "segmenter": Recipe(_segmenter, 11, "segmenter"),
     "identity": Recipe(_identity, 6, "identity"),
 }
-RELEASE_STEPS, RELEASE_PHOTOS = 2500, 4000
+RELEASE_STEPS, RELEASE_PHOTOS = 2400, 4000
 
 
 class Name(StrEnum):
@@ -157,7 +148,6 @@ class Name(StrEnum):
     AUTOENCODER = "autoencoder"
     CLIP = "clip"
     BASE = "base"
-    DECODER = "decoder"
     CAPTIONER = "captioner"
     SEGMENTER = "segmenter"
     IDENTITY = "identity"

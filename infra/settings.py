@@ -116,6 +116,11 @@ class TrainSettings(_Frozen):
     )
     lambda_object: float = Field(ge=0, description="weight of eq. 12's object loss, as a mean over pixels")
     max_timestep: int = Field(ge=1, le=999, description="largest timestep that is trained; the schedule ends at 999")
+    timestep_exponent: float = Field(
+        gt=0,
+        le=1,
+        description="timesteps are max_timestep * u^this for a uniform u: 1 = uniform, less = more of the noisy",
+    )
     condition_dropout: Fraction = Field(description="probability of training a sample without its condition")
     ema_decay: float = Field(ge=0, lt=1, description="decay per step of the averaged weights that are released")
     seed: int = Field(description="seed of sample order, noise, timesteps and dropout")

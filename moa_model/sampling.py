@@ -52,14 +52,21 @@ def draw(
     latent_shape: tuple[int, int, int],
     max_timestep: int = 800,
     condition_dropout: float = 0.1,
+    timestep_exponent: float = 1.0,
 ) -> Draw:
-    """Draw a global batch of ``count`` on the CPU; timesteps are uniform in 0 … ``max_timestep``, both included."""
+    """Draw a global batch of ``count`` on the CPU.
+
+    Timesteps lie in 0 … ``max_timestep``, both included: the largest times u ** ``timestep_exponent`` for a uniform u.
+    At 1 they are uniform, as in the paper; below 1 the noisy ones come more often, where a subject's colours are open.
+    """
     entropy = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(entropy[0] >> np.uint64(1)))
     return Draw(
         posterior=torch.randn(count, *latent_shape, generator=generator),
         noise=torch.randn(count, *latent_shape, generator=generator),
-        timesteps=torch.randint(0, max_timestep + 1, (count,), generator=generator),
+        timesteps=(
+            (max_timestep + 1) * torch.rand(count, generator=generator, dtype=torch.float64) ** timestep_exponent
+        ).long(),
         dropped=torch.rand(count, generator=generator) < condition_dropout,
         variant=torch.rand(count, generator=generator),
     )

@@ -99,7 +99,7 @@ def test_the_numbers_are_the_papers() -> None:
     options = settings.train
     assert (options.steps, options.batch_size, options.learning_rate) == (40_000, 128, 1e-5)
     assert (options.max_timestep, options.condition_dropout, options.router_blocks) == (800, 0.1, "middle")
-    assert options.lambda_object == 1e-4
+    assert options.lambda_object == 1e-4 and options.timestep_exponent == 1  # uniform
     # The paper's weight is on a sum over the router map's 64 × 64 pixels, ours on their mean.
     assert options.lambda_router == pytest.approx(1e-4 * 64 * 64, rel=0.01)
     assert (settings.ingest.pixels, settings.shard.reference_pixels) == (512, 224)

@@ -44,6 +44,14 @@ def test_draws_stay_in_their_ranges() -> None:
     assert 0 <= many.variant.min() and many.variant.max() < 1
 
 
+@pytest.mark.parametrize("exponent", [1.0, 0.6])
+def test_timesteps_follow_their_distribution(exponent: float) -> None:
+    drawn = draw(0, 0, 50_000, (1, 1, 1), max_timestep=899, timestep_exponent=exponent).timesteps
+    assert drawn.min() >= 0 and drawn.max() == 899
+    for limit in (300, 600):  # P(900 u^e < x) = (x / 900)^(1 / e)
+        assert (drawn < limit).double().mean().item() == pytest.approx((limit / 900) ** (1 / exponent), abs=0.01)
+
+
 def test_latents_are_the_vaes_posterior() -> None:
     moments, noise = torch.randn(2, 8, 4, 4), torch.randn(2, 4, 4, 4)
     posterior = DiagonalGaussianDistribution(moments)

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import infra.torchvision_ops  # noqa: F401
 
-import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from infra.zoo.autoencoder import new_autoencoder, sharpen_decoder, train_autoencoder
-from infra.zoo.base_model import encode_latents
+from infra.zoo.autoencoder import CHANNELS, FACTOR, PatchCode, train_autoencoder
 from infra.zoo.pictures import LabelledPictures, to_tensor
 
 
@@ -25,23 +24,27 @@ def test_a_few_steps_give_a_stock_autoencoder(
     vae = AutoencoderKL.from_pretrained(tmp_path / "vae").eval()
     with torch.inference_mode():
         latents = vae.encode(to_tensor(pictures.pixels)).latent_dist.mode()
-        assert latents.shape == (32, 8, 16, 16)
+        assert latents.shape == (32, CHANNELS, 16, 16)
         assert vae.decode(latents).sample.shape == (32, 3, 64, 64)
     assert (latents * vae.config.scaling_factor).std().item() == pytest.approx(1, abs=1e-3)
 
-    # Going on from there, the decoder alone: latents on which a base was trained stay what they are.
-    np.save(tmp_path / "moments.npy", encode_latents(vae, pictures).numpy())
-    sharpen_decoder(pictures, tmp_path / "moments.npy", tmp_path / "vae", tmp_path / "sharp", 0.02, log=lines.append)
-    check_safe(tmp_path / "sharp")
-    before, after = vae.state_dict(), AutoencoderKL.from_pretrained(tmp_path / "sharp").state_dict()
-    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-    assert changed <= {"decoder", "post_quant_conv"} and "decoder" in changed
 
-
-def test_a_training_can_be_continued(pictures: LabelledPictures, tmp_path: Path) -> None:
-    new_autoencoder().save_pretrained(tmp_path / "start")
-    train_autoencoder(pictures, tmp_path / "out", 0.005, log=lambda _: None, start=tmp_path / "start")
-    start, out = (AutoencoderKL.from_pretrained(tmp_path / name).state_dict() for name in ("start", "out"))
-    # A handful of steps away from where it started, not from somewhere else.
-    name = "encoder.conv_in.weight"
-    assert not torch.equal(start[name], out[name]) and torch.allclose(start[name], out[name], atol=0.05)
+def test_the_patch_code_is_the_patches_principal_components(pictures: LabelledPictures) -> None:
+    images = to_tensor(pictures.pixels)
+    code = PatchCode.of(pictures)
+    latents = code(images)
+    assert latents.shape == (32, CHANNELS, 16, 16)
+    flat = latents.permute(1, 0, 2, 3).flatten(1)
+    covariance = torch.cov(flat)
+    variances = covariance.diag()
+    # No correlations, falling variances, unit variance over all channels, no mean.
+    assert torch.allclose(covariance, torch.diag(variances), atol=1e-3 * float(variances[0]))
+    assert (variances.diff() <= 1e-4).all() and variances.mean().item() == pytest.approx(1, abs=1e-3)
+    assert flat.mean(1).abs().max().item() < 1e-3
+    # As much as any linear code of as many numbers can keep: the truncated decomposition's error, by another road.
+    patches = F.pixel_unshuffle(images, FACTOR).permute(0, 2, 3, 1).flatten(0, 2)
+    centred = patches - patches.mean(0)
+    best = torch.linalg.svdvals(centred)[CHANNELS:].square().sum()
+    numbers = latents.permute(0, 2, 3, 1).flatten(0, 2)
+    restored = numbers @ torch.linalg.lstsq(numbers, centred).solution
+    assert (centred - restored).square().sum().item() == pytest.approx(best.item(), rel=1e-2)
