@@ -161,7 +161,7 @@ def test_training_is_the_papers(settings: Settings, stages: dict[str, StageResul
     assert trained.module.scheduler.config.prediction_type == "epsilon"
     assert trained.rates == (1e-5, 1.0)
     steps = [0, 1] * 3  # between the losses before and after, on the same batches
-    assert trained.drawn == [(0, step, 4, (4, PIXELS // 8, PIXELS // 8), 800, 0.1) for step in steps]
+    assert trained.drawn == [(0, step, 4, (4, PIXELS // 8, PIXELS // 8), 800, 0.1, 1.0) for step in steps]
     assert trained.precision == {torch.bfloat16}
     curve = train.loss_curve(Run(settings), stages["train"].facts["run_id"])
     assert [row["step"] for row in curve] == [2] and all(np.isfinite(value) for value in curve[0].values())
