@@ -119,7 +119,7 @@ class TrainSettings(_Frozen):
     timestep_exponent: float = Field(
         gt=0,
         le=1,
-        description="timesteps are max_timestep * u^this for a uniform u: 1 = uniform, less = more of the noisy",
+        description="timestep = (max_timestep + 1) * u^this, rounded down, u uniform: below 1, more noisy ones",
     )
     condition_dropout: Fraction = Field(description="probability of training a sample without its condition")
     ema_decay: float = Field(ge=0, lt=1, description="decay per step of the averaged weights that are released")

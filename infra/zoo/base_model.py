@@ -124,19 +124,13 @@ def _worker(
     clip: Path,
     out: Path,
     minutes: float,
-    start: Path | None,
-    decay: bool,
 ) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=processes)
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(clip)
-    if start is None:
-        unet, text = new_unet(), CLIPTextModel.from_pretrained(clip)
-    else:
-        unet = UNet2DConditionModel.from_pretrained(start / "unet")
-        text = CLIPTextModel.from_pretrained(start / "text_encoder")
-    unet = unet.to(memory_format=torch.channels_last)
+    unet = new_unet().to(memory_format=torch.channels_last)
+    text = CLIPTextModel.from_pretrained(clip)
     both = torch.nn.ModuleDict({"unet": unet, "text": text})
     average = averaged(both, 0.998)
     groups = [{"params": list(unet.parameters())}, {"params": list(text.parameters()), "rate_factor": 0.3}]
@@ -151,7 +145,7 @@ def _worker(
     )
     null = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0]
     random = torch.Generator().manual_seed(1000 + rank)
-    schedule = Schedule(minutes, peak=1e-3, warmup=0.02, decay=decay)
+    schedule = Schedule(minutes, peak=1e-3, warmup=0.02)
     schedule.apply(optimizer, 0.0)
     started, step, spent = time.monotonic(), 0, 0.0
     saved = 0.0
@@ -209,8 +203,6 @@ def train_base(
     out: Path,
     minutes: float,
     processes: int = 2,
-    start: Path | None = None,
-    decay: bool = True,
     log: Callable[[str], None] = print,
 ) -> Path:
     """Train for `minutes` on `processes` cores and save the pipeline to `out`/base (and to `out`/so-far on the way)."""
@@ -224,6 +216,6 @@ def train_base(
         os.replace(part, moments)
     (out / "rendezvous").unlink(missing_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    job = (processes, pictures, moments, vae, clip, out, minutes, start, decay)
+    job = (processes, pictures, moments, vae, clip, out, minutes)
     multiprocessing.start_processes(_worker, args=job, nprocs=processes, start_method="spawn")
     return out / "base"

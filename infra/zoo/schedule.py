@@ -19,13 +19,12 @@ class Schedule:
     minutes: float
     peak: float
     warmup: float = 0.02
-    decay: bool = True  # False: stay at the peak, for a training that will be continued
     spent: float = 0.0  # seconds, kept by `steps`
 
     def rate(self, spent: float) -> float:
         """The learning rate after `spent` seconds."""
         share = spent / (60 * self.minutes)
-        cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, share)) if self.decay else 1.0
+        cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, share))
         return self.peak * min(1.0, share / self.warmup) * cosine
 
     def apply(self, optimizer: torch.optim.Optimizer, spent: float) -> None:

@@ -11,7 +11,6 @@ def test_the_rate_rises_then_falls() -> None:
     assert schedule.rate(0.0) == 0 and schedule.rate(60.0) == pytest.approx(0, abs=1e-9)
     assert schedule.rate(3.0) < schedule.rate(6.0) > schedule.rate(30.0) > schedule.rate(50.0)
     assert schedule.rate(30.0) == pytest.approx(1.0)
-    assert Schedule(minutes=1.0, peak=2.0, decay=False).rate(59.0) == 2.0
 
 
 def test_steps_end_and_set_every_group() -> None:
