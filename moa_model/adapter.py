@@ -202,7 +202,8 @@ class MoAAdapter(nn.Module):
     @contextmanager
     def recording(self) -> Iterator[list[RecordedStep]]:
         """Collect router and subject maps of every step that the experts take part in, for outer recordings too."""
-        before, steps = self._switches.recording, []
+        before = self._switches.recording
+        steps: list[RecordedStep] = []
         self._switches.recording = steps
         try:
             yield steps
