@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from infra.errors import UserError
 from moa_model.layers import LayerShape, unwrapped
 from moa_model.prompt import place
 from moa_model.routing import FixedRouter, fixed, mix, route
@@ -123,9 +124,17 @@ class Expert(nn.Module):
 class MoAAttentionProcessor(nn.Module):
     """One MoA layer, as the processor of a host attention layer that stays in place, untouched, as the prior."""
 
-    def __init__(self, shape: LayerShape, index: int, cross_index: int) -> None:
-        """``index`` counts all MoA layers in execution order, ``cross_index`` the cross-attention layers alone."""
+    def __init__(self, shape: LayerShape | None = None, index: int = 0, cross_index: int = -1) -> None:
+        """``index`` counts all MoA layers in execution order, ``cross_index`` the cross-attention layers alone.
+
+        Raises UserError without a shape: so diffusers makes processors anew when an IP-Adapter comes or goes.
+        """
         super().__init__()
+        if shape is None:
+            raise UserError(
+                "The U-Net carries a MoA adapter, and loading or unloading an IP-Adapter would replace its layers: "
+                "detach the adapter first."
+            )
         self.shape, self.index, self.cross_index = shape, index, cross_index
         self.expert = Expert(shape)
         self.router = nn.Linear(shape.hidden_dim, 2)  # paper: a linear layer or an MLP; linear was enough
