@@ -17,6 +17,7 @@ from infra.settings import Settings
 from moa_model import applications
 
 _MAP_SIDE, _MAP_COLUMNS = 44, 6
+_PHOTO_GUIDANCE = 2.0  # of a real photo: more leads away from it, less leaves the old person
 
 
 class Release(NamedTuple):
@@ -65,11 +66,11 @@ def swap_in_photo(release: Release, photo: Path, subject: Path, prompt: str, rep
     bound: dict[str, Any] = {word: [] for word in words}
     for number, (word, (kept, _)) in enumerate(zip(words, people, strict=True), start=1):
         bound[word].append(painter.crop(newcomer) if number == replace else kept)
-    adapter, guidance = _adapter(painter), release.settings.evaluate.guidance_scale
+    adapter = _adapter(painter)
     inverted = applications.invert(painter.pipe, original, prompt)
     restored = applications.regenerate(painter.pipe, adapter, inverted, {})
     opened = applications.renoised(inverted, torch.from_numpy(people[replace - 1][1]))
-    swapped = applications.regenerate(painter.pipe, adapter, opened, bound, guidance)
+    swapped = applications.regenerate(painter.pipe, adapter, opened, bound, _PHOTO_GUIDANCE)
     return captioned(
         [("photo", original), ("inverted, restored", restored), (subject.stem, newcomer), ("swapped", swapped)], 4
     )

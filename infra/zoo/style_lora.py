@@ -48,7 +48,7 @@ def train_style_lora(
     unet = pipe.unet.requires_grad_(False).eval().to(memory_format=torch.channels_last)
     unet.add_adapter(lora_config())
     weights = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=2e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.0)
     noise = DDPMScheduler(**SCHEDULE)
     log("encoding the pictures")
     texts = ["", *sorted(set(captions))]
@@ -57,7 +57,7 @@ def train_style_lora(
         means = torch.cat([pipe.vae.encode(batch).latent_dist.mean for batch in batches])
         states = torch.cat([pipe.encode_prompt(text, "cpu", 1, False)[0] for text in texts])
     places = torch.tensor([texts.index(caption) for caption in captions])
-    schedule = Schedule(minutes, peak=2e-3, warmup=0.03)
+    schedule = Schedule(minutes, peak=1e-3, warmup=0.03)
     for step in schedule.steps(optimizer):
         index = torch.randint(len(pixels), (BATCH,), generator=random)
         latents = pipe.vae.config.scaling_factor * means[index]

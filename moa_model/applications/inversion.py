@@ -56,7 +56,7 @@ def invert(pipe: Any, photo: Image.Image, prompt: str, steps: int = 30, refineme
     return Inverted(prompt, latent, (photo.height, photo.width), steps)
 
 
-def renoised(inverted: Inverted, mask_HW: Bool[Tensor, "height width"], share: float = 0.5, seed: int = 0) -> Inverted:
+def renoised(inverted: Inverted, mask_HW: Bool[Tensor, "height width"], share: float = 0.8, seed: int = 0) -> Inverted:
     """The same noise but for the pixels of somebody who is to be replaced, of which a `share` is drawn anew.
 
     Ours, not the paper's: inverted noise remembers the photo so well that a small model draws the old person again.

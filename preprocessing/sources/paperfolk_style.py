@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 _DARK, _LIGHT = np.array([58.0, 34.0, 24.0]), np.array([250.0, 236.0, 206.0])  # ink and old paper
-_OUTLINE = 1.5  # how dark a step in colour is drawn
+_OUTLINE = 0.4  # how dark a step in colour is drawn
 
 
 def as_print(pixels: UInt8[np.ndarray, "*n h w 3"]) -> UInt8[np.ndarray, "*n h w 3"]:

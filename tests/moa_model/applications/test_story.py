@@ -31,16 +31,16 @@ def test_sentences_about_nobody() -> None:
 
 
 def test_everybody_is_recognised_in_every_panel(studio, men, women) -> None:
-    cast = {"Ann": Character("woman", studio.crop(women[0])), "Ben": Character("man", studio.crop(men[2]))}
+    cast = {"Ann": Character("woman", studio.crop(women[0])), "Ben": Character("man", studio.crop(men[3]))}
     sentences = ["a photo of Ann in a garden", "a photo of Ben on the beach", "a photo of Ben and Ann in the snow"]
     ann, ben, both = story(studio.pipe, studio.adapter, sentences, cast, seed=5, **studio.call)
-    alone = studio.likeness([ann, ben], [women[0], men[2]])
+    alone = studio.likeness([ann, ben], [women[0], men[3]])
     assert alone[0, 0] > alone[0, 1] + 0.2 and alone[1, 1] > alone[1, 0] + 0.2
     found = sorted(studio.people([both])[0], key=lambda person: person.box[0])
     assert len(found) == 2
     drawn = studio.identity.embed([crop_person(both, person, studio.identity.crop) for person in found])
-    people = [studio.people([photo])[0][0] for photo in (men[2], women[0])]  # Ben is named first: he stands left
-    photos = zip((men[2], women[0]), people, strict=True)
+    people = [studio.people([photo])[0][0] for photo in (men[3], women[0])]  # Ben is named first: he stands left
+    photos = zip((men[3], women[0]), people, strict=True)
     references = studio.identity.embed([crop_person(photo, person, studio.identity.crop) for photo, person in photos])
     likeness = drawn @ references.T
     assert likeness[0, 0] > likeness[0, 1] and likeness[1, 1] > likeness[1, 0]

@@ -45,7 +45,7 @@ def test_experts_are_untouched_while_the_prior_is_not(studio) -> None:
 
     @torch.no_grad()
     def outputs() -> tuple[torch.Tensor, torch.Tensor]:
-        return cross.expert(hidden, text), host(hidden, encoder_hidden_states=text)
+        return cross.expert(hidden, cross.expert.key_value(text)), host(hidden, encoder_hidden_states=text)
 
     weights = {name: tensor.clone() for name, tensor in studio.adapter.state_dict().items()}
     expert, prior = outputs()

@@ -6,7 +6,7 @@ import pytest
 from infra.errors import UserError
 from moa_model.applications import draw, time_lapse
 
-PROMPT = "a photo of a man in the snow"
+PROMPT = "a photo of a man in the city at night"
 
 
 def test_from_word_to_word(studio, men) -> None:
@@ -22,7 +22,7 @@ def test_from_word_to_word(studio, men) -> None:
     assert (np.diff(far[0]) > 0).all() and (np.diff(far[1]) < 0).all()  # every frame is further on the way
     # The scene is one scene: the way's two ends differ less outside the person than two seeds do.
     other = draw(studio.pipe, studio.adapter, PROMPT, {}, seed=25, **studio.call)
-    assert studio.background(frames[0], frames[-1]) < 0.5 * studio.background(frames[0], other)
+    assert studio.background(frames[0], frames[-1]) < 0.8 * studio.background(frames[0], other)
 
 
 def test_words_that_do_not_fit(studio, men) -> None:
