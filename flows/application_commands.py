@@ -1,18 +1,21 @@
 """`moa generate` and the paper's applications as commands. Heavy packages are imported inside them."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.options import Changes, Preset, Workspace, read_settings
 from infra.errors import UserError
 
+if TYPE_CHECKING:
+    from flows.applications import Film
+
 applications = typer.Typer()
 
 Prompt = Annotated[str, typer.Option(help='As "a photo of a man holding roses on the beach".')]
 Out = Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")]
-Film = Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp; .gif moves.")]
+FilmOut = Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp; .gif moves.")]
 Seed = Annotated[int, typer.Option(help="The same seed draws the same scene.")]
 Frames = Annotated[int, typer.Option(min=2, help="How many pictures.")]
 Photos = Annotated[list[Path] | None, typer.Option("--subject", help="A photo of somebody; again for another person.")]
@@ -105,7 +108,7 @@ def browse(
 @applications.command()
 def morph(
     prompt: Prompt,
-    out: Film,
+    out: FilmOut,
     subject: Photos = None,
     frames: Frames = 6,
     seed: Seed = 0,
@@ -127,7 +130,7 @@ def morph(
 @applications.command()
 def timelapse(
     prompt: Prompt,
-    out: Film,
+    out: FilmOut,
     subject: Photo,
     until: Annotated[str, typer.Option(help="What the prompt's person word turns into, as woman or person.")],
     frames: Frames = 6,
@@ -193,15 +196,15 @@ def _check_film(out: Path) -> None:
     check_writable(out, (".png", ".jpg", ".jpeg", ".webp", ".gif"))
 
 
-def _write_film(film: Any, out: Path) -> None:
-    """`film`: the pictures with their words; a .gif shows the drawn ones one after the other."""
+def _write_film(film: "Film", out: Path) -> None:
+    """All in one row; a .gif shows the drawn frames one after the other."""
     from flows.generate import write_picture
-    from flows.sheets import animate, captioned
+    from flows.sheets import animate
     from infra.errors import written_by_us
 
     if out.suffix.lower() == ".gif":
         with written_by_us(out, "give --out another name"):
-            animate([picture for words, picture in film if not words], out)
+            animate([picture for _, picture in film.frames if picture], out)
     else:
-        write_picture(captioned(film, len(film)), out)
+        write_picture(film.strip(), out)
     typer.echo(f"{out}")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from flows.generate import adapter_files, read_photo, words_for
 from flows.painting import Painter
-from flows.sheets import Cell, beside, captioned, grid
+from flows.sheets import SIDE, Cell, beside, captioned, grid
 from infra.errors import UserError
 from infra.settings import Settings
 from moa_model import applications
@@ -32,6 +32,19 @@ class Release(NamedTuple):
 
     def photos(self, paths: Sequence[Path]) -> list[Image.Image]:
         return [read_photo(path, self.settings) for path in paths]
+
+
+class Film(NamedTuple):
+    """Drawn frames in their order, and the photos before and after them."""
+
+    before: list[Cell]
+    frames: list[Cell]
+    after: list[Cell]
+
+    def strip(self, side: int = SIDE) -> Image.Image:
+        """All of it in one row."""
+        cells = [*self.before, *self.frames, *self.after]
+        return captioned(cells, len(cells), side)
 
 
 def swap(release: Release, subjects: Sequence[Path], prompt: str, seed: int) -> Image.Image:
@@ -67,7 +80,8 @@ def swap_in_photo(release: Release, photo: Path, subject: Path, prompt: str, rep
     for number, (word, (kept, _)) in enumerate(zip(words, people, strict=True), start=1):
         bound[word].append(painter.crop(newcomer) if number == replace else kept)
     adapter = _adapter(painter)
-    inverted = applications.invert(painter.pipe, original, prompt)
+    steps = 2 * release.settings.evaluate.inference_steps  # DDIM is of first order, UniPC is not
+    inverted = applications.invert(painter.pipe, original, prompt, steps)
     restored = applications.regenerate(painter.pipe, adapter, inverted, {})
     opened = applications.renoised(inverted, torch.from_numpy(people[replace - 1][1]))
     swapped = applications.regenerate(painter.pipe, adapter, opened, bound, _PHOTO_GUIDANCE)
@@ -99,7 +113,7 @@ def browse(
     return captioned(shown, width)
 
 
-def morph(release: Release, subjects: tuple[Path, Path], prompt: str, frames: int, seed: int) -> list[Cell]:
+def morph(release: Release, subjects: tuple[Path, Path], prompt: str, frames: int, seed: int) -> Film:
     """From one person to the other: photo, `frames` pictures, photo."""
     (word,) = words_for(prompt, 1)
     first, second = release.photos(subjects)
@@ -108,10 +122,10 @@ def morph(release: Release, subjects: tuple[Path, Path], prompt: str, frames: in
     drawn = applications.morph(
         painter.pipe, _adapter(painter), prompt, word, *ends, frames=frames, seed=seed, **painter.call
     )
-    return [(subjects[0].stem, first), *(("", frame) for frame in drawn), (subjects[1].stem, second)]
+    return Film([(subjects[0].stem, first)], [("", frame) for frame in drawn], [(subjects[1].stem, second)])
 
 
-def time_lapse(release: Release, subject: Path, prompt: str, until: str, frames: int, seed: int) -> list[Cell]:
+def time_lapse(release: Release, subject: Path, prompt: str, until: str, frames: int, seed: int) -> Film:
     """One person while the prompt's person word turns into `until`: photo, `frames` pictures."""
     (word,) = words_for(prompt, 1)
     (photo,) = release.photos([subject])
@@ -119,7 +133,8 @@ def time_lapse(release: Release, subject: Path, prompt: str, until: str, frames:
     drawn = applications.time_lapse(
         painter.pipe, _adapter(painter), prompt, (word, until), painter.crop(photo), frames, seed, **painter.call
     )
-    return [(subject.stem, photo), *(("", frame) for frame in drawn)]
+    labels = [word, *[""] * (frames - 2), until]
+    return Film([(subject.stem, photo)], list(zip(labels, drawn, strict=True)), [])
 
 
 def story(release: Release, cast: Sequence[str], sentences: Sequence[str], seed: int) -> Image.Image:

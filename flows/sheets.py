@@ -16,17 +16,22 @@ Cell = tuple[str, Image.Image | None]
 
 
 def captioned(cells: Sequence[Cell], columns: int, side: int = SIDE) -> Image.Image:
-    """The pictures in rows of `columns`, each in a square of `side` pixels under its words, which are cut to fit."""
+    """The pictures in rows of `columns`, each in a square of `side` pixels under its words, in two lines at most."""
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    width, height = columns * (side + _GAP) + _GAP, side + _LINE + _GAP
-    canvas = Image.new("RGB", (width, len(rows) * height + _GAP), "white")
+    lines = [[_wrapped(words, side) for words, _ in row] for row in rows]
+    heads = [_LINE * max(1, *map(len, row)) for row in lines]
+    canvas = Image.new("RGB", (columns * (side + _GAP) + _GAP, sum(heads) + len(rows) * (side + _GAP) + _GAP), "white")
     pen = ImageDraw.Draw(canvas)
-    for y, row in enumerate(rows):
-        for x, (words, picture) in enumerate(row):
-            left, top = _GAP + x * (side + _GAP), _GAP + y * height
-            pen.text((left + side / 2, top + 2), _cut(words, side), fill=_INK, font=_FONT, anchor="ma")
+    top = _GAP
+    for row, wrapped, head in zip(rows, lines, heads, strict=True):
+        for x, ((_, picture), words) in enumerate(zip(row, wrapped, strict=True)):
+            left = _GAP + x * (side + _GAP)
+            for number, line in enumerate(reversed(words), start=1):  # the last line right above its picture
+                place = (left + side / 2, top + head - number * _LINE + 2)
+                pen.text(place, line, fill=_INK, font=_FONT, anchor="ma")
             if picture is not None:
-                canvas.paste(picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC), (left, top + _LINE))
+                canvas.paste(picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC), (left, top + head))
+        top += head + side + _GAP
     return canvas
 
 
@@ -59,6 +64,16 @@ def beside(*sheets: Image.Image) -> Image.Image:
     return canvas
 
 
+def below(*sheets: Image.Image) -> Image.Image:
+    """Sheets one under the other."""
+    canvas = Image.new("RGB", (max(one.width for one in sheets), sum(one.height for one in sheets)), "white")
+    top = 0
+    for one in sheets:
+        canvas.paste(one, (0, top))
+        top += one.height
+    return canvas
+
+
 def animate(frames: Sequence[Image.Image], out: Path, side: int = SIDE) -> None:
     """Write frames as a .gif that runs there and back."""
     if len(frames) < 2:
@@ -66,6 +81,15 @@ def animate(frames: Sequence[Image.Image], out: Path, side: int = SIDE) -> None:
     large = [frame.convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for frame in frames]
     there_and_back = [*large, *large[-2:0:-1]]
     there_and_back[0].save(out, save_all=True, append_images=there_and_back[1:], duration=160, loop=0)
+
+
+def _wrapped(words: str, width: int) -> list[str]:
+    """The words in two lines at most, each of which fits; what is left over is cut."""
+    first, rest = words, ""
+    while _FONT.getlength(first) > width and " " in first:
+        first, _, word = first.rpartition(" ")
+        rest = f"{word} {rest}".strip()
+    return [_cut(line, width) for line in (first, rest) if line]
 
 
 def _cut(words: str, width: int) -> str:

@@ -293,3 +293,14 @@ def score(
     scores, samples = score_zoo(Workshop(work.absolute(), share), weights.absolute())
     for path in write_scores(scores, samples, weights):
         console.print(f"{path}", soft_wrap=True)
+
+
+@zoo.command()
+def gallery(
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("moa_model/applications/pictures"),
+) -> None:
+    """Draw the pictures of moa_model/applications/README.md with release 1."""
+    from flows.gallery import write_gallery
+
+    for path in write_gallery(out):
+        console.print(f"{path}", soft_wrap=True)

@@ -41,7 +41,7 @@ def test_somebody_else_in_the_photo(studio, one, men) -> None:
     opened = renoised(one, torch.from_numpy(mask))
     swapped = regenerate(studio.pipe, studio.adapter, opened, {"man": studio.crop(men[2])}, guidance_scale=2.0)
     towards = studio.likeness([swapped], [men[2], photo])[0]
-    assert towards[0] > towards[1] + 0.2
+    assert towards[0] > towards[1] + 0.1
     assert studio.background(swapped, photo) < 15  # of 255 grey levels, in a city at night full of lit windows
 
 
@@ -58,7 +58,7 @@ def test_of_two_people_one_stays(studio, men, women) -> None:
     (newcomer,) = _from_the_left(studio, women[1])
     assert after[1] @ before[1] > 0.8  # who stays is still herself …
     assert after[0] @ before[0] < 0.6  # … the other one has gone …
-    assert after[0] @ newcomer > before[0] @ newcomer + 0.2  # … and the new one has come
+    assert after[0] @ newcomer > before[0] @ newcomer + 0.1  # … and the new one has come
 
 
 def _from_the_left(studio, picture: Image.Image) -> np.ndarray:
