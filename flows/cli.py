@@ -12,9 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.application_commands import applications
+from flows.options import Changes, Preset, Workspace, read_settings
 from flows.zoo import zoo
 from infra.errors import UserError
-from infra.settings import Settings, load_settings
+from infra.settings import Settings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,15 +25,11 @@ app = typer.Typer(
     help="Photos in at one end; a verified, better checkpoint out at the other.",
 )
 app.add_typer(zoo, name="zoo")
+app.add_typer(applications)
 
 _STOPPED = "moa: stopped; the same command continues where it was."
 _PATIENCE_SECONDS = 5.0  # for Prefect to note that the run was stopped
 
-Preset = Annotated[str, typer.Option(help='A shipped preset ("demo", "sd15") or a path to a .toml file.')]
-Workspace = Annotated[Path | None, typer.Option(help="Folder for all that a run leaves; the preset's by default.")]
-Changes = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, as train.steps=500.")
-]
 Source = Annotated[str | None, typer.Option(help='"paperfolk", "ffhq:PATH", "celeba:PATH" or "folder:PATH".')]
 FromScratch = Annotated[bool, typer.Option("--from-scratch", help="Start with a fresh adapter, not a released one.")]
 
@@ -47,7 +45,7 @@ def demo(
     """The whole journey on this machine: Paperfolk in, release and report out."""
     from flows.demo import demo
 
-    demo(_settings(preset, workspace, changes), more, from_scratch)
+    demo(read_settings(preset, workspace, changes), more, from_scratch)
 
 
 @app.command()
@@ -61,7 +59,7 @@ def retrain(
     """All seven stages on a source's photos; ends early where nothing is new."""
     from flows.demo import retrain_and_report
 
-    retrain_and_report(_settings(preset, workspace, changes, source), from_scratch)
+    retrain_and_report(read_settings(preset, workspace, changes, source), from_scratch)
 
 
 def _stage(name: str, settings: Settings, from_scratch: bool = False) -> None:
@@ -85,25 +83,25 @@ def ingest(
     preset: Preset = "demo", source: Source = None, workspace: Workspace = None, changes: Changes = None
 ) -> None:
     """Stage 1: read, check and crop new photos."""
-    _stage("ingest", _settings(preset, workspace, changes, source))
+    _stage("ingest", read_settings(preset, workspace, changes, source))
 
 
 @app.command()
 def caption(preset: Preset = "demo", workspace: Workspace = None, changes: Changes = None) -> None:
     """Stage 2: a sentence for every photo."""
-    _stage("caption", _settings(preset, workspace, changes))
+    _stage("caption", read_settings(preset, workspace, changes))
 
 
 @app.command()
 def segment(preset: Preset = "demo", workspace: Workspace = None, changes: Changes = None) -> None:
     """Stage 3: the people in every photo."""
-    _stage("segment", _settings(preset, workspace, changes))
+    _stage("segment", read_settings(preset, workspace, changes))
 
 
 @app.command()
 def shard(preset: Preset = "demo", workspace: Workspace = None, changes: Changes = None) -> None:
     """Stage 4: words bound to people, features precomputed."""
-    _stage("shard", _settings(preset, workspace, changes))
+    _stage("shard", read_settings(preset, workspace, changes))
 
 
 @app.command()
@@ -114,7 +112,7 @@ def train(
     changes: Changes = None,
 ) -> None:
     """Stage 5: train MoA, or continue where a killed training was."""
-    _stage("train", _settings(preset, workspace, changes), from_scratch)
+    _stage("train", read_settings(preset, workspace, changes), from_scratch)
 
 
 @app.command()
@@ -125,7 +123,7 @@ def evaluate(
     changes: Changes = None,
 ) -> None:
     """Stage 6: draw people never seen in training, and measure."""
-    _stage("evaluate", _settings(preset, workspace, changes), from_scratch)
+    _stage("evaluate", read_settings(preset, workspace, changes), from_scratch)
 
 
 @app.command()
@@ -136,7 +134,7 @@ def publish(
     changes: Changes = None,
 ) -> None:
     """Stage 7: a release, and production if the gate says so."""
-    _stage("publish", _settings(preset, workspace, changes), from_scratch)
+    _stage("publish", read_settings(preset, workspace, changes), from_scratch)
 
 
 @app.command()
@@ -150,28 +148,8 @@ def pull(
     """Fetch a release; every file's digest is checked before the folder appears."""
     from flows.run import Run
 
-    release = Run(_settings(preset, workspace, changes)).releases.pull(name, directory)
+    release = Run(read_settings(preset, workspace, changes)).releases.pull(name, directory)
     typer.echo(f"Release {release.number} ({release.id}) is in {directory}, every digest verified.")
-
-
-@app.command()
-def generate(
-    prompt: Annotated[str, typer.Option(help='As "a photo of a man holding roses on the beach".')],
-    out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],
-    subject: Annotated[
-        list[Path] | None, typer.Option(help="A photo of somebody; again for a second person of the prompt.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same scene.")] = 0,
-    release: Annotated[str, typer.Option(help="An alias, a number, an id, or a pulled folder.")] = "production",
-    preset: Preset = "demo",
-    workspace: Workspace = None,
-    changes: Changes = None,
-) -> None:
-    """Draw a picture of the people in the photos."""
-    from flows.generate import generate
-
-    path = generate(_settings(preset, workspace, changes), subject or [], prompt, seed, out, release)
-    typer.echo(f"{path}")
 
 
 @app.command()
@@ -179,7 +157,7 @@ def doctor(preset: Preset = "demo", workspace: Workspace = None, changes: Change
     """Say what a preset needs and whether it is here."""
     from infra.doctor import diagnose
 
-    checks = diagnose(_settings(preset, workspace, changes))
+    checks = diagnose(read_settings(preset, workspace, changes))
     for check in checks:
         typer.echo(f"{'ok     ' if check.ok else 'missing'}  {check.name}: {check.detail}")
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
@@ -190,7 +168,7 @@ def report(preset: Preset = "demo", workspace: Workspace = None, changes: Change
     """Write the last run's report.html again."""
     import json
 
-    settings = _settings(preset, workspace, changes)
+    settings = read_settings(preset, workspace, changes)
     path = settings.workspace / "summary.json"
     if not path.is_file():
         raise UserError(f"There is no {path}: run moa demo or moa retrain first.")
@@ -198,24 +176,6 @@ def report(preset: Preset = "demo", workspace: Workspace = None, changes: Change
     from flows.run import Run
 
     typer.echo(f"{write_report(Run(settings), json.loads(path.read_text('utf-8')))}")
-
-
-def _settings(preset: str, workspace: Path | None, changes: list[str] | None, source: str | None = None) -> Settings:
-    overrides: dict[str, str] = {}
-    for change in changes or []:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise UserError(f"--set {change!r} is not KEY=VALUE: write for example --set train.steps=500.")
-        overrides[key.strip()] = value.strip()
-    if source is not None:
-        overrides["ingest.source"] = _absolute(source)
-    return load_settings(preset, workspace, overrides)
-
-
-def _absolute(source: str) -> str:
-    # Ray's workers may stand in another folder.
-    kind, colon, path = source.partition(":")
-    return f"{kind}:{Path(path).expanduser().absolute()}" if colon and path else source
 
 
 def main() -> None:

@@ -45,46 +45,67 @@ class Painter:
 
         The largest person; where the segmenter sees nobody, the region around the largest face; else the whole photo.
         """
-        people = self.segmenter.segment([photo])[0]
-        if not people.people and self.settings.segment.face_fallback:
-            people = _people_of_faces(photo)
+        people = self._people(photo)
         pixels = self.settings.shard.reference_pixels
         if not people.people:
             return subject_crop(photo, None, None, pixels)
         largest = max(people.people, key=lambda person: person.area)
         return subject_crop(photo, people.instances == largest.instance, largest.box, pixels)
 
+    def everybody(self, photo: Image.Image) -> list[tuple[Image.Image, np.ndarray]]:
+        """Everybody in a photo from left to right, as `crop` cuts them and where: (crop, bool [height, width])."""
+        people, pixels = self._people(photo), self.settings.shard.reference_pixels
+        ordered = sorted(people.people, key=lambda person: person.box[0] + person.box[2])
+        masks = [people.instances == one.instance for one in ordered]
+        return [(subject_crop(photo, mask, one.box, pixels), mask) for one, mask in zip(ordered, masks, strict=True)]
+
+    @property
+    def call(self) -> dict[str, Any]:
+        """What every call of the pipeline takes from the settings."""
+        options, side = self.settings.evaluate, self.settings.ingest.pixels
+        return {
+            "num_inference_steps": options.inference_steps,
+            "guidance_scale": options.guidance_scale,
+            "height": side,
+            "width": side,
+        }
+
     def draw(
-        self, prompts: Sequence[str], subjects: Sequence[Mapping[str, Any]], seeds: Sequence[int]
+        self, prompts: Sequence[str], subjects: Sequence[Mapping[str, Any]], seeds: Sequence[int], **more: Any
     ) -> list[Drawing]:
         """One picture per prompt; `subjects` maps its words to crops, an empty mapping is the prior alone.
 
-        Each picture's noise comes from its own seed: what else is in the batch does not matter.
+        Each picture's noise comes from its own seed: what else is in the batch does not matter. `more` goes on to the
+        pipeline, as a ControlNet's `image`.
         """
         steps: list[RecordedStep] = []
         arguments: dict[str, Any] = {}
-        options = self.settings.evaluate
         if any(subjects):
             assert self.adapter is not None, "subjects need an adapter"
             arguments = {"cross_attention_kwargs": self.adapter.bind(self.pipe, list(prompts), list(subjects))}
         call = {
             "prompt": list(prompts),
-            "num_inference_steps": options.inference_steps,
-            "guidance_scale": options.guidance_scale,
             "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+            **self.call,
             **arguments,
+            **more,
         }
-        side = self.settings.ingest.pixels
         if self.adapter is None or not any(subjects):
-            images = self.pipe(**call, height=side, width=side).images
+            images = self.pipe(**call).images
         else:
             with self.adapter.recording() as steps:
-                images = self.pipe(**call, height=side, width=side).images
+                images = self.pipe(**call).images
         maps = _router_maps(steps, len(prompts))
         return [
             Drawing(image, None if maps is None or not bound else maps[row])
             for row, (image, bound) in enumerate(zip(images, subjects, strict=True))
         ]
+
+    def _people(self, photo: Image.Image) -> People:
+        people = self.segmenter.segment([photo])[0]
+        if not people.people and self.settings.segment.face_fallback:
+            people = _people_of_faces(photo)
+        return people
 
 
 def open_pipeline(models: ModelsSettings) -> Any:

@@ -22,6 +22,7 @@ zoo = typer.Typer(no_args_is_help=True, help="The demo's tiny models: train them
 
 # Seeds of the worlds and how many pictures of each. Nobody trains on the held-out ones.
 TRAIN, HELD_OUT = ("broad", 1, 24_000), ("broad", 2, 1_000)
+LED, STYLED = 10_000, 6_000  # of the training pictures: what the ControlNet and the style LoRA see
 PAIRS, HELD_OUT_PAIRS = ("twice", 3, 7_000), ("twice", 4, 400)
 
 
@@ -34,6 +35,12 @@ class Workshop:
 
     def folder(self, name: str) -> Path:
         return self.root / name
+
+    @property
+    def base(self) -> Path:
+        """The base on which others are trained: the one just made here, else the shipped one."""
+        own = self.folder("base")
+        return own if own.is_dir() else model_files.ZOO / "base"
 
     def needs(self, name: str) -> Path:
         """A result that another recipe starts from."""
@@ -121,6 +128,25 @@ def _identity(shop: Workshop, minutes: float) -> None:
     train_identity_encoder(shop.load(PAIRS), shop.folder("identity"), minutes, _say)
 
 
+def _controlnet(shop: Workshop, minutes: float) -> None:
+    from infra.zoo.pose_controlnet import train_pose_controlnet
+    from preprocessing.sources.paperfolk_labels import broad
+    from preprocessing.sources.paperfolk_pose import draw_poses
+
+    pictures = shop.load(TRAIN).first(LED)
+    poses = draw_poses(broad(TRAIN[1], len(pictures)))
+    train_pose_controlnet(pictures, poses, shop.base, shop.folder("controlnet"), minutes, _say)
+
+
+def _style(shop: Workshop, minutes: float) -> None:
+    from infra.zoo.style_lora import train_style_lora
+    from preprocessing.sources.paperfolk_style import as_print
+
+    pictures = shop.load(TRAIN).first(STYLED)
+    prints = as_print(pictures.pixels)
+    train_style_lora(prints, pictures.captions, shop.base, shop.folder("style-lora"), minutes, _say)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How one model is made. `shipped` = the folder of infra/zoo/weights that it fills, "" = none of its own."""
@@ -139,6 +165,8 @@ RECIPES = {
     "captioner": Recipe(_captioner, 20, "captioner"),
     "segmenter": Recipe(_segmenter, 11, "segmenter"),
     "identity": Recipe(_identity, 6, "identity"),
+    "controlnet": Recipe(_controlnet, 20, "controlnet"),
+    "style": Recipe(_style, 14, "style-lora"),
 }
 RELEASE_STEPS, RELEASE_PHOTOS = 2400, 4000
 
@@ -151,6 +179,8 @@ class Name(StrEnum):
     CAPTIONER = "captioner"
     SEGMENTER = "segmenter"
     IDENTITY = "identity"
+    CONTROLNET = "controlnet"
+    STYLE = "style"
     RELEASE = "release-1"
     ALL = "all"
 
@@ -262,4 +292,15 @@ def score(
 
     scores, samples = score_zoo(Workshop(work.absolute(), share), weights.absolute())
     for path in write_scores(scores, samples, weights):
+        console.print(f"{path}", soft_wrap=True)
+
+
+@zoo.command()
+def gallery(
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("moa_model/applications/pictures"),
+) -> None:
+    """Draw the pictures of moa_model/applications/README.md with release 1."""
+    from flows.gallery import write_gallery
+
+    for path in write_gallery(out):
         console.print(f"{path}", soft_wrap=True)

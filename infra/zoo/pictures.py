@@ -1,6 +1,6 @@
 """The pictures from which the demo's models learn, as plain arrays: recipes do not know where they come from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,10 @@ class LabelledPictures:
 
     def __len__(self) -> int:
         return len(self.captions)
+
+    def first(self, count: int) -> "LabelledPictures":
+        """The first `count` of them."""
+        return LabelledPictures(**{field.name: getattr(self, field.name)[:count] for field in fields(self)})
 
     def save(self, path: Path) -> None:
         """Write the arrays as .npz (no objects: texts travel as one UTF-8 JSON array of bytes)."""

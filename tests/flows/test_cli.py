@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows import cli
+from flows.options import read_settings
 from infra.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -85,8 +86,8 @@ def test_stopping_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 
 def test_settings_of_options(tmp_path: Path) -> None:
-    settings = cli._settings("demo", tmp_path, ["train.steps=7", "evaluate.seeds=[3, 4]"], "folder:pictures")
+    settings = read_settings("demo", tmp_path, ["train.steps=7", "evaluate.seeds=[3, 4]"], "folder:pictures")
     assert settings.train.steps == 7 and settings.evaluate.seeds == [3, 4]
     assert settings.ingest.source == f"folder:{Path('pictures').absolute()}"
     with pytest.raises(UserError):
-        cli._settings("demo", tmp_path, ["nonsense"])
+        read_settings("demo", tmp_path, ["nonsense"])

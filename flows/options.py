@@ -1,0 +1,36 @@
+"""Options that the commands share, and the settings that they make."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra.errors import UserError
+from infra.settings import Settings, load_settings
+
+Preset = Annotated[str, typer.Option(help='A shipped preset ("demo", "sd15") or a path to a .toml file.')]
+Workspace = Annotated[Path | None, typer.Option(help="Folder for all that a run leaves; the preset's by default.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, as train.steps=500.")
+]
+
+
+def read_settings(
+    preset: str, workspace: Path | None, changes: list[str] | None, source: str | None = None
+) -> Settings:
+    """The settings that a command's options name. Raises UserError for a preset, key or value that is none."""
+    overrides: dict[str, str] = {}
+    for change in changes or []:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise UserError(f"--set {change!r} is not KEY=VALUE: write for example --set train.steps=500.")
+        overrides[key.strip()] = value.strip()
+    if source is not None:
+        overrides["ingest.source"] = _absolute(source)
+    return load_settings(preset, workspace, overrides)
+
+
+def _absolute(source: str) -> str:
+    # Ray's workers may stand in another folder.
+    kind, colon, path = source.partition(":")
+    return f"{kind}:{Path(path).expanduser().absolute()}" if colon and path else source

@@ -1,0 +1,100 @@
+"""Another person in a real photo (§5.3): DDIM inversion (arXiv 2010.02502) by the prior, then MoA from that noise.
+
+Axes: B = 1 picture, C latent channels, H W latent pixels.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import infra.torchvision_ops  # noqa: F401
+
+import numpy as np
+import torch
+from diffusers import DDIMInverseScheduler, DDIMScheduler
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from moa_model.adapter import MoAAdapter
+from moa_model.binding import SubjectsByWord
+
+# A photo's own noise schedule, whatever the pipeline samples with: both directions must meet the same timesteps.
+_SCHEDULE = {"timestep_spacing": "leading", "clip_sample": False, "set_alpha_to_one": False}
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """A photo as noise: `regenerate` turns it back into the photo, or into the photo with somebody else."""
+
+    prompt: str
+    noise: Float[Tensor, "B C H W"]
+    size: tuple[int, int]
+    """Height and width of the photo."""
+    steps: int
+
+
+@torch.no_grad()
+def invert(pipe: Any, photo: Image.Image, prompt: str, steps: int = 30, refinements: int = 1) -> Inverted:
+    """The noise from which the prior draws `photo` for `prompt` ("a photo of a person", also for two), in `steps`.
+
+    A DDIM step backwards needs the noise prediction at the point where it arrives. The first guess is the prediction
+    at the point where it starts; each of `refinements` repeats the step with the prediction at the last guess.
+    """
+    scheduler = DDIMInverseScheduler.from_config(pipe.scheduler.config, **_SCHEDULE, prediction_type="epsilon")
+    scheduler.set_timesteps(steps)
+    pixels = torch.from_numpy(np.array(photo.convert("RGB"))).permute(2, 0, 1)[None].to(pipe.device, pipe.vae.dtype)
+    latent = pipe.vae.encode(pixels / 127.5 - 1).latent_dist.mode() * pipe.vae.config.scaling_factor
+    text = pipe.encode_prompt(prompt, pipe.device, 1, False)[0]
+    for timestep in scheduler.timesteps:
+        arrived = latent
+        for _ in range(1 + refinements):
+            noise = _noise(pipe, scheduler, arrived, timestep, text)
+            arrived = scheduler.step(noise, timestep, latent).prev_sample
+        latent = arrived
+    return Inverted(prompt, latent, (photo.height, photo.width), steps)
+
+
+def renoised(inverted: Inverted, mask_HW: Bool[Tensor, "height width"], share: float = 0.8, seed: int = 0) -> Inverted:
+    """The same noise but for the pixels of somebody who is to be replaced, of which a `share` is drawn anew.
+
+    Ours, not the paper's: inverted noise remembers the photo so well that a small model draws the old person again.
+    `mask_HW` covers the person in the photo; share 0 is the paper's plain inversion.
+    """
+    fresh = torch.randn(inverted.noise.shape, generator=torch.Generator().manual_seed(seed)).to(inverted.noise)
+    blend = math.sqrt(1 - share) * inverted.noise + math.sqrt(share) * fresh
+    where = functional.adaptive_max_pool2d(mask_HW[None, None].float(), inverted.noise.shape[-2:]).to(blend)
+    return replace(inverted, noise=torch.lerp(inverted.noise, blend, where))
+
+
+def regenerate(
+    pipe: Any, adapter: MoAAdapter, inverted: Inverted, subjects: SubjectsByWord, guidance_scale: float = 1.0
+) -> Image.Image:
+    """The photo again, with `subjects` at the words of its prompt; with none, the photo as the prior reconstructs it.
+
+    Whoever is to stay is bound too, to a crop of themselves. Guidance leads towards the subjects and away from the
+    photo: 1 is none.
+    """
+    ddim = DDIMScheduler.from_config(pipe.scheduler.config, **_SCHEDULE)
+    sampler = type(pipe)(**{**pipe.components, "scheduler": ddim}, requires_safety_checker=False)
+    sampler.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
+    height, width = inverted.size
+    return sampler(
+        inverted.prompt,
+        latents=inverted.noise,
+        num_inference_steps=inverted.steps,
+        guidance_scale=guidance_scale,
+        height=height,
+        width=width,
+        cross_attention_kwargs=adapter.bind(sampler, inverted.prompt, subjects),
+    ).images[0]
+
+
+def _noise(pipe: Any, scheduler: Any, latent: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+    """The prior's noise prediction: its own, or made from v (arXiv 2202.00512, app. D): ε = √ᾱ v + √(1−ᾱ) z."""
+    predicted = pipe.unet(latent, timestep, encoder_hidden_states=text).sample
+    if pipe.scheduler.config.prediction_type == "epsilon":
+        return predicted
+    alpha = scheduler.alphas_cumprod[timestep].to(predicted)
+    return alpha.sqrt() * predicted + (1 - alpha).sqrt() * latent
