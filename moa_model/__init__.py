@@ -2,13 +2,14 @@
 
 import infra.torchvision_ops  # noqa: F401
 
-from moa_model.adapter import MoAAdapter, RecordedStep
-from moa_model.binding import Binding, Subjects
+from moa_model.adapter import MoAAdapter
+from moa_model.binding import Binding, Subject, Subjects
 from moa_model.checkpoint import load_checkpoint, save_checkpoint
 from moa_model.config import MoAConfig
 from moa_model.ema import EMA
 from moa_model.image_encoder import ImageEncoder
 from moa_model.losses import Losses
+from moa_model.recording import RecordedStep
 from moa_model.sampling import Draw, draw, global_batch, latents_from_moments, sample_order
 from moa_model.training import Batch, MoATrainingModule, rate_scale
 
@@ -23,6 +24,7 @@ __all__ = [
     "MoAConfig",
     "MoATrainingModule",
     "RecordedStep",
+    "Subject",
     "Subjects",
     "draw",
     "global_batch",

@@ -10,53 +10,50 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from infra.errors import UserError
-from moa_model.attention import AttentionMaps, MoAAttentionProcessor, MoAStep
-from moa_model.binding import Binding, Subjects, SubjectsByWord, bind
+from moa_model.attention import AttentionMaps, MoAAttentionProcessor, MoAStep, TextKeys, prior_keys
+from moa_model.binding import Binding, RouterChoice, Run, Subjects, SubjectsByWord, bind
 from moa_model.config import MoAConfig
 from moa_model.files import read_config, read_weights, write_adapter
 from moa_model.image_encoder import ImageEncoder
 from moa_model.layers import attention_layers, layer_shapes
-from moa_model.losses import layer_size, mean_over_layers
-from moa_model.prompt import MultimodalPrompt, one_hot_tokens
+from moa_model.prompt import MultimodalPrompt, one_hot_tokens, place
+from moa_model.recording import RecordedStep
 
 EncoderLike: TypeAlias = ImageEncoder | tuple[Any, Any] | str | Path
 """An encoder, its (model, processor), or the folder or hub id of a CLIP."""
 
 
 @dataclass(frozen=True)
-class RecordedStep:
-    """The maps of one denoising step; rows as in the U-Net's batch (the unconditional half first)."""
+class _KnownText:
+    """What the cross-attention layers made of one text, and when: a later step of the same run may use it again."""
 
+    text_BTD: Tensor
+    version: int
     timestep: float
-    latent_size: tuple[int, int]
-    maps: AttentionMaps
+    prior: tuple[tuple[Tensor, Tensor], ...]
+    personal: tuple[Tensor, ...]
 
-    def router(self) -> dict[int, Float[Tensor, "B h w"]]:
-        """R_0, the prior's weight, by layer index, at each layer's own size."""
-        return {index: self._picture(flat) for index, flat in self.maps.router.items()}
+    def serves(self, text_BTD: Tensor, timestep: float) -> bool:
+        """A step of the same run: the very same tensor, unchanged, at a lower timestep.
 
-    def subject(self) -> dict[int, Float[Tensor, "B S h w"]]:
-        """The personalization expert's attention to each subject's word, by layer index (cross-attention only)."""
-        return {index: self._picture(flat) for index, flat in self.maps.subject.items()}
-
-    def mean_router(self) -> Float[Tensor, "B H W"]:
-        """R_0, mean over layers, at the latent's size."""
-        return mean_over_layers(self.maps.router.values(), self.latent_size)
-
-    def _picture(self, flat: Tensor) -> Tensor:
-        return flat.float().unflatten(-1, layer_size(self.latent_size, flat.shape[-1]))
+        Between runs a LoRA may have been loaded; a new run begins at a higher timestep than the last one ended.
+        """
+        return self.text_BTD is text_BTD and self.version == text_BTD._version and timestep < self.timestep
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Attachment:
     unet: nn.Module
     originals: dict[str, Any]
-    hook: Any
+    cross_hosts: list[Attention]
+    hook: Any = None
+    known: _KnownText | None = None
 
 
 @dataclass
@@ -88,6 +85,7 @@ class MoAAdapter(nn.Module):
         self.prompt = MultimodalPrompt(config.image_dim, config.text_dim, len(config.layers), config.timesteps)
         self.register_buffer("_cross_layers", torch.tensor(cross), persistent=False)
         self.prior_only_above = config.prior_only_above  # a user may lower it (more of the scene) or raise it
+        self.skip_below = config.skip_below  # 0 = exact
         self._switches = _Switches()
 
     # ---- making and keeping
@@ -130,11 +128,14 @@ class MoAAdapter(nn.Module):
             self.image_encoder = self._fitting(image_encoder)
         first = next(parameter for parameter in unet.parameters())
         self.to(device=first.device, dtype=first.dtype if first.dtype.is_floating_point else None)
-        originals = {f"{name}.processor": layer.processor for name, layer in attention_layers(unet).items()}
-        for layer, host in zip(self.layers, attention_layers(unet).values(), strict=True):
+        hosts = attention_layers(unet)
+        originals = {f"{name}.processor": host.processor for name, host in hosts.items()}
+        for layer, host in zip(self.layers, hosts.values(), strict=True):
             host.set_processor(layer)
-        hook = unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)
-        self._switches.attachments.append(_Attachment(unet, originals, hook))
+        crossing = [host for host, shape in zip(hosts.values(), self.config.layers, strict=True) if shape.cross]
+        attachment = _Attachment(unet, originals, crossing)
+        attachment.hook = unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)
+        self._switches.attachments.append(attachment)
         return self
 
     def detach(self, pipe_or_unet: Any) -> Self:
@@ -160,11 +161,15 @@ class MoAAdapter(nn.Module):
         prompt: str | Sequence[str],
         subjects: SubjectsByWord | Sequence[SubjectsByWord],
         image_encoder: EncoderLike | None = None,
+        router: RouterChoice | None = None,
     ) -> dict[str, Any]:
         """``cross_attention_kwargs`` for one call of ``pipe`` with this prompt.
 
-        ``subjects`` maps words to a picture or an image feature [F]; several prompts take a list of mappings. A word
-        that repeats takes a list, first occurrence first. An empty mapping is no subject: the prior, bit for bit.
+        ``subjects`` maps words to a picture, an image feature [F], or a ``Subject`` (a picture with a strength and a
+        range of steps); several prompts take a list of mappings. A word that repeats takes a list, first occurrence
+        first. An empty mapping, like a strength of 0, is no subject: the prior, bit for bit.
+        ``router`` decides who paints which pixel in place of the trained routers: a mask [H W], 1 where the subjects
+        are, or the steps that ``recording`` collected in another run.
         Raises UserError: word not in the prompt, more subjects than occurrences, no image encoder, not attached.
         """
         self._require_in_place(self._attachment(pipe.unet))
@@ -173,13 +178,15 @@ class MoAAdapter(nn.Module):
         by_prompt = [subjects] if isinstance(subjects, Mapping) else list(subjects)
         if not any(by_prompt):
             return {}
+        tokenizer = getattr(pipe, "tokenizer", None) or pipe.tokenizer_2  # SDXL's refiner has its second one alone
         binding: Binding = bind(
-            pipe.tokenizer,
-            [pipe.maybe_convert_prompt(text, pipe.tokenizer) for text in prompts],
+            tokenizer,
+            [pipe.maybe_convert_prompt(text, tokenizer) for text in prompts],
             by_prompt,
             encoder.encode if encoder else _no_encoder,
             self.config.image_dim,
-            guided=lambda: pipe.do_classifier_free_guidance,
+            Run(lambda: pipe.do_classifier_free_guidance, lambda timestep: _progress(pipe, timestep)),
+            router,
         )
         return {"moa": binding}
 
@@ -203,6 +210,8 @@ class MoAAdapter(nn.Module):
 
     # ---- inside one forward pass
 
+    # Compiled code begins below the hook, in the U-Net's forward: what is here depends on the values of tensors.
+    @torch.compiler.disable
     def _before_unet(
         self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
@@ -212,24 +221,33 @@ class MoAAdapter(nn.Module):
         if request is None:
             return args, kwargs
         named = dict(zip(("sample", "timestep", "encoder_hidden_states"), args, strict=False)) | kwargs
-        step = self._step(request, named["sample"], named["timestep"], named["encoder_hidden_states"])
+        step = self._step(
+            self._attachment(unet), request, named["sample"], named["timestep"], named["encoder_hidden_states"]
+        )
         if step is not None:
             side_channel["moa"] = step
         return args, kwargs | {"cross_attention_kwargs": side_channel}
 
     def _step(
-        self, request: Binding | Subjects, sample: Tensor, timestep: Any, text_BTD: Float[Tensor, "B T D"]
+        self,
+        attachment: _Attachment,
+        request: Binding | Subjects,
+        sample: Tensor,
+        timestep: Any,
+        text_BTD: Float[Tensor, "B T D"],
     ) -> MoAStep | None:
         """What all layers need in this forward pass; None where every row takes the prior alone."""
         if self._switches.prior_only:
             return None
         rows, device = len(sample), sample.device
-        subjects = request.for_batch(rows)
+        size = (sample.shape[-2], sample.shape[-1])
         timestep_B = torch.as_tensor(timestep, device=device, dtype=torch.float32).expand(rows)
-        personal_B = timestep_B <= self.prior_only_above
-        if subjects.bound_B is not None:
-            personal_B &= subjects.bound_B.to(device)
-        if not personal_B.any():
+        first = float(timestep_B[0])
+        subjects = request.for_batch(rows, first)
+        share_B = (timestep_B <= self.prior_only_above).float()
+        if subjects.share_B is not None:
+            share_B = share_B * subjects.share_B.to(device)
+        if not share_B.any():
             return None
         if self.prompt.mlp[-1].weight.device != device:  # the pipeline was moved after attach; it moves only the layers
             self.to(device)
@@ -238,12 +256,36 @@ class MoAAdapter(nn.Module):
         word_BSD = torch.einsum("bst,btd->bsd", token_BST, text_BTD)
         image_BSF = subjects.image_BSF.to(text_BTD)
         word_LBSD = self.prompt(image_BSF, word_BSD, timestep_B, self._cross_layers)
+        if subjects.scale_BS is not None:
+            word_LBSD = word_LBSD * subjects.scale_BS.to(word_LBSD)[..., None]
         maps = subjects.maps
         if maps is None and self._switches.recording is not None:
             maps = AttentionMaps(blocks={shape.block for shape in self.config.layers})
-            size = (sample.shape[-2], sample.shape[-1])
-            self._switches.recording.append(RecordedStep(float(timestep_B[0]), size, maps))
-        return MoAStep(word_LBSD, token_BST, None if personal_B.all() else personal_B, maps)
+            self._switches.recording.append(RecordedStep(first, size, maps))
+        router = request.fixed_router(rows, first, size)
+        text = None
+        if not torch.is_grad_enabled() and not text_BTD.is_inference():
+            text = self._text_keys(attachment, text_BTD, first, word_LBSD, token_BST)
+        share = None if (share_B == 1).all() else share_B.to(text_BTD.dtype)
+        return MoAStep(word_LBSD, token_BST, share, maps, router, self.skip_below, text)
+
+    def _text_keys(
+        self, attachment: _Attachment, text_BTD: Tensor, timestep: float, word_LBSD: Tensor, token_BST: Tensor
+    ) -> TextKeys:
+        """Keys and values of the text: the text's own once a run, those of the subjects' words in every step."""
+        experts = [layer.expert for layer in self.layers if layer.shape.cross]
+        known = attachment.known
+        if known is None or not known.serves(text_BTD, timestep):
+            prior = tuple(prior_keys(host, text_BTD) for host in attachment.cross_hosts)
+            personal = tuple(expert.key_value(text_BTD) for expert in experts)
+        else:
+            prior, personal = known.prior, known.personal
+        attachment.known = _KnownText(text_BTD, text_BTD._version, timestep, prior, personal)
+        changed = (
+            place(text, functional.linear(change, expert.key_value.weight), token_BST)
+            for text, change, expert in zip(personal, word_LBSD, experts, strict=True)
+        )
+        return TextKeys(prior, tuple(changed))
 
     # ---- refusals
 
@@ -300,6 +342,12 @@ class MoAAdapter(nn.Module):
             if attachment.unet is unet:
                 return attachment
         raise UserError("This adapter is not attached to this pipeline: call adapter.attach(pipe) first.")
+
+
+def _progress(pipe: Any, timestep: float) -> float:
+    """The share of the schedule's steps that lie before this timestep."""
+    timesteps = pipe.scheduler.timesteps
+    return float((timesteps > timestep).sum()) / max(1, len(timesteps))
 
 
 def _no_encoder(pictures: Sequence[Any]) -> Tensor:

@@ -1,6 +1,7 @@
 """The mixture-of-attention layer (eqs. 1-7): a frozen prior, a personalization expert and a router per latent pixel.
 
-Axes: B batch, N latent pixels, C channels, T text tokens, D text width, S subjects, L cross-attention layers.
+Axes: B batch, N latent pixels, C channels, I width of a projection (heads times their width), T text tokens, D text
+width, S subjects, L cross-attention layers, K pixels that the router gives to the personalization expert.
 """
 
 from collections.abc import Collection
@@ -9,12 +10,15 @@ from dataclasses import dataclass, field
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
 from moa_model.layers import LayerShape, unwrapped
 from moa_model.prompt import place
+from moa_model.routing import FixedRouter, fixed, mix, route
+
+_SPARSE_PIXELS = 1024  # smaller layers are quicker dense than picked apart row by row
 
 _prior = AttnProcessor2_0()  # stateless: the very arithmetic of the stock pipeline, on the host layer's own weights
 
@@ -31,6 +35,15 @@ class AttentionMaps:
 
 
 @dataclass(frozen=True)
+class TextKeys:
+    """Keys and values of the text, which are the same in every step of a run, by cross-attention layer."""
+
+    prior: tuple[tuple[Float[Tensor, "B heads T d"], Float[Tensor, "B heads T d"]], ...]
+    personal: tuple[Float[Tensor, "B T 2*I"], ...]
+    """Keys and values side by side, the subjects' words changed for this step."""
+
+
+@dataclass(frozen=True)
 class MoAStep:
     """All that the MoA layers must know in one forward pass of the U-Net; travels in ``cross_attention_kwargs``."""
 
@@ -38,58 +51,64 @@ class MoAStep:
     """What is added to the subjects' words, per cross-attention layer (eq. 8)."""
     token_BST: Float[Tensor, "B S T"]
     """One-hot place of each subject's word; zeros for no subject."""
-    personal_B: Bool[Tensor, " B"] | None = None
-    """False where a sample takes the prior alone (early timesteps); None = every sample uses both experts."""
+    share_B: Float[Tensor, " B"] | None = None
+    """What each sample's R_1 is multiplied by; 0 is the prior alone (early timesteps). None = 1 for all."""
     maps: AttentionMaps | None = None
+    router: FixedRouter | None = None
+    """Decides R_1 in place of the layers' own routers."""
+    skip_below: float = 0.0
+    """R_1 below this counts 0, and large layers leave such pixels out of the personalization expert."""
+    text: TextKeys | None = None
+    """Keys and values of the text where they are known already; else the layers project the text themselves."""
 
 
 class Expert(nn.Module):
     """The personalization expert: its own W_q, W_k, W_v and output projection (eqs. 1-3).
 
-    The projections' names differ from diffusers' ``to_q`` …, so that a LoRA finds the prior only.
+    Keys and values are one projection. The names differ from diffusers' ``to_q`` …: a LoRA finds the prior alone.
     """
 
     def __init__(self, shape: LayerShape) -> None:
         super().__init__()
         self.heads = shape.heads
         self.query = nn.Linear(shape.hidden_dim, shape.inner_dim, bias=shape.qkv_bias)
-        self.key = nn.Linear(shape.condition_dim, shape.inner_dim, bias=shape.qkv_bias)
-        self.value = nn.Linear(shape.condition_dim, shape.inner_dim, bias=shape.qkv_bias)
+        self.key_value = nn.Linear(shape.condition_dim, 2 * shape.inner_dim, bias=shape.qkv_bias)
         self.out = nn.Linear(shape.inner_dim, shape.hidden_dim, bias=shape.out_bias)
 
     @torch.no_grad()
     def copy_from(self, host: Attention) -> None:
         """Start from the pretrained layer."""
-        pairs = ((self.query, host.to_q), (self.key, host.to_k), (self.value, host.to_v), (self.out, host.to_out[0]))
-        for own, pretrained in pairs:
-            own.load_state_dict(unwrapped(pretrained).state_dict())
+        self.query.load_state_dict(unwrapped(host.to_q).state_dict())
+        self.out.load_state_dict(unwrapped(host.to_out[0]).state_dict())
+        key, value = (unwrapped(projection).state_dict() for projection in (host.to_k, host.to_v))
+        self.key_value.load_state_dict({name: torch.cat([key[name], value[name]]) for name in key})
 
     def forward(
         self,
         hidden_BNC: Float[Tensor, "B N C"],
-        condition_BTD: Float[Tensor, "B T D"],
+        key_value: Float[Tensor, "B T 2*I"],
         mask: Float[Tensor, "B heads _ T"] | None = None,
     ) -> Float[Tensor, "B N C"]:
-        """softmax(QKᵀ/√d) V, then the output projection."""
-        query, key, value = self._project(hidden_BNC, condition_BTD)
+        """softmax(QKᵀ/√d) V, then the output projection; keys and values as ``self.key_value`` gives them."""
+        query, key, value = self._heads(hidden_BNC, key_value)
         return self._merge(functional.scaled_dot_product_attention(query, key, value, attn_mask=mask))
 
     def with_maps(
         self,
         hidden_BNC: Float[Tensor, "B N C"],
-        condition_BTD: Float[Tensor, "B T D"],
+        key_value: Float[Tensor, "B T 2*I"],
         token_BST: Float[Tensor, "B S T"],
         mask: Float[Tensor, "B heads _ T"] | None = None,
     ) -> tuple[Float[Tensor, "B N C"], Float[Tensor, "B S N"]]:
         """The same, and its attention to the subjects' tokens, averaged over heads. The softmax is explicit."""
-        query, key, value = self._project(hidden_BNC, condition_BTD)
+        query, key, value = self._heads(hidden_BNC, key_value)
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
         attention = (scores if mask is None else scores + mask).softmax(dim=-1)
         map_BSN = torch.einsum("bhnt,bst->bsn", attention, token_BST.to(attention.dtype)) / self.heads
         return self._merge(attention.to(value.dtype) @ value), map_BSN
 
-    def _project(self, hidden_BNC: Tensor, condition_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        projected = self.query(hidden_BNC), self.key(condition_BTD), self.value(condition_BTD)
+    def _heads(self, hidden_BNC: Tensor, key_value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        projected = self.query(hidden_BNC), *key_value.chunk(2, dim=-1)
         query, key, value = (rearrange(x, "b n (h d) -> b h n d", h=self.heads) for x in projected)
         return query, key, value
 
@@ -120,44 +139,77 @@ class MoAAttentionProcessor(nn.Module):
         moa: MoAStep | None = None,
     ) -> Float[Tensor, "B N C"]:
         """Z' = R_0 ⊙ Attention_prior + R_1 ⊙ Attention_personal; without ``moa`` the prior alone, bit for bit."""
-        prior_BNC = _prior(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         if moa is None:
-            return prior_BNC
-        router_BN2 = route(self.router(hidden_states), moa.personal_B)
-        personal_BNC = self._personal(attn, hidden_states, encoder_hidden_states, attention_mask, moa)
-        if moa.maps is not None and self.shape.block in moa.maps.blocks:
+            return _prior(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        if self.shape.cross and moa.text is not None and attention_mask is None:
+            prior_BNC = _prior_of_keys(attn, hidden_states, *moa.text.prior[self.cross_index])
+        else:
+            prior_BNC = _prior(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        if moa.router is None:
+            router_BN2 = route(self.router(hidden_states), moa.share_B, moa.skip_below)
+        else:
+            weight_BN = moa.router.weight(self.index, hidden_states.shape[1])
+            router_BN2 = fixed(weight_BN, hidden_states, moa.share_B, moa.skip_below)
+        mapped = moa.maps is not None and self.shape.block in moa.maps.blocks
+        if mapped:
+            assert moa.maps is not None
             moa.maps.router[self.index] = router_BN2[..., 0]
+        elif moa.skip_below and hidden_states.shape[1] >= _SPARSE_PIXELS and attention_mask is None:
+            return self._mix_where_asked(hidden_states, encoder_hidden_states, moa, router_BN2, prior_BNC)
+        key_value = self._keys_values(hidden_states, encoder_hidden_states, moa)
+        mask = _heads_mask(attn, attention_mask, key_value)
+        if mapped and self.shape.cross:
+            assert moa.maps is not None
+            personal_BNC, moa.maps.subject[self.index] = self.expert.with_maps(
+                hidden_states, key_value, moa.token_BST, mask
+            )
+        else:
+            personal_BNC = self.expert(hidden_states, key_value, mask)
         return mix(router_BN2, prior_BNC, personal_BNC)
 
-    def _personal(
-        self, attn: Attention, hidden_BNC: Tensor, text_BTD: Tensor | None, mask: Tensor | None, moa: MoAStep
-    ) -> Tensor:
-        """The personalization expert on the multimodal condition, or on the hidden state itself in self-attention."""
-        condition = hidden_BNC
-        if self.shape.cross:
-            assert text_BTD is not None
-            condition = place(text_BTD, moa.word_LBSD[self.cross_index], moa.token_BST)
-        if mask is not None:
-            mask = attn.prepare_attention_mask(mask, condition.shape[1], len(hidden_BNC))
-            mask = mask.view(len(hidden_BNC), attn.heads, -1, mask.shape[-1])
-        if self.shape.cross and moa.maps is not None and self.shape.block in moa.maps.blocks:
-            personal_BNC, moa.maps.subject[self.index] = self.expert.with_maps(
-                hidden_BNC, condition, moa.token_BST, mask
-            )
-            return personal_BNC
-        return self.expert(hidden_BNC, condition, mask)
+    def _keys_values(self, hidden_BNC: Tensor, text_BTD: Tensor | None, moa: MoAStep) -> Float[Tensor, "B T 2*I"]:
+        """Of the multimodal condition, or of the hidden state itself in self-attention."""
+        if not self.shape.cross:
+            return self.expert.key_value(hidden_BNC)
+        if moa.text is not None:
+            return moa.text.personal[self.cross_index]
+        assert text_BTD is not None
+        return self.expert.key_value(place(text_BTD, moa.word_LBSD[self.cross_index], moa.token_BST))
+
+    def _mix_where_asked(
+        self, hidden_BNC: Tensor, text_BTD: Tensor | None, moa: MoAStep, router_BN2: Tensor, prior_BNC: Tensor
+    ) -> Float[Tensor, "B N C"]:
+        """``mix``, the personalization expert asked only for pixels whose R_1 is not 0; changes ``prior_BNC``."""
+        asked_BN = router_BN2[..., 1] > 0
+        rows = asked_BN.any(dim=1).nonzero()[:, 0].tolist()
+        text = self._keys_values(hidden_BNC, text_BTD, moa) if self.shape.cross and rows else None
+        for row in rows:
+            one = slice(row, row + 1)
+            index_K: Int[Tensor, " K"] = asked_BN[row].nonzero()[:, 0]
+            key_value = self.expert.key_value(hidden_BNC[one]) if text is None else text[one]
+            personal_1KC = self.expert(hidden_BNC[one, index_K], key_value)
+            prior_BNC[row, index_K] = mix(router_BN2[one, index_K], prior_BNC[one, index_K], personal_1KC)[0]
+        return prior_BNC
 
 
-def route(logits_BN2: Float[Tensor, "B N 2"], personal_B: Bool[Tensor, " B"] | None = None) -> Float[Tensor, "B N 2"]:
-    """R = softmax(f(Z)) over prior and personalization (eq. 5), or (1, 0) for samples that take the prior alone."""
-    router_BN2 = logits_BN2.softmax(dim=-1)
-    if personal_B is None:
-        return router_BN2
-    return torch.where(personal_B[:, None, None], router_BN2, router_BN2.new_tensor([1.0, 0.0]))
+def prior_keys(host: Attention, text_BTD: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor]:
+    """The prior's keys and values of the text, [B, heads, T, d] each, by the arithmetic of the stock processor."""
+    key, value = host.to_k(text_BTD), host.to_v(text_BTD)
+    split = (len(text_BTD), -1, host.heads, key.shape[-1] // host.heads)
+    return key.view(split).transpose(1, 2), value.view(split).transpose(1, 2)
 
 
-def mix(
-    router_BN2: Float[Tensor, "B N 2"], prior_BNC: Float[Tensor, "B N C"], personal_BNC: Float[Tensor, "B N C"]
-) -> Float[Tensor, "B N C"]:
-    """R_0 ⊙ prior + R_1 ⊙ personal (eq. 7) in one kernel; exact at R = (1, 0), since R_0 + R_1 = 1."""
-    return torch.lerp(personal_BNC, prior_BNC, router_BN2[..., :1].to(prior_BNC.dtype))
+def _prior_of_keys(attn: Attention, hidden_BNC: Tensor, key: Tensor, value: Tensor) -> Float[Tensor, "B N C"]:
+    """What ``AttnProcessor2_0`` gives for a plain layer (``layers.layer_shapes`` refuses others), bit for bit."""
+    query = rearrange(attn.to_q(hidden_BNC), "b n (h d) -> b h n d", h=attn.heads)
+    values = functional.scaled_dot_product_attention(query, key, value)
+    merged = rearrange(values, "b h n d -> b n (h d)").to(query.dtype)
+    return attn.to_out[1](attn.to_out[0](merged))
+
+
+def _heads_mask(attn: Attention, mask: Tensor | None, key_value: Tensor) -> Tensor | None:
+    if mask is None:
+        return None
+    batch, tokens = key_value.shape[:2]
+    prepared = attn.prepare_attention_mask(mask, tokens, batch)
+    return prepared.view(batch, attn.heads, -1, prepared.shape[-1])

@@ -12,7 +12,7 @@ class MoAConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal["moa-adapter/1"] = "moa-adapter/1"
+    format: Literal["moa-adapter/2"] = "moa-adapter/2"
     image_dim: int = Field(gt=0, description="Width of the image feature: the projection_dim of the CLIP vision tower.")
     text_dim: int = Field(gt=0, description="Width of the base's text embeddings.")
     timesteps: int = Field(1000, gt=0, description="Diffusion timesteps of the base's noise schedule.")
@@ -20,6 +20,12 @@ class MoAConfig(BaseModel):
         800,
         description="Timesteps above this one are sampled with the prior alone: the experts were never trained there. "
         "The first steps decide the layout; 700 keeps more of the scene and less of the identity.",
+    )
+    skip_below: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Router weights R_1 below this count 0, and large layers save the expert's work there; 0 = exact.",
     )
     image_encoder: str = Field(
         "", description="Name of the CLIP that made the image features; another one will not do."

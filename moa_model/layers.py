@@ -5,6 +5,7 @@ diffusers lists a U-Net's processors as down, up, mid; the layer index of eq. 8 
 """
 
 import hashlib
+import math
 import re
 from typing import Literal
 
@@ -89,6 +90,15 @@ def penalised_blocks(shapes: tuple[LayerShape, ...], which: Literal["middle", "a
     """
     count = shapes[-1].block + 1
     return frozenset(range(count) if which == "all" else range(2, count - 3))
+
+
+def layer_size(latent: tuple[int, int], pixels: int) -> tuple[int, int]:
+    """Height and width of the U-Net level that has so many pixels; every level halves, rounding up."""
+    for level in range(8):
+        height, width = (math.ceil(side / 2**level) for side in latent)
+        if height * width == pixels:
+            return height, width
+    raise ValueError(f"no level of a {latent[0]} × {latent[1]} latent has {pixels} pixels")
 
 
 def unwrapped(linear: nn.Module) -> nn.Linear:

@@ -6,7 +6,6 @@ any number of workers has the same gradient. Maps of layers of different size ar
 by nearest neighbour (open in the paper): a coarse pixel speaks for every latent pixel that it covers.
 """
 
-import math
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
@@ -14,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
+
+from moa_model.layers import layer_size
 
 
 class Losses(NamedTuple):
@@ -103,15 +104,6 @@ def enlarge(map_N: Float[Tensor, "*B N"], size: tuple[int, int]) -> Float[Tensor
     height, width = layer_size(size, map_N.shape[-1])
     lead = map_N.shape[:-1]
     return functional.interpolate(map_N.reshape(-1, 1, height, width), size, mode="nearest").reshape(*lead, *size)
-
-
-def layer_size(latent: tuple[int, int], pixels: int) -> tuple[int, int]:
-    """Height and width of the U-Net level that has so many pixels; every level halves, rounding up."""
-    for level in range(8):
-        height, width = (math.ceil(side / 2**level) for side in latent)
-        if height * width == pixels:
-            return height, width
-    raise ValueError(f"no level of a {latent[0]} × {latent[1]} latent has {pixels} pixels")
 
 
 def _foreground_mean(value: Float[Tensor, "*B H W"], mask: Float[Tensor, "*B H W"]) -> Float[Tensor, "*B"]:

@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 
 from infra.errors import UserError
-from moa_model import ImageEncoder, MoAAdapter, MoAConfig
+from moa_model import ImageEncoder, MoAAdapter, MoAConfig, Subject
 from moa_model.layers import layer_shapes, penalised_blocks
 from tests.moa_model.conftest import PROMPT, trained_like
 from tests.tiny_models import IMAGE_DIM, tiny_clip, tiny_pipeline, tiny_unet
@@ -246,3 +246,135 @@ def test_stable_diffusion_15_at_full_size_without_its_weights() -> None:
     assert len(adapter.layers) == 32
     assert 93.4e6 < experts < 93.6e6
     assert penalised_blocks(adapter.config.layers) == set(range(2, 13))
+
+
+def test_strength_0_is_the_prior_bit_for_bit_and_1_is_as_trained(pipe, paint, adapter, feature) -> None:
+    stock = paint(pipe)
+    adapter.attach(pipe)
+
+    def drawn(**steering) -> np.ndarray:
+        return paint(pipe, cross_attention_kwargs=adapter.bind(pipe, PROMPT, {"man": Subject(feature, **steering)}))
+
+    trained = paint(pipe, cross_attention_kwargs=adapter.bind(pipe, PROMPT, {"man": feature}))
+    assert np.array_equal(drawn(strength=0.0), stock)
+    assert np.array_equal(drawn(strength=1.0), trained)
+    away = [float(np.abs(drawn(strength=strength) - stock).mean()) for strength in (0.1, 0.4, 1.0)]
+    assert away == sorted(away) and away[0] > 0
+
+
+def test_a_plain_word_and_a_subject_of_strength_0_are_the_same_beside_another(pipe, paint, adapter, feature) -> None:
+    adapter.attach(pipe)
+    prompt = "a man and a woman"
+    pictures = [
+        paint(pipe, prompt, cross_attention_kwargs=adapter.bind(pipe, prompt, subjects))
+        for subjects in ({"man": feature, "woman": Subject(-feature, strength=0.0)}, {"man": feature})
+    ]
+    np.testing.assert_allclose(*pictures, atol=1e-6)
+
+
+def test_delayed_steps_begin_as_the_prior(pipe, adapter, feature) -> None:
+    adapter.attach(pipe)
+    late = adapter.bind(pipe, PROMPT, {"man": Subject(feature, steps=(0.5, 1.0))})
+
+    def states(**kwargs) -> list[torch.Tensor]:
+        seen: list[torch.Tensor] = []
+
+        def keep(pipe, step, timestep, given) -> dict:
+            seen.append(given["latents"].clone())
+            return given
+
+        call = {"num_inference_steps": 4, "output_type": "np", "generator": torch.Generator().manual_seed(3)}
+        pipe(PROMPT, callback_on_step_end=keep, **call, **kwargs)
+        return seen
+
+    adapter.prior_only_above = 1000
+    stock, drawn = states(), states(cross_attention_kwargs=late)
+    assert [torch.equal(a, b) for a, b in zip(stock, drawn, strict=True)] == [True, True, False, False]
+
+
+def test_a_mask_decides_in_place_of_the_routers(pipe, paint, adapter, feature) -> None:
+    stock = paint(pipe)
+    adapter.attach(pipe)
+
+    def drawn(mask) -> np.ndarray:
+        return paint(pipe, cross_attention_kwargs=adapter.bind(pipe, PROMPT, {"man": feature}, router=mask))
+
+    assert np.array_equal(drawn(torch.zeros(8, 8)), stock)
+    with torch.no_grad():
+        for layer in adapter.layers:
+            layer.router.weight.zero_()
+            layer.router.bias.copy_(torch.tensor([-1e4, 1e4]))
+    everywhere = paint(pipe, cross_attention_kwargs=adapter.bind(pipe, PROMPT, {"man": feature}))
+    assert np.array_equal(drawn(torch.ones(8, 8)), everywhere)
+    assert _differs(drawn(torch.eye(8)), everywhere)
+
+
+def test_a_recorded_router_repeats_the_picture_and_steers_another(pipe, paint, adapter, feature) -> None:
+    adapter.attach(pipe)
+    bound = adapter.bind(pipe, PROMPT, {"man": feature})
+    with adapter.recording() as steps:
+        first = paint(pipe, cross_attention_kwargs=bound)
+    again = paint(pipe, cross_attention_kwargs=adapter.bind(pipe, PROMPT, {"man": feature}, router=steps))
+    np.testing.assert_allclose(first, again, atol=1e-5)
+    own = paint(pipe, cross_attention_kwargs=adapter.bind(pipe, PROMPT, {"man": -feature}))
+    led = paint(pipe, cross_attention_kwargs=adapter.bind(pipe, PROMPT, {"man": -feature}, router=steps))
+    assert _differs(own, led)
+    with pytest.raises(UserError, match="same scheduler"):
+        bound = adapter.bind(pipe, PROMPT, {"man": feature}, router=steps)
+        paint(pipe, cross_attention_kwargs=bound, num_inference_steps=5)
+    with pytest.raises(UserError, match="as many pictures"):
+        paint(pipe, cross_attention_kwargs=bound, num_images_per_prompt=2)
+
+
+def test_text_that_is_known_gives_the_same_picture_as_text_projected_in_every_step(
+    pipe, paint, adapter, feature, monkeypatch
+) -> None:
+    adapter.attach(pipe)
+    bound = adapter.bind(pipe, PROMPT, {"man": feature})
+    known = paint(pipe, cross_attention_kwargs=bound)
+    with torch.inference_mode():  # such tensors do not say when they change: nothing is kept
+        np.testing.assert_allclose(paint(pipe, cross_attention_kwargs=bound), known, atol=1e-5)
+    for layer in adapter.layers:  # a second run does not see what the first one knew
+        if layer.shape.cross:
+            with torch.no_grad():
+                layer.expert.key_value.weight.mul_(0.5)
+    assert _differs(paint(pipe, cross_attention_kwargs=bound), known)
+
+
+@pytest.mark.parametrize("sides", [(32, 32), (9, 7)], ids=str)
+def test_pixels_that_count_nothing_are_left_out_and_the_picture_stays(pipe, adapter, feature, sides) -> None:
+    """Dense with small weights set to 0 equals sparse; at 0 nothing is skipped."""
+    adapter.attach(pipe)
+    pipe._guidance_scale = 3.0
+    sample, text = torch.randn(2, 4, *sides), torch.randn(2, 32, 16)
+    bound = adapter.bind(pipe, PROMPT, {"man": feature})
+
+    def run() -> torch.Tensor:
+        with torch.no_grad():
+            return pipe.unet(sample, 500, encoder_hidden_states=text, cross_attention_kwargs=bound).sample
+
+    exact = run()
+    adapter.skip_below = 0.4
+    sparse = run()
+    with adapter.recording() as steps:  # recording goes the dense way
+        dense = run()
+    share = torch.cat([(1 - router).flatten() for router in steps[0].router().values()])
+    assert 0.1 < float((share == 0).float().mean()) < 0.9
+    torch.testing.assert_close(sparse, dense, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(sparse, exact, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_unet_compiles_in_one_graph(pipe, adapter, feature) -> None:
+    adapter.attach(pipe)
+    pipe._guidance_scale = 3.0
+    sample, text = torch.randn(2, 4, 8, 8), torch.randn(2, 32, 16)
+    bound = adapter.bind(pipe, PROMPT, {"man": feature})
+
+    def run() -> torch.Tensor:
+        with torch.no_grad():
+            return pipe.unet(sample, 500, encoder_hidden_states=text, cross_attention_kwargs=bound).sample
+
+    eager = run()
+    pipe.unet.forward = torch.compile(pipe.unet.forward, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(), eager, rtol=1e-4, atol=1e-4)

@@ -1,7 +1,9 @@
+from types import SimpleNamespace
+
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
-from moa_model.attention import AttentionMaps, MoAAttentionProcessor, MoAStep, mix, route
+from moa_model.attention import AttentionMaps, MoAAttentionProcessor, MoAStep
 from moa_model.layers import LayerShape
 from moa_model.prompt import one_hot_tokens
 
@@ -27,6 +29,10 @@ def _layer(cross: bool) -> tuple[Attention, MoAAttentionProcessor]:
     return host, layer
 
 
+def _split(key_value: torch.nn.Linear) -> list[SimpleNamespace]:
+    return [SimpleNamespace(weight=weight) for weight in key_value.weight.chunk(2)]
+
+
 def _by_hand(hidden, condition, query, key, value, out) -> tuple[torch.Tensor, torch.Tensor]:
     """One picture [N, C], two heads of width 4: the output, and the attention's mean over heads."""
     q, k, v = hidden @ query.weight.T, condition @ key.weight.T, condition @ value.weight.T
@@ -48,7 +54,7 @@ def test_cross_attention_is_the_papers_mixture() -> None:
         condition = text[0].clone()
         condition[2] += change[0, 0, 0]
         e = layer.expert
-        personal, attention = _by_hand(hidden[0], condition, e.query, e.key, e.value, e.out)
+        personal, attention = _by_hand(hidden[0], condition, e.query, *_split(e.key_value), e.out)
         router = (hidden[0] @ layer.router.weight.T + layer.router.bias).softmax(dim=-1)
     torch.testing.assert_close(output, router[:, :1] * prior + router[:, 1:] * personal, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(maps.router[1][0], router[:, 0])
@@ -64,7 +70,7 @@ def test_self_attention_gives_both_experts_the_same_input() -> None:
         output = layer(host, hidden, moa=MoAStep(torch.zeros(1, 1, 1, 5), torch.zeros(1, 1, 4)))[0]
         prior, _ = _by_hand(hidden[0], hidden[0], host.to_q, host.to_k, host.to_v, host.to_out[0])
         e = layer.expert
-        personal, _ = _by_hand(hidden[0], hidden[0], e.query, e.key, e.value, e.out)
+        personal, _ = _by_hand(hidden[0], hidden[0], e.query, *_split(e.key_value), e.out)
         router = (hidden[0] @ layer.router.weight.T + layer.router.bias).softmax(dim=-1)
     torch.testing.assert_close(output, router[:, :1] * prior + router[:, 1:] * personal, rtol=1e-10, atol=1e-10)
 
@@ -92,12 +98,3 @@ def test_a_mask_hides_tokens_from_both_experts() -> None:
         step = MoAStep(torch.zeros(1, 1, 1, 5).double(), torch.zeros(1, 1, 4).double(), maps=maps)
         same = [layer(host, hidden, condition, mask, moa=step) for condition in (text, other)]
         torch.testing.assert_close(*same)
-
-
-def test_route_and_mix() -> None:
-    logits = torch.tensor([[[0.0, 0.0]], [[3.0, 1.0]]])
-    assert torch.equal(route(logits)[0], torch.tensor([[0.5, 0.5]]))
-    assert torch.equal(route(logits, torch.tensor([True, False]))[1], torch.tensor([[1.0, 0.0]]))
-    prior, personal = torch.randn(1, 1, 4), torch.randn(1, 1, 4)
-    assert torch.equal(mix(torch.tensor([[[1.0, 0.0]]]), prior, personal), prior)
-    assert torch.equal(mix(torch.tensor([[[0.0, 1.0]]]), prior, personal), personal)

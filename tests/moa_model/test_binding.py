@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from infra.errors import UserError
-from moa_model.binding import Subjects, bind, token_index, word_spans
+from moa_model.binding import Run, Subject, Subjects, bind, token_index, word_spans
 from tests.tiny_models import IMAGE_DIM, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -15,7 +15,9 @@ def _bind(prompts, subjects, guided: bool = False):
     def encode(pictures):
         return torch.stack([torch.full((IMAGE_DIM,), float(picture.getpixel((0, 0))[0])) for picture in pictures])
 
-    return bind(TOKENIZER, prompts, subjects, encode, IMAGE_DIM, lambda: guided)
+    return bind(
+        TOKENIZER, prompts, subjects, encode, IMAGE_DIM, Run(lambda: guided, lambda timestep: 1 - timestep / 1000)
+    )
 
 
 def _feature(value: float) -> torch.Tensor:
@@ -70,8 +72,8 @@ def test_rows_follow_the_pipelines_order() -> None:
     assert subjects.token_BS[:, 0].tolist() == [-1, -1, -1, -1, 2, 2, -1, -1]
     assert subjects.image_BSF[4:6, 0, 0].tolist() == [1, 1]
     assert not subjects.image_BSF[:4].any()
-    assert subjects.bound_B is not None  # both halves of "a photo" are the prior's
-    assert subjects.bound_B.tolist() == [True, True, False, False] * 2
+    assert subjects.share_B is not None  # both halves of "a photo" are the prior's
+    assert subjects.share_B.tolist() == [1, 1, 0, 0] * 2
     with pytest.raises(UserError, match="2 prompts"):
         binding.for_batch(6)
     with pytest.raises(UserError, match="1 rows"):
@@ -105,3 +107,45 @@ def test_refusals(prompt: str, subjects: dict, message: str) -> None:
 def test_as_many_mappings_as_prompts() -> None:
     with pytest.raises(UserError, match="2 prompts"):
         _bind(["a man", "a man"], [{"man": _feature(1)}])
+
+
+def test_the_strongest_subject_scales_the_router_and_the_others_relative_to_it() -> None:
+    prompt = "a man and a woman"
+    both = {"man": Subject(_feature(1), strength=0.2), "woman": Subject(_feature(2), strength=0.8)}
+    subjects = _bind([prompt], [both]).for_batch(1)
+    assert subjects.share_B is not None and subjects.scale_BS is not None
+    torch.testing.assert_close(subjects.share_B, torch.tensor([0.8]))
+    torch.testing.assert_close(subjects.scale_BS, torch.tensor([[0.25, 1.0]]))
+    none = _bind([prompt], [{"man": Subject(_feature(1), strength=0.0)}]).for_batch(1)
+    assert none.share_B is not None and not none.share_B.any() and (none.token_BS == -1).all()
+
+
+def test_a_subject_takes_part_in_its_steps_only() -> None:
+    prompt = "a man and a woman"
+    both = {"man": Subject(_feature(1), steps=(0.4, 1.0)), "woman": Subject(_feature(2), steps=(0.0, 0.5))}
+    binding = _bind([prompt], [both])
+    shown = {timestep: (binding.for_batch(1, timestep).token_BS[0] >= 0).tolist() for timestep in (999, 600, 550, 400)}
+    assert shown == {999: [False, True], 600: [True, True], 550: [True, True], 400: [True, False]}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"strength": 1.5}, {"strength": -0.1}, {"steps": (0.5, 0.5)}, {"steps": (-0.1, 1.0)}], ids=str
+)
+def test_impossible_strengths_and_steps_are_refused(wrong) -> None:
+    with pytest.raises(UserError, match="from 0 to 1|within 0 to 1"):
+        Subject(_feature(1), **wrong)
+
+
+def test_impossible_masks_and_features_are_refused() -> None:
+    run = Run(lambda: False)
+
+    def bound(feature, mask=None):
+        return bind(TOKENIZER, ["a man"], [{"man": feature}], lambda pictures: torch.zeros(0), IMAGE_DIM, run, mask)
+
+    with pytest.raises(UserError, match="not finite"):
+        bound(_feature(float("nan")))
+    with pytest.raises(UserError, match=r"\[H W\]"):
+        bound(_feature(1), torch.zeros(4))
+    for mask in (torch.full((2, 2), 1.5), torch.full((2, 2), float("nan"))):
+        with pytest.raises(UserError, match="from 0"):
+            bound(_feature(1), mask)

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from moa_model.losses import enlarge, layer_size, masked_loss, mean_over_layers, object_loss, router_loss
+from moa_model.layers import layer_size
+from moa_model.losses import enlarge, masked_loss, mean_over_layers, object_loss, router_loss
 
 
 def _t(values: list) -> torch.Tensor:

@@ -71,7 +71,7 @@ def test_losses_are_the_papers_in_float64(prediction_type: str, ours: dict[str, 
         )
         if layer.shape.cross:
             layer.expert.query.register_forward_hook(lambda m, a, o, i=index: attention.setdefault(i, []).append(o))
-            layer.expert.key.register_forward_hook(lambda m, a, o, i=index: attention.setdefault(i, []).append(o))
+            layer.expert.key_value.register_forward_hook(lambda m, a, o, i=index: attention.setdefault(i, []).append(o))
     losses = module(batch)
 
     alpha = module.scheduler.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
@@ -105,7 +105,8 @@ def test_losses_are_the_papers_in_float64(prediction_type: str, ours: dict[str, 
                 continue
             mask = batch.masks[b, s]
             for i in range(5, 26, 2):
-                query, key = (x[b].unflatten(-1, (2, -1)) for x in attention[i])
+                key_value, query = (x[b] for x in attention[i])
+                query, key = (x.unflatten(-1, (2, -1)) for x in (query, key_value.chunk(2, dim=-1)[0]))
                 scores = torch.einsum("nhd,thd->hnt", query, key) / query.shape[-1] ** 0.5
                 a = enlarge(functional.softmax(scores, -1)[..., token].mean(0), size)
                 terms.append((a * (1 - mask)).sum() / (1 - mask).sum() - (a * mask).sum() / mask.sum())
