@@ -3,6 +3,7 @@
 Axes: B batch, S subjects, F image feature, D text width, L cross-attention layers, H W latent pixels.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from moa_model import Batch, Binding, Losses, MoAAdapter, MoATrainingModule, Subjects
+from moa_model import Batch, Binding, Losses, MoAAdapter, MoATrainingModule, Subject, Subjects
 from moa_model.attention import AttentionMaps
+from moa_model.binding import SubjectsByWord
 from moa_model.losses import masked_loss, mean_over_layers, object_loss, preservation_loss, router_loss
 from moa_model.prompt import MultimodalPrompt
 from tests.benchmarks.claims.plan import ROUTER_FACTOR, Arm, Sampling
@@ -134,19 +136,6 @@ class MoAArm(MoATrainingModule):
         self.adapter.save_pretrained(folder)
 
 
-class AlteredRouter(nn.Module):
-    """A router whose R_1 is set to 0 below a threshold and multiplied by a strength; still logits, for the softmax."""
-
-    def __init__(self, router: nn.Module, strength: float, threshold: float) -> None:
-        super().__init__()
-        self.router, self.strength, self.threshold = router, strength, threshold
-
-    def forward(self, hidden_BNC: Float[Tensor, "B N C"]) -> Float[Tensor, "B N 2"]:
-        personal_BN = self.router(hidden_BNC).softmax(dim=-1)[..., 1]
-        personal_BN = torch.where(personal_BN < self.threshold, 0.0, personal_BN) * self.strength
-        return torch.stack([1 - personal_BN, personal_BN], dim=-1).log()
-
-
 class SampledAdapter(MoAAdapter):
     """An adapter read back, set up to be drawn from as a `Sampling` says."""
 
@@ -159,28 +148,35 @@ class SampledAdapter(MoAAdapter):
         with_prompt(adapter, arm.prompt)
         if isinstance(adapter.prompt, FastComposerPrompt):
             adapter.prompt.plain_above = DELAY
-        if sampling.strength != 1 or sampling.threshold:
-            for layer in adapter.layers:
-                layer.router = AlteredRouter(layer.router, sampling.strength, sampling.threshold)
+        adapter.skip_below = sampling.threshold
         above = sampling.prior_only_above
         adapter.prior_only_above = arm.prior_only_above if above is None else above
         adapter.sampling = sampling
         return adapter.eval()
 
-    def bind(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The base's binding; where the sampling says so, the unconditional half takes the prior alone."""
-        bound = super().bind(*args, **kwargs)
+    def bind(
+        self,
+        pipe: Any,
+        prompt: str | Sequence[str],
+        subjects: SubjectsByWord | Sequence[SubjectsByWord],
+        *args: Any,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The project's binding, at the sampling's strength; where it says so, half of the guidance is the prior's."""
+        strength = self.sampling.strength
+        given = [subjects] if isinstance(subjects, Mapping) else list(subjects)
+        weighed = [{word: Subject(portrait, strength) for word, portrait in one.items()} for one in given]
+        bound = super().bind(pipe, prompt, weighed, *args, **kwargs)  # type: ignore[arg-type]
         if self.sampling.unconditional == "experts" or not bound:
             return bound
-        binding = bound["moa"]
-        return bound | {"moa": _PriorUnconditional(binding.image_PSF, binding.token_PS, binding.guided)}
+        return {"moa": _PriorUnconditional(**vars(bound["moa"]))}
 
 
 class _PriorUnconditional(Binding):
-    def for_batch(self, rows: int) -> Subjects:
-        subjects = super().for_batch(rows)
-        if not self.guided():
+    def for_batch(self, rows: int, timestep: float | None = None) -> Subjects:
+        subjects = super().for_batch(rows, timestep)
+        if not self.run.guided():
             return subjects
-        assert subjects.bound_B is not None
+        assert subjects.share_B is not None
         conditional_B = torch.arange(rows) >= rows // 2
-        return replace(subjects, bound_B=subjects.bound_B & conditional_B)
+        return replace(subjects, share_B=subjects.share_B * conditional_B)

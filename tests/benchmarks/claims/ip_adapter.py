@@ -103,7 +103,7 @@ def read_weights(folder: Path) -> dict[str, dict[str, Tensor]]:
 
 
 class IPAdapterPainter:
-    """Draws as diffusers draws with IP-Adapter: the stock pipeline, `load_ip_adapter`, image embeddings of the crops."""
+    """Draws as diffusers draws with IP-Adapter: the stock pipeline, `load_ip_adapter`, the crops' embeddings."""
 
     def __init__(self, settings: Settings, folder: Path, scale: float) -> None:
         self.settings = settings
