@@ -16,7 +16,8 @@ from scipy.optimize import linear_sum_assignment
 class Mixing:
     """What one picture of several people scores.
 
-    `minimum_identity`: similarity of the worst matched pair, at least 0, and 0 where fewer people than references are found.
+    `minimum_identity`: similarity of the worst matched pair, at least 0, and 0 where fewer people than references are
+    found.
     `separation`: a matched person's similarity to the right reference minus the mean of that to the wrong ones, mean
     over the references that have a person; `None` where nobody is found, or there is one reference only.
     """

@@ -182,6 +182,11 @@ class Drawn:
             part for part in (self.arm.name, f"seed{self.seed}", f"step{self.step}", self.protocol.name, label) if part
         )
 
+    def key(self) -> str:
+        """Changes with everything the result depends on."""
+        facts = [self.arm.training_key(), self.arm.prior_only_above, asdict(self.sampling), asdict(self.protocol)]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+
 
 def todo(seeds: tuple[int, ...], length: int, search: bool = True) -> list[Drawn]:
     """Everything to draw for a training of `length` steps, the most informative first.
