@@ -4,10 +4,12 @@ It can be stopped at any time; the same command goes on. A longer training conti
 """
 
 import argparse
+import fcntl
 import multiprocessing
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import infra.torchvision_ops  # noqa: F401
@@ -93,24 +95,17 @@ def _train(world: World, work: Path, item: Drawn, say: str) -> None:
     train(world, work, item.arm, item.seed, item.step, tell)
 
 
-class _held:
-    """A lock on an arm that ends with its process, however that ends; `with _held(path) as held`: held or taken."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w")
-
-    def __enter__(self) -> bool:
-        import fcntl
-
+@contextmanager
+def _held(path: Path) -> Iterator[bool]:
+    """A lock on an arm that ends with its process, however that ends; False where another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
         except BlockingIOError:
-            return False
-        return True
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+            held = False
+        yield held
 
 
 if __name__ == "__main__":
