@@ -15,6 +15,8 @@ from tests.benchmarks.claims.plan import (
     FULL,
     MOA,
     PRIOR,
+    RELEASE,
+    SAMPLINGS,
     SEARCH,
     STRENGTHS,
     TABLE,
@@ -99,7 +101,7 @@ def test_an_arm_that_is_only_on_the_curves_is_judged_there_and_it_is_said(galler
 
 
 def test_the_goal_is_checked_part_by_part(gallery: Gallery):
-    reached = {goal.title: goal.reached for goal in goals(_filled(gallery), 600)}
+    reached = {goal.title: goal.reached for goal in goals(_filled(gallery), MOA, 600, 600)}
     assert reached == {
         "identity": True,
         "background change under a swap": True,
@@ -115,13 +117,16 @@ def test_the_report_is_written_from_nothing_and_from_something(gallery: Gallery,
     results = _filled(gallery)
     assert longest(results) == 600
     _write(gallery, SEARCH[0], 600, CURVE, identity=0.5, prior_fidelity=2.0)
+    for how in (DEFAULT, SAMPLINGS[0]):
+        _write(gallery, RELEASE, 0, CURVE, 0, how, identity=0.7, prior_fidelity=9.0)
     gallery.pictures = lambda item: None  # type: ignore[method-assign]  # none were kept
     written = write_report(gallery, (0, 1), tmp_path / "full")
     text = written[0].read_text()
     assert "Trained for 600 steps" in text and "training seeds 0 |" in text
-    assert SEARCH[0].title in text and "preservation 4" in text.partition("Not measured yet: ")[2]
+    assert SEARCH[0].title in text and "preservation 4" in text.rpartition("Not measured yet: ")[2]
+    assert SAMPLINGS[0].label() in text
     names = {path.name for path in written}
-    assert {"CLAIMS.md", "length-prior.png", "strength-prior.png", "search-prior.png"} <= names
+    assert {"CLAIMS.md", "length-prior.png", "strength-prior.png", "search-training-prior.png"} <= names
     for name in names - {"CLAIMS.md"}:
         assert f"pictures/claims/{name}" in text
 
@@ -130,7 +135,7 @@ def test_the_plan_draws_every_arm_once_and_the_first_seed_first():
     items = todo((0, 1), 600)
     assert len({item.key() + item.name for item in items}) == len(items)
     full = [item for item in items if item.protocol == FULL and item.arm.kind != "prior"]
-    assert [item.seed for item in full] == [0] * (len(TABLE) - 1) + [1] * (len(TABLE) - 1)
-    assert {item.arm.name for item in items} == {one.name for one in (*TABLE, *SEARCH)}
+    assert [item.seed for item in full] == [0] * len(TABLE) + [1] * (len(TABLE) - 1)  # release 1 is one training
+    assert {item.arm.name for item in items} == {one.name for one in (*TABLE, RELEASE, *SEARCH)}
     assert max(item.step for item in items) == 600
     assert not {item.arm.name for item in todo((0,), 600, search=False)} & {one.name for one in SEARCH}

@@ -118,7 +118,7 @@ class Gallery:
             weights = kept_folder(self.folder, item.arm, item.seed, item.step)
         painter = open_painter(settings, weights, item.arm, item.sampling)
         drawn = self._draw(painter, self._cells(item, settings, people), people, settings.evaluate.batch_size)
-        if not item.arm.moa_layer or item.arm.kind != "moa":
+        if not item.arm.moa_layer or item.arm.kind not in ("moa", "shipped"):
             drawn = {cell: Drawing(one.picture) for cell, one in drawn.items()}  # no router to speak of
         if item.arm.kind == "prior":
             prior: Drawings = drawn

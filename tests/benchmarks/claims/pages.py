@@ -1,7 +1,6 @@
 """The report's parts as Markdown: each takes the results and says what they show, or that they are not there yet."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from PIL import Image
 
@@ -15,6 +14,7 @@ from tests.benchmarks.claims.plan import (
     LENGTHS,
     MOA,
     PRIOR,
+    RELEASE,
     ROWS,
     SAMPLINGS,
     SEARCH,
@@ -30,6 +30,7 @@ from tests.benchmarks.claims.sheets import Row, sheet
 from tests.benchmarks.claims.verdicts import curve, goals, verdicts
 
 Pictures = dict[str, Image.Image]
+_Row = tuple[Arm, int, Sampling, str]
 _Dial = Callable[[Arm], list[tuple[int, Sampling, str]]]
 _TRAINED = [one for one in TABLE if one.kind != "prior"]
 _SHEET_PEOPLE, _SHEET_CELLS = 4, ((0, 11), (3, 12))  # (prompt, seed)
@@ -59,12 +60,15 @@ def verdict_table(results: Results, step: int) -> str:
 
 
 def goal_table(results: Results, step: int) -> str:
-    """The goal set beforehand, part by part."""
-    found = goals(results, step)
-    if not found:
+    """The goal set beforehand, part by part, for the table's MoA and for release 1."""
+    rows = [
+        f"| {one.title} | {goal.title} | {goal.wanted} | {goal.found} | {'yes' if goal.reached else '**no**'} |"
+        for one, at in ((MOA, step), (RELEASE, 0))
+        for goal in goals(results, one, at, step)
+    ]
+    if not rows:
         return _NOT_YET
-    rows = [f"| {g.title} | {g.wanted} | {g.found} | {'yes' if g.reached else '**no**'} |" for g in found]
-    return "\n".join(["| MoA's | goal | found | reached |", "| --- | --- | --- | --- |", *rows])
+    return "\n".join(["| arm | what | goal | found | reached |", "| --- | --- | --- | --- | --- |", *rows])
 
 
 _COLUMNS = (
@@ -77,6 +81,7 @@ _COLUMNS = (
     ("router IoU", "router IoU", 2),
     ("area", "area", 2),
 )
+_CURVE_COLUMNS = tuple(column for column in _COLUMNS if column[0] != "variation")
 _PAIR_COLUMNS = (
     ("minimum identity", "minimum matched identity", 2),
     ("mixing", "separation: right minus wrong reference", 2),
@@ -86,12 +91,16 @@ _PAIR_COLUMNS = (
 
 def main_table(results: Results, step: int) -> str:
     """The table of arms."""
-    return _table(results, [(one, step, DEFAULT, one.title) for one in TABLE], FULL, _COLUMNS)
+    return _table(results, _rows(step), FULL, _COLUMNS)
+
+
+def _rows(step: int) -> list[_Row]:
+    return [(one, 0 if one == RELEASE else step, DEFAULT, one.title) for one in (*TABLE, RELEASE)]
 
 
 def pair_table(results: Results, step: int) -> str:
     """The same for two people."""
-    text = _table(results, [(one, step, DEFAULT, one.title) for one in TABLE], FULL, _PAIR_COLUMNS)
+    text = _table(results, _rows(step), FULL, _PAIR_COLUMNS)
     return text + (
         "\n\nThe prior's row is the baseline: matching people to references chooses what looks best, so that even the "
         "prior's strangers, a man and a woman, separate a little."
@@ -100,7 +109,7 @@ def pair_table(results: Results, step: int) -> str:
 
 def _table(
     results: Results,
-    rows: Sequence[tuple[Arm, int, Sampling, str]],
+    rows: Sequence[_Row],
     protocol: Protocol,
     columns: Sequence[tuple[str, str, int]],
 ) -> str:
@@ -137,7 +146,9 @@ def curves(results: Results, step: int, drawn: Pictures) -> str:
         (
             "strength",
             "Over strength (¼, ½, ¾, 1), from the prior at 0",
-            lambda one: [(step, how, f"strength {how.strength:g}") for how in (*STRENGTHS, DEFAULT)],
+            lambda one: [
+                (0 if one == RELEASE else step, how, f"strength {how.strength:g}") for how in (*STRENGTHS, DEFAULT)
+            ],
         ),
     )
     parts = []
@@ -156,7 +167,7 @@ def curves(results: Results, step: int, drawn: Pictures) -> str:
     rows = [
         (one, at, how, f"{one.title}, {label}") for one, at, how, label in every if how != DEFAULT or "steps" in label
     ]
-    table = _table(results, [(PRIOR, 0, DEFAULT, PRIOR.title), *rows], CURVE, _COLUMNS[:5] + _COLUMNS[6:])
+    table = _table(results, [(PRIOR, 0, DEFAULT, PRIOR.title), *rows], CURVE, _CURVE_COLUMNS)
     return "\n\n".join([*parts, f"<details><summary>The points</summary>\n\n{table}\n\n</details>"])
 
 
@@ -168,7 +179,7 @@ def _series(
 ) -> list[Series]:
     series = []
     start = _point(results, measure, PRIOR, 0, DEFAULT)
-    for number, one in enumerate(TABLE):
+    for number, one in enumerate((*TABLE, RELEASE)):
         if one.kind == "prior":
             if start:
                 series.append(Series(one.title, [start], COLOURS[0]))
@@ -216,31 +227,43 @@ def equal_identity(results: Results, step: int) -> str:
 
 
 def search(results: Results, step: int, drawn: Pictures) -> str:
-    """MoA with one thing changed: in training, or only in sampling."""
+    """MoA with one thing changed: in sampling, from release 1, and in training, from nothing."""
     at = max((length for length in LENGTHS if results.found(MOA, length, CURVE)), default=step)
-    trained = [(one, at, DEFAULT, one.title) for one in SEARCH]
-    sampled = [(MOA, at, how, how.label()) for how in (*STRENGTHS, *SAMPLINGS)]
-    rows = [(MOA, at, DEFAULT, "**as the demo preset**"), *trained, *sampled]
-    rows = [row for row in rows if results.found(row[0], row[1], CURVE, row[2])]
-    missing = [title for one, _, how, title in (*trained, *sampled) if not results.found(one, at, CURVE, how)]
-    if len(rows) < 2:
-        return _NOT_YET + (f" To come: {'; '.join(missing)}." if missing else "")
+    sampled = [(RELEASE, 0, DEFAULT, "release 1 as the demo preset draws"),
+               *((RELEASE, 0, how, how.label()) for how in (*STRENGTHS, *SAMPLINGS))]  # fmt: skip
+    trained = [(MOA, at, DEFAULT, f"MoA as the demo preset, {at:,} steps"),
+               *((one, at, DEFAULT, one.title) for one in SEARCH)]  # fmt: skip
+    parts = [f"One training each and {CURVE.people} people: leads, not verdicts. The charts' numbers are the rows'."]
+    for name, title, rows in (
+        ("sampling", "In sampling: release 1, drawn from in other ways", sampled),
+        ("training", "In training: MoA with one thing changed, from a fresh adapter", trained),
+    ):
+        found = [row for row in rows if results.found(row[0], row[1], CURVE, row[2])]
+        missing = [row[3] for row in rows if row not in found]
+        parts.append(f"### {title}")
+        if len(found) > 1:
+            parts.append(_searched(results, name, found, drawn))
+        parts.append(f"Not measured yet: {'; '.join(missing)}." if missing else "")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _searched(results: Results, name: str, rows: Sequence[_Row], drawn: Pictures) -> str:
+    shown = []
     for measure, label, short in _AXES[:3]:
         series = [
-            Series(title.strip("*"), [point], COLOURS[number % len(COLOURS)], [str(number)])
+            Series(f"{number}  {title}", [point], COLOURS[number % len(COLOURS)], [str(number)])
             for number, (one, length, how, title) in enumerate(rows)
             if (point := _point(results, measure, one, length, how))
         ]
-        numbered = [replace(one, name=f"{one.labels[0]}  {one.name}") for one in series]
-        drawn[f"search-{short}.png"] = scatter(numbered, "identity", label, (620, max(400, 20 * len(rows) + 40)), 270)
-    table = _table(results, [(PRIOR, 0, DEFAULT, PRIOR.title), *rows], CURVE, _COLUMNS[:5] + _COLUMNS[6:])
-    text = f"One training seed, {at:,} steps, {CURVE.people} people: leads, not verdicts.\n\n{table}\n\n"
-    text += "\n".join(f"![{short}](pictures/claims/search-{short}.png)" for _, _, short in _AXES[:3])
-    text += "\n\n" + _best(results, rows)
-    return text + (f"\n\nNot measured yet: {'; '.join(missing)}." if missing else "")
+        shown.append(f"search-{name}-{short}.png")
+        drawn[shown[-1]] = scatter(series, "identity", label, (620, max(400, 20 * len(rows) + 40)), 270)
+    numbered = [(one, at, how, f"{number}  {title}") for number, (one, at, how, title) in enumerate(rows)]
+    table = _table(results, [(PRIOR, 0, DEFAULT, PRIOR.title), *numbered], CURVE, _CURVE_COLUMNS)
+    charts = "\n".join(f"![{chart}](pictures/claims/{chart})" for chart in shown)
+    return "\n\n".join([table, charts, _best(results, rows)])
 
 
-def _best(results: Results, rows: Sequence[tuple[Arm, int, Sampling, str]]) -> str:
+def _best(results: Results, rows: Sequence[_Row]) -> str:
     """Which row keeps most of the prior's picture for the identity that it gains."""
     prior = results.estimate("identity", PRIOR, 0, CURVE)
     rated: list[tuple[float, str, Estimate, Estimate]] = []
@@ -268,7 +291,8 @@ def sheets(results: Results, step: int, drawn: Pictures) -> str:
         return _NOT_YET
     pictures = {one.name: gallery.pictures(Drawn(one, seed, step, DEFAULT, FULL)) for one in arms}
     people = gallery.subjects(FULL)[:_SHEET_PEOPLE]
-    titles = ["reference", "the prior", *(one.title for one in arms), "MoA's router"]
+    pictures[RELEASE.name] = gallery.pictures(Drawn(RELEASE, 0, 0, DEFAULT, FULL))
+    titles = ["reference", "the prior", *(one.title for one in arms), "release 1", "its router"]
     parts = []
     for prompt, noise in _SHEET_CELLS:
         rows, text = [], ""
@@ -279,10 +303,10 @@ def sheets(results: Results, step: int, drawn: Pictures) -> str:
                 continue
             text = cell.text.replace(f"a {person.word}", "a man or woman")
             shown = [(pictures[one.name] or {}).get(cell) for one in arms]
-            mine = (pictures.get(MOA.name) or {}).get(cell)
-            routed = heat_map(mine.picture, mine.router) if mine and mine.router is not None else None
-            row = [gallery.crop(person), prior[cell.prior].picture, *(one.picture if one else None for one in shown)]
-            rows.append(Row([*row, routed]))
+            last = (pictures[RELEASE.name] or {}).get(cell)
+            routed = heat_map(last.picture, last.router) if last and last.router is not None else None
+            row = [one.picture if one else None for one in (prior[cell.prior], *shown, last)]
+            rows.append(Row([gallery.crop(person), *row, routed]))
         name = f"sheet-{prompt}-{noise}.png"
         drawn[name] = sheet(titles, rows)
         parts.append(

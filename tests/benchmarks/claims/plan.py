@@ -6,8 +6,11 @@ trained arm. A *protocol* says which people, prompts and seeds are drawn.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
+
+from infra.model_files import ZOO
 
 LENGTHS = (300, 600, 1200)  # steps at which an arm is kept and drawn; the last is the whole training
 SEEDS = (0, 1, 2)  # of training: samples, noise, timesteps, fresh weights
@@ -25,7 +28,8 @@ class Arm:
 
     name: str
     title: str
-    kind: Literal["prior", "moa", "ip-adapter"] = "moa"
+    kind: Literal["prior", "moa", "ip-adapter", "shipped"] = "moa"
+    """"shipped": the adapter that comes with the package, not trained here."""
     moa_layer: bool = True
     """False: the router says (0, 1) everywhere, so the attention layers are fine-tuned directly."""
     prompt: Literal["spacetime", "constant", "fastcomposer"] = "spacetime"
@@ -44,10 +48,13 @@ class Arm:
         """A name that changes with everything the training depends on, so that no old result is taken for a new one."""
         facts = {key: value for key, value in asdict(self).items() if key not in ("name", "title", "prior_only_above")}
         facts |= {"rows": ROWS, "rate": LEARNING_RATE, "router_rate": ROUTER_FACTOR, "warm_up": WARM_UP}
+        if self.kind == "shipped":
+            facts |= {"weights": hashlib.sha256((SHIPPED / "adapter.safetensors").read_bytes()).hexdigest()}
         facts |= {"ema": EMA_DECAY, "dropout": DROPOUT}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
 
+SHIPPED = ZOO / "release-1"
 PRIOR = Arm("prior", "The prior alone", kind="prior")
 MOA = Arm("moa", "MoA")
 TABLE = (
@@ -86,6 +93,8 @@ TABLE = (
     replace(MOA, name="no-router-loss", title="MoA without the router loss", lambda_router=0.0, router_foreground=0.0),
     replace(MOA, name="no-object-loss", title="MoA without the object loss", lambda_object=0.0),
 )
+# Not one of the table's arms (8 times their samples, a falling rate), but what MoA comes to when it is trained on.
+RELEASE = Arm("release-1", "Release 1: MoA, 38,400 samples", kind="shipped")
 # The search: MoA with one thing changed. Each stands with what it is called in the report.
 SEARCH = (
     replace(MOA, name="paper-objective", title="the paper's objective alone", router_foreground=0.0,
@@ -105,7 +114,7 @@ SEARCH = (
 
 def arm(name: str) -> Arm:
     """The arm of that name."""
-    return next(one for one in (*TABLE, *SEARCH) if one.name == name)
+    return next(one for one in (*TABLE, *SEARCH, RELEASE) if one.name == name)
 
 
 @dataclass(frozen=True)
@@ -159,7 +168,7 @@ class Protocol:
 
 
 FULL = Protocol("full", people=20, prompts=5, seeds=(11, 12, 13), pairs=12)
-CURVE = Protocol("curve", people=10, prompts=4, seeds=(11, 12))
+CURVE = Protocol("curve", people=8, prompts=3, seeds=(11, 12))
 PAIR_PROMPTS = ("a photo of a man and a woman on the beach", "a photo of a man and a woman in the forest")
 PAIR_SEEDS = (11, 12)
 
@@ -191,19 +200,26 @@ class Drawn:
 def todo(seeds: tuple[int, ...], length: int, search: bool = True) -> list[Drawn]:
     """Everything to draw for a training of `length` steps, the most informative first.
 
-    The table with the first seed, then its trade-off curves, the search, and the table with the other seeds.
+    With the first seed: the arms that the claims are about, release 1, their trade-off curves, ways to sample from
+    release 1, the ablations of MoA, the search. Then the table with the other seeds.
     """
     trained = [one for one in TABLE if one.kind != "prior"]
     first, *others = seeds
-    items = [Drawn(PRIOR, 0, 0, DEFAULT, FULL), Drawn(PRIOR, 0, 0, DEFAULT, CURVE)]
-    items += [Drawn(one, first, length, DEFAULT, FULL) for one in trained]
-    lengths = [step for step in LENGTHS if step <= length]
-    for one in trained:
-        items += [Drawn(one, first, step, DEFAULT, CURVE) for step in reversed(lengths)]
-        items += [Drawn(one, first, length, sampling, CURVE) for sampling in STRENGTHS]
+
+    def full(arms: Sequence[Arm], seed: int) -> list[Drawn]:
+        return [Drawn(one, seed, length, DEFAULT, FULL) for one in arms]
+
+    def curves(arms: Sequence[Arm]) -> list[Drawn]:
+        points = [(step, DEFAULT) for step in reversed(LENGTHS) if step <= length]
+        points += [(length, sampling) for sampling in STRENGTHS]
+        return [Drawn(one, first, step, sampling, CURVE) for one in arms for step, sampling in points]
+
+    core, ablations = trained[:4], trained[4:]
+    items = [Drawn(PRIOR, 0, 0, DEFAULT, protocol) for protocol in (FULL, CURVE)]
+    items += [*full(core, first), Drawn(RELEASE, 0, 0, DEFAULT, FULL), *curves(core)]
     if search:
-        items += [Drawn(MOA, first, length, sampling, CURVE) for sampling in SAMPLINGS]
+        items += [Drawn(RELEASE, 0, 0, sampling, CURVE) for sampling in (DEFAULT, *STRENGTHS, *SAMPLINGS)]
+    items += [*full(ablations, first), *curves(ablations)]
+    if search:
         items += [Drawn(one, first, length, DEFAULT, CURVE) for one in SEARCH]
-    for seed in others:
-        items += [Drawn(one, seed, length, DEFAULT, FULL) for one in trained]
-    return items
+    return items + [item for seed in others for item in full(trained, seed)]

@@ -41,9 +41,12 @@ class Results:
 
     def found(self, arm: Arm, step: int, protocol: Protocol, sampling: Sampling = DEFAULT) -> dict[int, dict[str, Any]]:
         """Training seed → result, of those that are there."""
-        if arm.kind == "prior":
+        if arm.kind == "prior":  # the same beside every training seed
             result = self._read(Drawn(PRIOR, 0, 0, DEFAULT, protocol))
             return dict.fromkeys(self.seeds, result) if result else {}
+        if arm.kind == "shipped":  # one training
+            result = self._read(Drawn(arm, 0, 0, sampling, protocol))
+            return {self.seeds[0]: result} if result else {}
         by_seed = {seed: self._read(Drawn(arm, seed, step, sampling, protocol)) for seed in self.seeds}
         return {seed: result for seed, result in by_seed.items() if result}
 

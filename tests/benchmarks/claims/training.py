@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from moa_model import EMA, Batch, draw, global_batch, rate_scale
 from tests.benchmarks.claims.arms import MoAArm
 from tests.benchmarks.claims.ip_adapter import IPAdapterArm
-from tests.benchmarks.claims.plan import DROPOUT, EMA_DECAY, LEARNING_RATE, LENGTHS, ROWS, WARM_UP, Arm
+from tests.benchmarks.claims.plan import DROPOUT, EMA_DECAY, LEARNING_RATE, LENGTHS, ROWS, SHIPPED, WARM_UP, Arm
 from tests.benchmarks.claims.world import Base, World
 
 _SAVE_EVERY = 100  # under a minute: the most that a kill costs
@@ -33,7 +33,9 @@ def trained_folder(folder: Path, arm: Arm, seed: int) -> Path:
 
 
 def kept_folder(folder: Path, arm: Arm, seed: int, step: int) -> Path:
-    """Where the averaged weights of one length lie."""
+    """Where the averaged weights of one length lie; the shipped ones have their own place."""
+    if arm.kind == "shipped":
+        return SHIPPED
     return trained_folder(folder, arm, seed) / f"step-{step:06d}"
 
 

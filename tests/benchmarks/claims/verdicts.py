@@ -175,7 +175,7 @@ class Goal:
     reached: bool
 
 
-def goals(results: Results, step: int) -> list[Goal]:
+def goals(results: Results, one: Arm, at: int, step: int) -> list[Goal]:
     """Identity >= 0.6, background change <= 0.15, change against the prior at most half of FastComposer's, objects."""
     checks = (
         ("identity", "identity", lambda e: e.mean >= 0.6, "at least 0.6"),
@@ -184,16 +184,12 @@ def goals(results: Results, step: int) -> list[Goal]:
     )
     found = []
     for title, measure, passes, wanted in checks:
-        if (measured := results.estimate(measure, MOA, step, FULL)) is not None:
+        if (measured := results.estimate(measure, one, at, FULL)) is not None:
             found.append(Goal(title, wanted, measured.text(), passes(measured)))
-    ours = results.estimate("fidelity", MOA, step, FULL)
+    ours = results.estimate("fidelity", one, at, FULL)
     theirs = results.estimate("fidelity", arm("fastcomposer"), step, FULL)
     if ours and theirs:
+        title, wanted = "change against the prior's picture", "at most half of FastComposer's way"
         text = f"{ours.text(1)} of {theirs.text(1)} grey levels"
-        found.append(
-            Goal(
-                "change against the prior's picture", "at most half of FastComposer's way", text,
-                ours.mean <= theirs.mean / 2,
-            )
-        )  # fmt: skip
+        found.append(Goal(title, wanted, text, ours.mean <= theirs.mean / 2))
     return found
