@@ -54,7 +54,8 @@ def _in_processes(work: Path, items: Sequence[Drawn], workers: int, deadline: fl
         work_through(work, items, deadline)
         return
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=work_through, args=(work, items, deadline)) for _ in range(workers)]
+    arguments = (work, items, deadline, os.getpid())
+    processes = [context.Process(target=work_through, args=arguments) for _ in range(workers)]
     for process in processes:
         process.start()
     try:
@@ -67,13 +68,16 @@ def _in_processes(work: Path, items: Sequence[Drawn], workers: int, deadline: fl
         raise SystemExit(f"A worker ended with code {failed[0]}: run the same command again; nothing done is lost.")
 
 
-def work_through(work: Path, items: Sequence[Drawn], deadline: float) -> None:
-    """Train and measure item by item, in order; what another process is at is left to it."""
+def work_through(work: Path, items: Sequence[Drawn], deadline: float, parent: int | None = None) -> None:
+    """Train and measure item by item, in order; what another process is at is left to it.
+
+    With `parent`: end when that process is gone, however it ended.
+    """
     torch.set_num_threads(1)
     world = World.at(work)
     gallery = Gallery(world, work)
     for number, item in enumerate(items, start=1):
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or _orphaned(parent):
             return
         if gallery.path(item).exists():
             continue
@@ -82,17 +86,23 @@ def work_through(work: Path, items: Sequence[Drawn], deadline: float) -> None:
                 continue
             say = f"{time.strftime('%H:%M:%S')} {number}/{len(items)} {item.name}"
             if item.arm.kind != "prior" and not kept_folder(work, item.arm, item.seed, item.step).is_dir():
-                _train(world, work, item, say)
+                _train(world, work, item, say, parent)
             gallery.measure(item)
             print(f"{say}: measured", flush=True)
 
 
-def _train(world: World, work: Path, item: Drawn, say: str) -> None:
+def _train(world: World, work: Path, item: Drawn, say: str, parent: int | None) -> None:
     def tell(step: int, loss: float) -> None:
+        if _orphaned(parent):
+            raise SystemExit(1)
         if step % 50 == 0:
             print(f"{say}: step {step} of {item.step}, masked loss {loss:.3f}", flush=True)
 
     train(world, work, item.arm, item.seed, item.step, tell)
+
+
+def _orphaned(parent: int | None) -> bool:
+    return parent is not None and os.getppid() != parent
 
 
 @contextmanager

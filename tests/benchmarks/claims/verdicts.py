@@ -52,11 +52,16 @@ def verdicts(results: Results, step: int) -> list[Verdict]:
 
 
 def curve(results: Results, one: Arm, step: int, column: str) -> Curve | None:
-    """Identity and another column from the prior (strength 0) over the strengths to 1; None while one is missing."""
+    """Identity and another column from the prior (strength 0) over the strengths drawn so far to 1; None without 1."""
     points = [(PRIOR, 0, DEFAULT), *((one, step, sampling) for sampling in (*STRENGTHS, DEFAULT))]
-    identity = [results.column("identity", who, at, CURVE, how) for who, at, how in points]
-    other = [results.column(column, who, at, CURVE, how) for who, at, how in points]
-    return Curve(identity, other) if all(identity) and all(other) else None
+    pairs = [
+        (results.column("identity", who, at, CURVE, how), results.column(column, who, at, CURVE, how))
+        for who, at, how in points
+    ]
+    if not all(pairs[0]) or not all(pairs[-1]):
+        return None
+    drawn = [pair for pair in pairs if all(pair)]
+    return Curve([identity for identity, _ in drawn], [other for _, other in drawn])
 
 
 def _keeps_the_scene(results: Results, step: int) -> Verdict:
