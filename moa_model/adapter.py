@@ -201,12 +201,16 @@ class MoAAdapter(nn.Module):
 
     @contextmanager
     def recording(self) -> Iterator[list[RecordedStep]]:
-        """Collect router and subject maps of every step that the experts take part in."""
-        before, self._switches.recording = self._switches.recording, []
+        """Collect router and subject maps of every step that the experts take part in, for outer recordings too."""
+        before = self._switches.recording
+        steps: list[RecordedStep] = []
+        self._switches.recording = steps
         try:
-            yield self._switches.recording
+            yield steps
         finally:
             self._switches.recording = before
+            if before is not None:
+                before.extend(steps)
 
     # ---- inside one forward pass
 

@@ -19,6 +19,9 @@ from moa_model.prompt import place
 from moa_model.routing import FixedRouter, fixed, mix, route
 
 _SPARSE_PIXELS = 1024  # smaller layers are quicker dense than picked apart row by row
+# A pixel of cross-attention costs a tenth of one of self-attention. Where error² per cost is to be equal, the smallest
+# weight that is still worth its cost goes with the cost's square root.
+_CROSS_SKIPS = 1 / 3
 
 _prior = AttnProcessor2_0()  # stateless: the very arithmetic of the stock pipeline, on the host layer's own weights
 
@@ -57,7 +60,7 @@ class MoAStep:
     router: FixedRouter | None = None
     """Decides R_1 in place of the layers' own routers."""
     skip_below: float = 0.0
-    """R_1 below this counts 0, and large layers leave such pixels out of the personalization expert."""
+    """R_1 below this (a third of it in cross-attention) counts 0; large layers then save the expert's work there."""
     text: TextKeys | None = None
     """Keys and values of the text where they are known already; else the layers project the text themselves."""
 
@@ -109,7 +112,8 @@ class Expert(nn.Module):
 
     def _heads(self, hidden_BNC: Tensor, key_value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         projected = self.query(hidden_BNC), *key_value.chunk(2, dim=-1)
-        query, key, value = (rearrange(x, "b n (h d) -> b h n d", h=self.heads) for x in projected)
+        # Contiguous heads: a copy costs less than what the attention kernel of a CPU loses by strides.
+        query, key, value = (rearrange(x, "b n (h d) -> b h n d", h=self.heads).contiguous() for x in projected)
         return query, key, value
 
     def _merge(self, values: Tensor) -> Tensor:
@@ -145,11 +149,12 @@ class MoAAttentionProcessor(nn.Module):
             prior_BNC = _prior_of_keys(attn, hidden_states, *moa.text.prior[self.cross_index])
         else:
             prior_BNC = _prior(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        skip_below = moa.skip_below * (_CROSS_SKIPS if self.shape.cross else 1)
         if moa.router is None:
-            router_BN2 = route(self.router(hidden_states), moa.share_B, moa.skip_below)
+            router_BN2 = route(self.router(hidden_states), moa.share_B, skip_below)
         else:
             weight_BN = moa.router.weight(self.index, hidden_states.shape[1])
-            router_BN2 = fixed(weight_BN, hidden_states, moa.share_B, moa.skip_below)
+            router_BN2 = fixed(weight_BN, hidden_states, moa.share_B, skip_below)
         mapped = moa.maps is not None and self.shape.block in moa.maps.blocks
         if mapped:
             assert moa.maps is not None
