@@ -33,8 +33,8 @@ def generate(
 
     painter = Painter.open(settings, adapter)
     bound: dict[str, list[Any]] = {word: [] for word in words}
-    for word, photo in zip(words, photos, strict=True):
-        bound[word].append(painter.crop(photo))
+    for word, photo, path in zip(words, photos, subjects, strict=True):
+        bound[word].append(painter.crop(photo, f'"{path}"'))
     picture = painter.draw([prompt], [bound], [seed])[0].picture
     with written_by_us(out, "give --out another name"):
         picture.save(out)
