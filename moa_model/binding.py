@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from infra.errors import UserError
+from infra.errors import UserError, UserNotice
 from moa_model.attention import AttentionMaps
 from moa_model.recording import RecordedStep, recorded_router
 from moa_model.routing import FixedRouter, MaskRouter
@@ -151,8 +151,8 @@ def bind(
 ) -> Binding:
     """Bind each prompt's subjects to its words.
 
-    Raises UserError for a word that is not in its prompt, or repeats and has no list, more subjects than occurrences, a
-    feature of the wrong width or not finite, or a mask that is none. Warns, and leaves the subject out, where the
+    Raises UserError for a word that is not in its prompt, or repeats and has no list, more subjects than occurrences,
+    a feature of the wrong width or not finite, or a mask that is none. Warns, and leaves the subject out, where the
     prompt is cut before it.
     """
     if isinstance(router, Tensor):
@@ -219,7 +219,8 @@ def _bind_prompt(tokenizer: Any, prompt: str, by_word: SubjectsByWord) -> list[t
                 continue
             token = token_index(tokenizer, prompt, span)
             if token is None:
-                warnings.warn(f'The prompt is too long: the subject of "{word}" is lost.', stacklevel=4)
+                lost = f'The prompt is too long: the subject of "{word}" is lost.'
+                warnings.warn(lost, UserNotice, stacklevel=4)
             elif token in bound:
                 raise UserError(
                     f'Two subjects for one place of the prompt: "{word}" at character {span[0]} of "{prompt}".'
