@@ -50,7 +50,8 @@ class _KnownText:
 @dataclass
 class _Attachment:
     unet: nn.Module
-    originals: dict[str, Any]
+    originals: list[Any]
+    hosts: list[Attention]
     cross_hosts: list[Attention]
     hook: Any = None
     known: _KnownText | None = None
@@ -123,17 +124,18 @@ class MoAAdapter(nn.Module):
         another architecture, already carries an adapter, or has processors that ours would replace.
         """
         unet = getattr(pipe_or_unet, "unet", pipe_or_unet)
+        _require_no_pag(pipe_or_unet)
         self._require_fit(unet)
         if image_encoder is not None:
             self.image_encoder = self._fitting(image_encoder)
         first = next(parameter for parameter in unet.parameters())
         self.to(device=first.device, dtype=first.dtype if first.dtype.is_floating_point else None)
-        hosts = attention_layers(unet)
-        originals = {f"{name}.processor": host.processor for name, host in hosts.items()}
-        for layer, host in zip(self.layers, hosts.values(), strict=True):
+        hosts = list(attention_layers(unet).values())
+        originals = [host.processor for host in hosts]
+        for layer, host in zip(self.layers, hosts, strict=True):
             host.set_processor(layer)
-        crossing = [host for host, shape in zip(hosts.values(), self.config.layers, strict=True) if shape.cross]
-        attachment = _Attachment(unet, originals, crossing)
+        crossing = [host for host, shape in zip(hosts, self.config.layers, strict=True) if shape.cross]
+        attachment = _Attachment(unet, originals, hosts, crossing)
         attachment.hook = unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)
         self._switches.attachments.append(attachment)
         return self
@@ -142,8 +144,8 @@ class MoAAdapter(nn.Module):
         """Put the U-Net's own processors back. Raises UserError if this adapter is not attached to it."""
         unet = getattr(pipe_or_unet, "unet", pipe_or_unet)
         attachment = self._attachment(unet)
-        for name, host in attention_layers(unet).items():
-            host.set_processor(attachment.originals[f"{name}.processor"])
+        for host, original in zip(attachment.hosts, attachment.originals, strict=True):
+            host.set_processor(original)
         attachment.hook.remove()
         self._switches.attachments.remove(attachment)
         return self
@@ -172,6 +174,7 @@ class MoAAdapter(nn.Module):
         are, or the steps that ``recording`` collected in another run.
         Raises UserError: word not in the prompt, more subjects than occurrences, no image encoder, not attached.
         """
+        _require_no_pag(pipe)
         self._require_in_place(self._attachment(pipe.unet))
         encoder = self.image_encoder if image_encoder is None else self._fitting(image_encoder)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -201,12 +204,16 @@ class MoAAdapter(nn.Module):
 
     @contextmanager
     def recording(self) -> Iterator[list[RecordedStep]]:
-        """Collect router and subject maps of every step that the experts take part in."""
-        before, self._switches.recording = self._switches.recording, []
+        """Collect router and subject maps of every step that the experts take part in, for outer recordings too."""
+        before = self._switches.recording
+        steps: list[RecordedStep] = []
+        self._switches.recording = steps
         try:
-            yield self._switches.recording
+            yield steps
         finally:
             self._switches.recording = before
+            if before is not None:
+                before.extend(steps)
 
     # ---- inside one forward pass
 
@@ -220,9 +227,16 @@ class MoAAdapter(nn.Module):
         request: Binding | Subjects | None = side_channel.pop("moa", None)
         if request is None:
             return args, kwargs
+        attachment = self._attachment(unet)
+        self._require_in_place(attachment)
         named = dict(zip(("sample", "timestep", "encoder_hidden_states"), args, strict=False)) | kwargs
         step = self._step(
-            self._attachment(unet), request, named["sample"], named["timestep"], named["encoder_hidden_states"]
+            # A LoRA's scale holds inside the U-Net's forward alone: the prior's keys are not known before it.
+            None if "scale" in side_channel else attachment,
+            request,
+            named["sample"],
+            named["timestep"],
+            named["encoder_hidden_states"],
         )
         if step is not None:
             side_channel["moa"] = step
@@ -230,13 +244,16 @@ class MoAAdapter(nn.Module):
 
     def _step(
         self,
-        attachment: _Attachment,
+        attachment: _Attachment | None,
         request: Binding | Subjects,
         sample: Tensor,
         timestep: Any,
         text_BTD: Float[Tensor, "B T D"],
     ) -> MoAStep | None:
-        """What all layers need in this forward pass; None where every row takes the prior alone."""
+        """What all layers need in this forward pass; None where every row takes the prior alone.
+
+        ``attachment`` keeps what is known of the text; without it the layers project the text themselves.
+        """
         if self._switches.prior_only:
             return None
         rows, device = len(sample), sample.device
@@ -252,6 +269,11 @@ class MoAAdapter(nn.Module):
         if self.prompt.mlp[-1].weight.device != device:  # the pipeline was moved after attach; it moves only the layers
             self.to(device)
         token_BS = subjects.token_BS.to(device)
+        if (last := int(subjects.token_BS.max())) >= text_BTD.shape[1]:
+            raise UserError(
+                f"A subject is bound to token {last}, but the prompt's embeddings have {text_BTD.shape[1]} tokens: "
+                "bind the prompt that they were made from."
+            )
         token_BST = one_hot_tokens(token_BS, text_BTD.shape[1], like=text_BTD)
         word_BSD = torch.einsum("bst,btd->bsd", token_BST, text_BTD)
         image_BSF = subjects.image_BSF.to(text_BTD)
@@ -264,7 +286,7 @@ class MoAAdapter(nn.Module):
             self._switches.recording.append(RecordedStep(first, size, maps))
         router = request.fixed_router(rows, first, size)
         text = None
-        if not torch.is_grad_enabled() and not text_BTD.is_inference():
+        if attachment is not None and not torch.is_grad_enabled() and not text_BTD.is_inference():
             text = self._text_keys(attachment, text_BTD, first, word_LBSD, token_BST)
         share = None if (share_B == 1).all() else share_B.to(text_BTD.dtype)
         return MoAStep(word_LBSD, token_BST, share, maps, router, self.skip_below, text)
@@ -330,7 +352,7 @@ class MoAAdapter(nn.Module):
         return encoder
 
     def _require_in_place(self, attachment: _Attachment) -> None:
-        for host, layer in zip(attention_layers(attachment.unet).values(), self.layers, strict=True):
+        for host, layer in zip(attachment.hosts, self.layers, strict=True):
             if host.processor is not layer:
                 raise UserError(
                     f"{type(host.processor).__name__} has replaced the MoA layers: unload what brought it (IP-Adapter, "
@@ -342,6 +364,14 @@ class MoAAdapter(nn.Module):
             if attachment.unet is unet:
                 return attachment
         raise UserError("This adapter is not attached to this pipeline: call adapter.attach(pipe) first.")
+
+
+def _require_no_pag(pipe: Any) -> None:
+    if hasattr(pipe, "pag_applied_layers"):
+        raise UserError(
+            f"{type(pipe).__name__} replaces attention processors while it draws, MoA's too: take the pipeline without "
+            "perturbed-attention guidance."
+        )
 
 
 def _progress(pipe: Any, timestep: float) -> float:

@@ -14,11 +14,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from infra.errors import UserError
 from moa_model.layers import LayerShape, unwrapped
 from moa_model.prompt import place
 from moa_model.routing import FixedRouter, fixed, mix, route
 
 _SPARSE_PIXELS = 1024  # smaller layers are quicker dense than picked apart row by row
+# A pixel of cross-attention costs a tenth of one of self-attention. Where error² per cost is to be equal, the smallest
+# weight that is still worth its cost goes with the cost's square root.
+_CROSS_SKIPS = 1 / 3
 
 _prior = AttnProcessor2_0()  # stateless: the very arithmetic of the stock pipeline, on the host layer's own weights
 
@@ -57,7 +61,7 @@ class MoAStep:
     router: FixedRouter | None = None
     """Decides R_1 in place of the layers' own routers."""
     skip_below: float = 0.0
-    """R_1 below this counts 0, and large layers leave such pixels out of the personalization expert."""
+    """R_1 below this (a third of it in cross-attention) counts 0; large layers then save the expert's work there."""
     text: TextKeys | None = None
     """Keys and values of the text where they are known already; else the layers project the text themselves."""
 
@@ -109,7 +113,8 @@ class Expert(nn.Module):
 
     def _heads(self, hidden_BNC: Tensor, key_value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         projected = self.query(hidden_BNC), *key_value.chunk(2, dim=-1)
-        query, key, value = (rearrange(x, "b n (h d) -> b h n d", h=self.heads) for x in projected)
+        # Contiguous heads: a copy costs less than what the attention kernel of a CPU loses by strides.
+        query, key, value = (rearrange(x, "b n (h d) -> b h n d", h=self.heads).contiguous() for x in projected)
         return query, key, value
 
     def _merge(self, values: Tensor) -> Tensor:
@@ -119,9 +124,17 @@ class Expert(nn.Module):
 class MoAAttentionProcessor(nn.Module):
     """One MoA layer, as the processor of a host attention layer that stays in place, untouched, as the prior."""
 
-    def __init__(self, shape: LayerShape, index: int, cross_index: int) -> None:
-        """``index`` counts all MoA layers in execution order, ``cross_index`` the cross-attention layers alone."""
+    def __init__(self, shape: LayerShape | None = None, index: int = 0, cross_index: int = -1) -> None:
+        """``index`` counts all MoA layers in execution order, ``cross_index`` the cross-attention layers alone.
+
+        Raises UserError without a shape: so diffusers makes processors anew when an IP-Adapter comes or goes.
+        """
         super().__init__()
+        if shape is None:
+            raise UserError(
+                "The U-Net carries a MoA adapter, and loading or unloading an IP-Adapter would replace its layers: "
+                "detach the adapter first."
+            )
         self.shape, self.index, self.cross_index = shape, index, cross_index
         self.expert = Expert(shape)
         self.router = nn.Linear(shape.hidden_dim, 2)  # paper: a linear layer or an MLP; linear was enough
@@ -145,11 +158,12 @@ class MoAAttentionProcessor(nn.Module):
             prior_BNC = _prior_of_keys(attn, hidden_states, *moa.text.prior[self.cross_index])
         else:
             prior_BNC = _prior(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        skip_below = moa.skip_below * (_CROSS_SKIPS if self.shape.cross else 1)
         if moa.router is None:
-            router_BN2 = route(self.router(hidden_states), moa.share_B, moa.skip_below)
+            router_BN2 = route(self.router(hidden_states), moa.share_B, skip_below)
         else:
             weight_BN = moa.router.weight(self.index, hidden_states.shape[1])
-            router_BN2 = fixed(weight_BN, hidden_states, moa.share_B, moa.skip_below)
+            router_BN2 = fixed(weight_BN, hidden_states, moa.share_B, skip_below)
         mapped = moa.maps is not None and self.shape.block in moa.maps.blocks
         if mapped:
             assert moa.maps is not None

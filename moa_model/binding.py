@@ -151,8 +151,8 @@ def bind(
 ) -> Binding:
     """Bind each prompt's subjects to its words.
 
-    Raises UserError for a word that is not in its prompt, more subjects than occurrences, a feature of the wrong
-    width or not finite, or a mask that is none. Warns, and leaves the subject out, where the prompt is cut before it.
+    Raises UserError for a word that is not in its prompt, or repeats and has no list, more subjects than occurrences, a
+    feature of the wrong width or not finite, or a mask that is none. Warns, and leaves the subject out, where the prompt is cut before it.
     """
     if isinstance(router, Tensor):
         _require_mask(router, len(prompts))
@@ -181,7 +181,7 @@ def word_spans(prompt: str, word: str) -> list[tuple[int, int]]:
 
 
 def token_index(tokenizer: Any, prompt: str, span: tuple[int, int]) -> int | None:
-    """Index of the last token of the characters ``span``, counting the start token; None if the prompt is cut before.
+    """Index of the last token of the characters ``span``, counting the start token; None if the prompt is cut before it.
 
     Raises UserError for a tokenizer without offsets.
     """
@@ -189,23 +189,30 @@ def token_index(tokenizer: Any, prompt: str, span: tuple[int, int]) -> int | Non
         raise UserError(
             f"{type(tokenizer).__name__} has no character offsets: load the pipeline with a fast CLIP tokenizer."
         )
-    encoded = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length, return_offsets_mapping=True)
+    encoded = tokenizer(prompt, return_offsets_mapping=True, verbose=False)  # whole: a word may be cut in its middle
     start, end = span
     inside = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if a < end and b > start and b > a]
-    return inside[-1] if inside else None
+    fits = inside and inside[-1] < tokenizer.model_max_length - 1  # the end token has the last place
+    return inside[-1] if fits else None
 
 
 def _bind_prompt(tokenizer: Any, prompt: str, by_word: SubjectsByWord) -> list[tuple[int, Subject]]:
     """(token, subject) of one prompt, in the order of the tokens."""
     bound: dict[int, Subject] = {}
     for word, given in by_word.items():
-        chosen = list(given) if isinstance(given, (list, tuple)) else [given]
+        listed = isinstance(given, (list, tuple))
+        chosen = list(given) if listed else [given]
         spans = word_spans(prompt, word)
         if not spans:
             raise UserError(f'The word "{word}" is not in the prompt "{prompt}": name a word of the prompt.')
         if len(chosen) > len(spans):
             raise UserError(
                 f'{len(chosen)} subjects for "{word}", which stands {len(spans)} times in the prompt "{prompt}".'
+            )
+        if len(spans) > 1 and not listed:
+            raise UserError(
+                f'The word "{word}" stands {len(spans)} times in the prompt "{prompt}": give it a list, with a subject '
+                "or None for the first, the second, …"
             )
         for span, subject in zip(spans, chosen, strict=False):
             if subject is None:

@@ -25,7 +25,8 @@ class MoAConfig(BaseModel):
         0.0,
         ge=0,
         lt=1,
-        description="Router weights R_1 below this count 0, and large layers save the expert's work there; 0 = exact.",
+        description="R_1 below this (a third of it in cross-attention) counts 0, and large layers save the expert's "
+        "work there; 0 = exact.",
     )
     image_encoder: str = Field(
         "", description="Name of the CLIP that made the image features; another one will not do."
