@@ -36,6 +36,7 @@ def generate(
     lora: Annotated[
         str | None, typer.Option(help='A style: "zoo:style-lora", a folder or file, or owner/name@COMMIT.')
     ] = None,
+    lora_strength: Annotated[float, typer.Option(min=0, help="How much of the style.")] = 1.0,
     release: ReleaseName = "production",
     preset: Preset = "demo",
     workspace: Workspace = None,
@@ -45,7 +46,7 @@ def generate(
     from flows.generate import generate
 
     settings = read_settings(preset, workspace, changes)
-    path = generate(settings, subject or [], prompt, seed, out, release, control, controlnet, lora)
+    path = generate(settings, subject or [], prompt, seed, out, release, control, controlnet, lora, lora_strength)
     typer.echo(f"{path}")
 
 

@@ -119,7 +119,7 @@ def _styled(release: Release, subjects: list[Path]) -> Image.Image:
     casts = [{}, *({"man": painter.crop(photo)} for photo in photos)]
     prompt = "a photo of a man holding roses on the beach"
     plain = applications.swap(painter.pipe, painter.adapter, prompt, casts, 3, **painter.call)
-    with applications.styled(painter.pipe, ZOO / "style-lora"):
+    with applications.styled(painter.pipe, ZOO / "style-lora", strength=0.8):
         other = applications.swap(painter.pipe, painter.adapter, prompt, casts, 3, **painter.call)
     names = ["the prior", *(path.stem for path in subjects)]
     cells += list(zip(names, plain, strict=True))

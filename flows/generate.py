@@ -24,6 +24,7 @@ def generate(
     control: Path | None = None,
     controlnet: str = "zoo:controlnet",
     lora: str | None = None,
+    lora_strength: float = 1.0,
 ) -> Path:
     """Draw `prompt` with the people of the photos and write the picture; without photos the prior draws.
 
@@ -50,7 +51,7 @@ def generate(
         painter.pipe = with_control(painter.pipe, where, **options)
         more = {"image": [pose]}
     style, options = _named_model(lora, "lora") if lora else ("", {})
-    with styled(painter.pipe, style, **options) if lora else nullcontext():
+    with styled(painter.pipe, style, lora_strength, **options) if lora else nullcontext():
         picture = painter.draw([prompt], [bound], [seed], **more)[0].picture
     return write_picture(picture, out)
 

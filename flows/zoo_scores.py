@@ -21,6 +21,7 @@ from flows.artifacts import console, contact_sheet
 from flows.painting import open_pipeline
 from flows.truth import person_overlaps
 from flows.zoo import HELD_OUT, HELD_OUT_PAIRS, Workshop
+from flows.zoo_guides import score_controlnet, score_style
 from infra.settings import Settings, load_settings
 from infra.zoo.pictures import LabelledPictures, to_tensor
 from preprocessing.captioning import open_captioner
@@ -59,6 +60,14 @@ def score_zoo(shop: Workshop, weights: Path) -> tuple[Scores, list[Image.Image]]
         with console.status("drawing with the base"):
             scores["base"], samples = _base(settings, pictures, {"captioner", "segmenter"} & there)
         console.print(f"base: {scores['base']}")
+    if "base" in there:
+        count = max(8, round(96 * shop.share))
+        guides: dict[str, Callable[..., dict[str, float]]] = {"controlnet": score_controlnet, "style-lora": score_style}
+        for name, scorer_of_guide in guides.items():
+            if (weights / name).is_dir():
+                with console.status(f"drawing with {name}"):
+                    scores[name] = scorer_of_guide(settings, weights / name, HELD_OUT[1], count)
+                console.print(f"{name}: {scores[name]}")
     return scores, samples
 
 
@@ -85,7 +94,7 @@ def table(scores: Scores, weights: Path) -> str:
     for name in sorted(scores):
         size = sum(path.stat().st_size for path in (weights / name).rglob("*") if path.is_file()) / 1e6
         about = f"`{name}` ({size:.1f} MB)"
-        made = f"`moa zoo train {name}`"
+        made = f"`moa zoo train {name.removesuffix('-lora')}`"
         for figure, value in scores[name].items():
             shown = f"{value:.1f} dB" if "PSNR" in figure else f"{value:.3f}"
             lines.append(f"| {about} | {figure} | {shown} | {made} |")
