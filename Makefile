@@ -6,10 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench-model claims clean
-
-help:  ## say what there is
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
+.PHONY: help install demo test lint bench-model full-size claims clean
 
 install: $(STAMP)  ## create .venv with the pinned packages
 
@@ -37,6 +34,9 @@ bench-model: $(STAMP)  ## the model's speed beside the stock pipeline's and full
 
 claims: $(STAMP)  ## train and measure what the paper claims, into evaluation/CLAIMS.md; hours, goes on where it was
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.claims
+
+full-size: $(STAMP)  ## SD 1.5 and SDXL at full size, random weights: attach, train, draw, save, load (12 GiB)
+	$(BIN)/python -m tests.benchmarks.full_size
 
 clean:  ## remove .venv, runs and caches
 	rm -rf $(VENV) runs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
