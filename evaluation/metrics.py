@@ -32,6 +32,8 @@ class Metrics(BaseModel):
     background_change: Measure | None = None
     prior_fidelity: Measure | None = None
     prior_seed_difference: Measure | None = None
+    variation: Measure | None = None
+    prior_variation: Measure | None = None
     router_auc: Measure | None = None
     router_auc_centre_blob: Measure | None = None
     router_auc_other_picture: Measure | None = None

@@ -15,7 +15,17 @@ from evaluation.metrics import Metrics
 from evaluation.people import Found, Locate, people_mask
 from evaluation.prompt_consistency import PromptScorer, consistency, object_sentences, scene_sentences
 from evaluation.protocol import Cell, Drawing, Drawings, Instruments, Subject
+from evaluation.variation import variation
 from infra.settings import EvaluateSettings
+
+Column = dict[str, list[float]]
+"""One measure's values by subject."""
+# Ratio -> the columns that are divided, mean by mean.
+RATIOS = {
+    "scene_ratio": ("scene_accuracy", "prior_scene_accuracy"),
+    "object_ratio": ("object_accuracy", "prior_object_accuracy"),
+    "background_change": ("swap_difference", "seed_difference"),
+}
 
 
 def score(
@@ -27,21 +37,37 @@ def score(
 
     ValueError when `prior` lacks the picture of one of the release's cells.
     """
+    columns = subject_columns(release, prior, subjects, settings, tools)
+    values: dict[str, Measure | None] = {name: measure(column) for name, column in columns.items()}
+    for name, (top, bottom) in RATIOS.items():
+        if top in columns and bottom in columns:
+            values[name] = measure_ratio(columns[top], columns[bottom])
+    return Metrics(
+        pictures=len(release),
+        subjects=len(columns["identity"]),
+        identity_by_subject={name: float(np.mean(scores)) for name, scores in columns["identity"].items()},
+        **values,
+    )
+
+
+def subject_columns(
+    release: Drawings, prior: Drawings, subjects: Sequence[Subject], settings: EvaluateSettings, tools: Instruments
+) -> dict[str, Column]:
+    """What `score` summarises: for each measure that is no ratio, the values of every subject's pictures.
+
+    ValueError as in `score`.
+    """
     missing = [cell for cell in release if cell.prior not in prior]
     if missing:
         raise ValueError(f"the prior's picture of '{missing[0].text}' with seed {missing[0].seed} was not drawn.")
     sheet = _Sheet.of(release, prior, subjects, tools)
-    values: dict[str, Measure | None] = {}
-    by_subject = _identity(sheet, values)
-    _prompt(sheet, settings, tools.prompts, values)
-    _background(sheet, values)
-    _router(sheet, values)
-    return Metrics(
-        pictures=len(sheet.cells),
-        subjects=len({cell.subject for cell in sheet.cells}),
-        identity_by_subject=by_subject,
-        **values,
-    )
+    columns: dict[str, Column] = {}
+    _identity(sheet, columns)
+    _prompt(sheet, settings, tools.prompts, columns)
+    _background(sheet, columns)
+    _variation(sheet, columns)
+    _router(sheet, columns)
+    return columns
 
 
 @dataclass(frozen=True)
@@ -83,9 +109,9 @@ class _Sheet:
             others={name: row[1:] for name, row in rows.items()},
         )
 
-    def per_subject(self, values: Sequence[float | None] | np.ndarray) -> dict[str, list[float]]:
+    def per_subject(self, values: Sequence[float | None] | np.ndarray) -> Column:
         """One value per release cell, grouped by subject; `None` (does not apply) is left out."""
-        grouped: dict[str, list[float]] = {}
+        grouped: Column = {}
         for cell, value in zip(self.cells, values, strict=True):
             if value is not None:
                 grouped.setdefault(str(cell.subject), []).append(float(value))
@@ -101,7 +127,7 @@ class _Sheet:
         return float(found[0].region(self.drawings[cell].picture).mean()) if found else 0.0
 
 
-def _identity(sheet: _Sheet, values: dict[str, Measure | None]) -> dict[str, float]:
+def _identity(sheet: _Sheet, columns: dict[str, Column]) -> None:
     names = [str(cell.subject) for cell in sheet.cells]
     everyone = sorted(sheet.references)
     following = {name: everyone[(place + 1) % len(everyone)] for place, name in enumerate(everyone)}
@@ -111,32 +137,29 @@ def _identity(sheet: _Sheet, values: dict[str, Measure | None]) -> dict[str, flo
     by_prior = np.stack([sheet.identities[cell.prior] for cell in sheet.cells])
 
     release_N, prior_N = identity_similarity(drawn, own), identity_similarity(by_prior, own)
-    by_subject = sheet.per_subject(release_N)
-    values["identity"] = measure(by_subject)
-    values["prior_identity"] = measure(sheet.per_subject(prior_N))
-    values["identity_gain"] = measure(sheet.per_subject(release_N - prior_N))
+    columns["identity"] = sheet.per_subject(release_N)
+    columns["prior_identity"] = sheet.per_subject(prior_N)
+    columns["identity_gain"] = sheet.per_subject(release_N - prior_N)
     if len(everyone) > 1:
-        values["identity_other_person"] = measure(sheet.per_subject(identity_similarity(drawn, stranger)))
-    real = {
+        columns["identity_other_person"] = sheet.per_subject(identity_similarity(drawn, stranger))
+    columns["identity_real_photos"] = {
         name: identity_similarity(rows, np.repeat(sheet.references[name][None], len(rows), axis=0)).tolist()
         for name, rows in sheet.others.items()
         if len(rows)
     }
-    values["identity_real_photos"] = measure(real)
-    values["people_found"] = measure(sheet.per_subject([float(bool(sheet.people[cell])) for cell in sheet.cells]))
-    values["subject_area"] = measure(sheet.per_subject([sheet.area(cell) for cell in sheet.cells]))
-    values["prior_subject_area"] = measure(sheet.per_subject([sheet.area(cell.prior) for cell in sheet.cells]))
-    return {name: float(np.mean(scores)) for name, scores in by_subject.items()}
+    columns["people_found"] = sheet.per_subject([float(bool(sheet.people[cell])) for cell in sheet.cells])
+    columns["subject_area"] = sheet.per_subject([sheet.area(cell) for cell in sheet.cells])
+    columns["prior_subject_area"] = sheet.per_subject([sheet.area(cell.prior) for cell in sheet.cells])
 
 
-def _prompt(sheet: _Sheet, settings: EvaluateSettings, scorer: PromptScorer, values: dict[str, Measure | None]) -> None:
+def _prompt(sheet: _Sheet, settings: EvaluateSettings, scorer: PromptScorer, columns: dict[str, Column]) -> None:
     sentences = list(dict.fromkeys(cell.text for cell in sheet.cells))
     texts = dict(zip(sentences, scorer.texts(sentences), strict=True))
     said = np.stack([texts[cell.text] for cell in sheet.cells])
     drawn = np.stack([sheet.clips[cell] for cell in sheet.cells])
     by_prior = np.stack([sheet.clips[cell.prior] for cell in sheet.cells])
-    values["prompt_consistency"] = measure(sheet.per_subject(consistency(drawn, said)))
-    values["prior_prompt_consistency"] = measure(sheet.per_subject(consistency(by_prior, said)))
+    columns["prompt_consistency"] = sheet.per_subject(consistency(drawn, said))
+    columns["prior_prompt_consistency"] = sheet.per_subject(consistency(by_prior, said))
 
     words = sorted({cell.word for cell in sheet.cells})
     scenes = list(dict.fromkeys(prompt.scene for prompt in settings.prompts if prompt.scene))
@@ -149,11 +172,8 @@ def _prompt(sheet: _Sheet, settings: EvaluateSettings, scorer: PromptScorer, val
             continue
         classify = scorer.classifier(described)
         wanted = [getattr(settings.prompts[cell.prompt], kind) for cell in sheet.cells]
-        right = sheet.per_subject(_agreement(wanted, classify(drawn)))
-        prior_right = sheet.per_subject(_agreement(wanted, classify(by_prior)))
-        values[f"{kind}_accuracy"] = measure(right)
-        values[f"prior_{kind}_accuracy"] = measure(prior_right)
-        values[f"{kind}_ratio"] = measure_ratio(right, prior_right)
+        columns[f"{kind}_accuracy"] = sheet.per_subject(_agreement(wanted, classify(drawn)))
+        columns[f"prior_{kind}_accuracy"] = sheet.per_subject(_agreement(wanted, classify(by_prior)))
 
 
 def _agreement(wanted: Sequence[str], seen: Sequence[str]) -> list[float | None]:
@@ -161,19 +181,19 @@ def _agreement(wanted: Sequence[str], seen: Sequence[str]) -> list[float | None]
     return [float(want == saw) if want else None for want, saw in zip(wanted, seen, strict=True)]
 
 
-def _background(sheet: _Sheet, values: dict[str, Measure | None]) -> None:
+def _background(sheet: _Sheet, columns: dict[str, Column]) -> None:
     """Background change = difference under a subject swap ÷ difference between two seeds of the same subject.
 
     Only subjects of one class word are swapped: another word is another prompt, and the prior's scene changes with it.
     """
-    swaps: dict[str, list[float]] = {}
+    swaps: Column = {}
     for group in _groups(sheet.cells, lambda cell: (cell.word, cell.prompt, cell.seed)):
         for first, second in combinations(group, 2):
             if (change := sheet.difference(first, second)) is not None:
                 for cell in (first, second):
                     swaps.setdefault(str(cell.subject), []).append(change)
-    seeds: dict[str, list[float]] = {}
-    prior_seeds: dict[str, list[float]] = {}
+    seeds: Column = {}
+    prior_seeds: Column = {}
     prior_differences: dict[tuple[Cell, Cell], float | None] = {}
     for group in _groups(sheet.cells, lambda cell: (cell.subject, cell.prompt)):
         for first, second in pairwise(group):
@@ -185,16 +205,26 @@ def _background(sheet: _Sheet, values: dict[str, Measure | None]) -> None:
                 prior_differences[pair] = sheet.difference(*pair)
             if (change := prior_differences[pair]) is not None:
                 prior_seeds.setdefault(name, []).append(change)
-    values["swap_difference"] = measure(swaps)
-    values["seed_difference"] = measure(seeds)
-    values["background_change"] = measure_ratio(swaps, seeds)
-    values["prior_fidelity"] = measure(sheet.per_subject([sheet.difference(cell, cell.prior) for cell in sheet.cells]))
-    values["prior_seed_difference"] = measure(prior_seeds)
+    columns["swap_difference"] = swaps
+    columns["seed_difference"] = seeds
+    columns["prior_fidelity"] = sheet.per_subject([sheet.difference(cell, cell.prior) for cell in sheet.cells])
+    columns["prior_seed_difference"] = prior_seeds
 
 
-def _router(sheet: _Sheet, values: dict[str, Measure | None]) -> None:
+def _variation(sheet: _Sheet, columns: dict[str, Column]) -> None:
+    """How much the pictures of one subject and prompt differ between seeds, and how much the prior's do."""
+    release: Column = {}
+    prior: Column = {}
+    for group in _groups(sheet.cells, lambda cell: (cell.subject, cell.prompt)):
+        for column, drawn in ((release, group), (prior, [cell.prior for cell in group])):
+            if (varied := variation(np.stack([sheet.clips[cell] for cell in drawn]))) is not None:
+                column.setdefault(str(group[0].subject), []).append(varied)
+    columns["variation"], columns["prior_variation"] = release, prior
+
+
+def _router(sheet: _Sheet, columns: dict[str, Column]) -> None:
     """Router maps against the people of their own picture, beside a blob and another picture's map."""
-    columns: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, Column] = {}
     mapped = [cell for cell in sheet.cells if sheet.drawings[cell].router is not None and sheet.people[cell]]
     for place, cell in enumerate(mapped):
         drawing = sheet.drawings[cell]
@@ -208,10 +238,10 @@ def _router(sheet: _Sheet, values: dict[str, Measure | None]) -> None:
             if weight is None or (scored := score_map(weight, mask_HW)) is None:
                 continue
             for name in ("auc", "iou", "contrast"):
-                column = columns.setdefault(f"router_{name}{suffix}", {})
+                column = found.setdefault(f"router_{name}{suffix}", {})
                 column.setdefault(str(cell.subject), []).append(getattr(scored, name))
     wanted = [name for name in Metrics.model_fields if name.startswith("router_")]
-    values.update({name: measure(columns[name]) for name in wanted if name in columns})
+    columns.update({name: found[name] for name in wanted if name in found})
 
 
 def _groups(todo: Sequence[Cell], key: Callable[[Cell], Hashable]) -> list[list[Cell]]:

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ import typer
 from flows.application_commands import applications
 from flows.options import Changes, Preset, Workspace, read_settings
 from flows.zoo import zoo
-from infra.errors import UserError
+from infra.errors import UserError, UserNotice
 from infra.settings import Settings
 
 app = typer.Typer(
@@ -181,6 +182,7 @@ def report(preset: Preset = "demo", workspace: Workspace = None, changes: Change
 def main() -> None:
     """The console script: a user's mistake is one sentence and exit code 2, Ctrl-C one line and 130."""
     signal.signal(signal.SIGINT, _interrupt)
+    warnings.showwarning = _say_warning
     status = _run()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -227,6 +229,21 @@ def _run() -> int:
         traceback.print_exc()
         return 1
     return status if isinstance(status, int) else 0
+
+
+def _say_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """A notice is one sentence, as an error is; what libraries warn of keeps Python's own form."""
+    if issubclass(category, UserNotice):
+        typer.echo(f"moa: {message}", err=True)
+    else:
+        (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _say_usage(error: Any) -> None:

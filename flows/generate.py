@@ -43,8 +43,8 @@ def generate(
 
     painter = Painter.open(settings, adapter)
     bound: dict[str, list[Any]] = {word: [] for word in words}
-    for word, photo in zip(words, photos, strict=True):
-        bound[word].append(painter.crop(photo))
+    for word, photo, path in zip(words, photos, subjects, strict=True):
+        bound[word].append(painter.crop(photo, f'"{path}"'))
     more: dict[str, Any] = {}
     if pose is not None:
         where, options = _named_model(controlnet, "controlnet")

@@ -5,6 +5,7 @@ The same code draws the evaluation's cells, `moa generate`'s picture and the pri
 
 import io
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +20,7 @@ from evaluation.identity import open_identity_encoder
 from evaluation.people import Found, Locate, people_from_instances
 from evaluation.prompt_consistency import PromptScorer
 from evaluation.protocol import Cell, Drawing, Instruments, Subject
+from infra.errors import UserNotice
 from infra.model_files import resolve
 from infra.settings import ModelsSettings, Settings
 from moa_model import ImageEncoder, MoAAdapter, RecordedStep
@@ -40,14 +42,16 @@ class Painter:
         loaded = None if adapter is None else _attached(adapter, pipe, settings)
         return cls(settings, pipe, loaded, open_segmenter(settings.models.segmenter, settings.segment))
 
-    def crop(self, photo: Image.Image) -> Image.Image:
+    def crop(self, photo: Image.Image, name: str = "the photo") -> Image.Image:
         """The subject of a photo as the adapter was trained to see it: cut out of its background.
 
-        The largest person; where the segmenter sees nobody, the region around the largest face; else the whole photo.
+        The largest person; where the segmenter sees nobody, the region around the largest face; else the whole photo,
+        with a warning that calls it by `name`.
         """
         people = self._people(photo)
         pixels = self.settings.shard.reference_pixels
         if not people.people:
+            warnings.warn(f"Nobody was found in {name}: the whole of it stands for the person.", UserNotice, 2)
             return subject_crop(photo, None, None, pixels)
         largest = max(people.people, key=lambda person: person.area)
         return subject_crop(photo, people.instances == largest.instance, largest.box, pixels)

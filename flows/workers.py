@@ -122,7 +122,7 @@ class PaintWorker:
         cells = item["cells"]
         for name, photo in item["photos"].items():
             if name not in self.crops:
-                self.crops[name] = self.painter.crop(from_png(photo))
+                self.crops[name] = self.painter.crop(from_png(photo), f"{name}'s photo")
         subjects = [{} if cell.subject is None else {cell.word: self.crops[cell.subject]} for cell in cells]
         drawn = self.painter.draw([cell.text for cell in cells], subjects, [cell.seed for cell in cells])
         return {"drawn": [(cell, to_png(one.picture), one.router) for cell, one in zip(cells, drawn, strict=True)]}

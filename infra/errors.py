@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The one exception and the one warning that a user is meant to read."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +7,10 @@ from pathlib import Path
 
 class UserError(Exception):
     """What was wrong, where, and what mends it, in one sentence; the command line prints it and exits with 2."""
+
+
+class UserNotice(UserWarning):
+    """What a user should know though the command went on, in one sentence; the command line prints it as it stands."""
 
 
 @contextmanager

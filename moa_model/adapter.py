@@ -84,7 +84,7 @@ class MoAAdapter(nn.Module):
             for index, shape in enumerate(config.layers)
         )
         self.prompt = MultimodalPrompt(config.image_dim, config.text_dim, len(config.layers), config.timesteps)
-        self.register_buffer("_cross_layers", torch.tensor(cross), persistent=False)
+        self.register_buffer("_cross_layers", torch.tensor(cross, device="cpu"), persistent=False)
         self.prior_only_above = config.prior_only_above  # a user may lower it (more of the scene) or raise it
         self.skip_below = config.skip_below  # 0 = exact
         self._switches = _Switches()
@@ -106,8 +106,9 @@ class MoAAdapter(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
         """Read an adapter's two files; raises UserError where one is missing, damaged, tampered with or not finite."""
-        adapter = cls(read_config(Path(folder)))
-        adapter.load_state_dict(read_weights(Path(folder), adapter.state_dict()))
+        with torch.device("meta"):  # nothing is drawn at random to be overwritten: SDXL's has a billion numbers
+            adapter = cls(read_config(Path(folder)))
+        adapter.load_state_dict(read_weights(Path(folder), adapter.state_dict()), assign=True)
         return adapter.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -172,7 +173,8 @@ class MoAAdapter(nn.Module):
         first. An empty mapping, like a strength of 0, is no subject: the prior, bit for bit.
         ``router`` decides who paints which pixel in place of the trained routers: a mask [H W], 1 where the subjects
         are, or the steps that ``recording`` collected in another run.
-        Raises UserError: word not in the prompt, more subjects than occurrences, no image encoder, not attached.
+        Raises UserError: word not in the prompt, or there twice and no list given, more subjects than occurrences, no
+        image encoder, not attached, layers replaced since.
         """
         _require_no_pag(pipe)
         self._require_in_place(self._attachment(pipe.unet))
@@ -375,8 +377,8 @@ def _require_no_pag(pipe: Any) -> None:
 
 
 def _progress(pipe: Any, timestep: float) -> float:
-    """The share of the schedule's steps that lie before this timestep."""
-    timesteps = pipe.scheduler.timesteps
+    """The share of the run's steps that lie before this timestep; image-to-image begins within the schedule."""
+    timesteps = pipe.scheduler.timesteps[getattr(pipe.scheduler, "begin_index", None) or 0 :]
     return float((timesteps > timestep).sum()) / max(1, len(timesteps))
 
 

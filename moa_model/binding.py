@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from infra.errors import UserError
+from infra.errors import UserError, UserNotice
 from moa_model.attention import AttentionMaps
 from moa_model.recording import RecordedStep, recorded_router
 from moa_model.routing import FixedRouter, MaskRouter
@@ -151,8 +151,9 @@ def bind(
 ) -> Binding:
     """Bind each prompt's subjects to its words.
 
-    Raises UserError for a word that is not in its prompt, or repeats and has no list, more subjects than occurrences, a
-    feature of the wrong width or not finite, or a mask that is none. Warns, and leaves the subject out, where the prompt is cut before it.
+    Raises UserError for a word that is not in its prompt, or repeats and has no list, more subjects than occurrences,
+    a feature of the wrong width or not finite, or a mask that is none. Warns, and leaves the subject out, where the
+    prompt is cut before it.
     """
     if isinstance(router, Tensor):
         _require_mask(router, len(prompts))
@@ -181,7 +182,7 @@ def word_spans(prompt: str, word: str) -> list[tuple[int, int]]:
 
 
 def token_index(tokenizer: Any, prompt: str, span: tuple[int, int]) -> int | None:
-    """Index of the last token of the characters ``span``, counting the start token; None if the prompt is cut before it.
+    """Index of the last token of the characters ``span``, counting the start token; None if the prompt is cut before.
 
     Raises UserError for a tokenizer without offsets.
     """
@@ -200,8 +201,7 @@ def _bind_prompt(tokenizer: Any, prompt: str, by_word: SubjectsByWord) -> list[t
     """(token, subject) of one prompt, in the order of the tokens."""
     bound: dict[int, Subject] = {}
     for word, given in by_word.items():
-        listed = isinstance(given, (list, tuple))
-        chosen = list(given) if listed else [given]
+        chosen = list(given) if isinstance(given, (list, tuple)) else [given]
         spans = word_spans(prompt, word)
         if not spans:
             raise UserError(f'The word "{word}" is not in the prompt "{prompt}": name a word of the prompt.')
@@ -209,7 +209,7 @@ def _bind_prompt(tokenizer: Any, prompt: str, by_word: SubjectsByWord) -> list[t
             raise UserError(
                 f'{len(chosen)} subjects for "{word}", which stands {len(spans)} times in the prompt "{prompt}".'
             )
-        if len(spans) > 1 and not listed:
+        if len(spans) > 1 and not isinstance(given, (list, tuple)):
             raise UserError(
                 f'The word "{word}" stands {len(spans)} times in the prompt "{prompt}": give it a list, with a subject '
                 "or None for the first, the second, …"
@@ -219,7 +219,8 @@ def _bind_prompt(tokenizer: Any, prompt: str, by_word: SubjectsByWord) -> list[t
                 continue
             token = token_index(tokenizer, prompt, span)
             if token is None:
-                warnings.warn(f'The prompt is too long: the subject of "{word}" is lost.', stacklevel=4)
+                lost = f'The prompt is too long: the subject of "{word}" is lost.'
+                warnings.warn(lost, UserNotice, stacklevel=4)
             elif token in bound:
                 raise UserError(
                     f'Two subjects for one place of the prompt: "{word}" at character {span[0]} of "{prompt}".'

@@ -60,7 +60,7 @@ def read_weights(folder: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file. Raises UserError if it is missing, truncated or no safetensors file."""
     try:
-        return load_file(path)
+        return load_file(path, backend="pread")  # memory of its own, not the file mapped: it may be trained
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}).") from error
     except SafetensorError as error:

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import infra.torchvision_ops  # noqa: F401
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -57,6 +58,8 @@ class ImageEncoder:
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I;16"):  # PIL would cut off what is brighter than 255
+        picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
     if "A" not in picture.getbands() and "transparency" not in picture.info:
         return picture.convert("RGB")
     rgba = picture.convert("RGBA")

@@ -4,6 +4,7 @@ Axes: B batch, C latent channels, H W latent pixels, T text tokens, D text width
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
@@ -95,15 +96,20 @@ class MoATrainingModule(nn.Module):
         unet.eval().requires_grad_(False)  # the prior is frozen for ever …
         adapter.float().train().requires_grad_(True)  # … and the experts, which it now carries, are trained
 
-    def forward(self, batch: Batch) -> Losses:
-        """Losses of one batch (eq. 12 and ours)."""
+    def forward(self, batch: Batch, added_conditions: Mapping[str, Tensor] | None = None) -> Losses:
+        """Losses of one batch (eq. 12 and ours).
+
+        ``added_conditions``: SDXL's ``text_embeds`` and ``time_ids``, a row per sample; dropped samples' are given as
+        those of the empty prompt.
+        """
         mask_BHW = batch.masks.amax(dim=1)
         text_BTD = torch.where(batch.dropped[:, None, None], batch.null_text, batch.text)
         token_BS = torch.where(batch.dropped[:, None], -1, batch.tokens)
         maps = AttentionMaps(self.blocks)
         inputs = (self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps), batch.timesteps, text_BTD)
         moa = {"moa": Subjects(batch.image_embeds, token_BS, maps)}
-        prediction_BCHW = self.unet(*inputs, cross_attention_kwargs=moa, return_dict=False)[0]
+        options = {"added_cond_kwargs": dict(added_conditions) if added_conditions else None, "return_dict": False}
+        prediction_BCHW = self.unet(*inputs, cross_attention_kwargs=moa, **options)[0]
         size = (batch.latents.shape[-2], batch.latents.shape[-1])
         masked = masked_loss(prediction_BCHW.to(batch.latents.dtype), self._target(batch), mask_BHW)
         prior_weight_BHW = mean_over_layers(maps.router.values(), size)
@@ -114,7 +120,7 @@ class MoATrainingModule(nn.Module):
         preservation = masked.new_zeros(())
         if self.lambda_preservation:
             with torch.no_grad():
-                prior_BCHW = self.unet(*inputs, return_dict=False)[0]  # no subjects: the prior alone
+                prior_BCHW = self.unet(*inputs, **options)[0]  # no subjects: the prior alone
             preservation = preservation_loss(prediction_BCHW, prior_BCHW, mask_BHW)
             total = total + self.lambda_preservation * preservation
         return Losses(total, masked, router, balance, preservation)

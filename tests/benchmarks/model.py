@@ -37,7 +37,7 @@ from moa_model.flops import moa_macs, unet_macs
 from moa_model.layers import layer_shapes
 
 LATENT, TEXT, TOKENS, IMAGE, WORD = 64, 768, 77, 768, 5
-SKIP_BELOW = 0.15  # the sparse mode's threshold
+SKIP_BELOW = 0.2  # the sparse mode's threshold
 PEOPLE = 12  # of the demo's world, for PSNR and the routers' shares; two prompts each
 TRAIN_ROWS = 1  # full fine-tuning in fp32 of more does not fit 24 GiB
 console = Console()

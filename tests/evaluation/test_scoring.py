@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 
 from evaluation.metrics import Metrics
 from evaluation.protocol import Drawing, cells, draw_cells, prior_cells
-from evaluation.scoring import score
+from evaluation.scoring import RATIOS, score, subject_columns
 from tests.evaluation.paper_world import SETTINGS, SUBJECTS, World, instruments
 
 
@@ -75,6 +76,25 @@ def test_a_release_that_draws_the_prior_s_pictures_has_ratio_one() -> None:
         # None where the random CLIP recognised nothing at all.
         assert ratio is None or ratio.mean == 1
     assert same.router_auc is None
+
+
+def test_variation_is_the_priors_for_the_priors_pictures_and_zero_for_one_picture_again_and_again() -> None:
+    prior = draw_cells(prior_cells(SETTINGS, SUBJECTS), World(), SUBJECTS)
+    todo = cells(SETTINGS, SUBJECTS)
+    same = score({cell: prior[cell.prior] for cell in todo}, prior, SUBJECTS, SETTINGS, instruments())
+    assert mean(same, "variation") == pytest.approx(mean(same, "prior_variation")) and mean(same, "variation") > 0
+    stuck = score({cell: prior[todo[0].prior] for cell in todo}, prior, SUBJECTS, SETTINGS, instruments())
+    assert mean(stuck, "variation") == pytest.approx(0, abs=1e-5)
+
+
+def test_the_columns_are_what_the_score_summarises(perfect: Metrics) -> None:
+    drawn = draw_cells(cells(SETTINGS, SUBJECTS), World(router=True), SUBJECTS)
+    prior = draw_cells(prior_cells(SETTINGS, SUBJECTS), World(), SUBJECTS)
+    columns = subject_columns(drawn, prior, SUBJECTS, SETTINGS, instruments())
+    assert not columns.keys() & RATIOS.keys()
+    for name, column in columns.items():
+        if (measured := getattr(perfect, name)) is not None:
+            assert measured.mean == pytest.approx(np.mean([np.mean(values) for values in column.values()]))
 
 
 def test_router_maps_are_held_against_two_baselines(perfect: Metrics) -> None:

@@ -1,9 +1,17 @@
-"""Which photo goes to which word."""
+"""Which photo goes to which word, and what is said of a photo without a person."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from flows.generate import words_for
 from infra.errors import UserError
+from infra.model_files import ZOO
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def test_words_in_the_prompts_order() -> None:
@@ -15,3 +23,17 @@ def test_words_in_the_prompts_order() -> None:
 def test_too_few_words() -> None:
     with pytest.raises(UserError, match="1 words .* for 2 photos"):
         words_for("a photo of a man", 2)
+
+
+def test_a_photo_without_a_person_is_named_and_the_picture_is_drawn(tmp_path: Path) -> None:
+    wall, out = tmp_path / "wall.png", tmp_path / "drawn.png"
+    Image.new("RGB", (128, 128), (90, 140, 200)).save(wall)
+    command = [sys.executable, "-m", "flows.cli", "generate", "--prompt", "a photo of a man", "--subject", str(wall)]
+    command += ["--release", str(ZOO / "release-1"), "--out", str(out), "--set", "evaluate.inference_steps=2"]
+    command += ["--workspace", str(tmp_path / "workspace")]
+    answer = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+    assert answer.returncode == 0, answer.stderr
+    told = [line for line in answer.stderr.splitlines() if line.startswith("moa: ")]
+    assert told == [f'moa: Nobody was found in "{wall}": the whole of it stands for the person.']
+    with Image.open(out) as picture:
+        assert picture.getbbox() is not None

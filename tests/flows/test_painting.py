@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from flows.painting import Painter, open_pipeline
+from infra.errors import UserNotice
 from infra.settings import Settings
 from moa_model import MoAAdapter
 from tests.moa_model.conftest import trained_like
@@ -53,3 +54,15 @@ def test_the_settings_say_where_the_prior_draws_alone(settings: Settings, folder
     crop = Image.new("RGB", (PIXELS, PIXELS), "orange")
     for drawn, prior in zip(_drawn(painter, [{"man": crop}, {}]), _drawn(painter, [{}, {}]), strict=True):
         assert np.array_equal(drawn, prior)
+
+
+def test_a_photo_of_nobody_is_taken_whole_with_a_warning(settings: Settings, folder: Path) -> None:
+    """Nothing is as sure as the segmenter must be here, and no face is in an orange square."""
+    segment = settings.segment.model_copy(update={"score_threshold": 1.0})
+    painter = Painter.open(settings.model_copy(update={"segment": segment}), folder)
+    wall = Image.new("RGB", (PIXELS, PIXELS), "orange")
+    with pytest.warns(UserNotice, match='Nobody was found in "wall.png"') as told:
+        crop = painter.crop(wall, '"wall.png"')
+    assert len(told) == 1 and "\n" not in str(told[0].message)
+    assert np.array_equal(np.asarray(crop), np.asarray(wall.resize(crop.size)))
+    assert not np.array_equal(_drawn(painter, [{"man": crop}, {}])[0], _drawn(painter, [{}, {}])[0])

@@ -6,7 +6,7 @@ from PIL import Image
 
 from infra.errors import UserError
 from moa_model.binding import Run, Subject, Subjects, bind, token_index, word_spans
-from tests.tiny_models import IMAGE_DIM, tiny_tokenizer
+from tests.tiny_models import IMAGE_DIM, TOKENS, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 
@@ -60,6 +60,53 @@ def test_a_word_of_several_tokens_is_bound_at_its_last() -> None:
     assert TOKENIZER.convert_ids_to_tokens(ids[token - 1 : token + 1]) == ["wo", "man</w>"]
 
 
+SPEECH = ["man", "woman", "Man", "boy", "roses", "a", "human", "wo", "beach,", "of", "manhole", "man-made"]
+
+
+@given(
+    words=st.lists(st.sampled_from(SPEECH), min_size=1, max_size=24),
+    order=st.permutations(["man", "woman", "boy", "human"]),
+    absent=st.sets(st.integers(0, 30)),
+)
+@settings(deadline=None, max_examples=80)
+def test_every_occurrence_finds_its_own_token_in_any_sentence(words: list[str], order: list[str], absent: set) -> None:
+    """Repeated words, parts of words, words of several tokens, prompts that are cut: by words, not by offsets."""
+    prompt = " ".join(words)
+    room = TOKENIZER.model_max_length - 1
+    expected, lost, given_subjects = [], False, {}
+    for number, word in enumerate(order):
+        # "man-made" holds the word "man": a hyphen is no letter.
+        places = [at for at, one in enumerate(words) if one.lower().rstrip(",").partition("-")[0] == word]
+        chosen = [None if at in absent else Subject(_feature(100 * number + at)) for at in places]
+        if not places:
+            continue
+        given_subjects[word] = chosen
+        for at, subject in zip(places, chosen, strict=True):
+            token = len(TOKENIZER.tokenize(" ".join([*words[:at], words[at][: len(word)]])))
+            if subject is not None and token < room:
+                expected.append((token, 100.0 * number + at))
+            lost = lost or (subject is not None and token >= room)
+    if lost:
+        with pytest.warns(UserWarning, match="is lost"):
+            binding = _bind([prompt], [given_subjects])
+    else:
+        binding = _bind([prompt], [given_subjects])
+    bound = [
+        (token, feature)
+        for token, feature in zip(binding.token_PS[0].tolist(), binding.image_PSF[0, :, 0].tolist(), strict=True)
+        if token >= 0
+    ]
+    assert bound == sorted(expected)
+
+
+def test_a_word_that_is_cut_in_its_middle_is_lost() -> None:
+    """Half of "woman" is no person."""
+    for before in range(26, 32):
+        prompt = "o " * before + "woman"
+        whole = len(TOKENIZER.tokenize(prompt)) <= TOKENS - 2
+        assert (token_index(TOKENIZER, prompt, word_spans(prompt, "woman")[0]) is not None) == whole
+
+
 def test_pictures_are_encoded_once() -> None:
     picture = Image.new("RGB", (2, 2), (9, 0, 0))
     binding = _bind(["a man", "a woman"], [{"man": picture}, {"woman": picture}])
@@ -94,6 +141,7 @@ def test_a_cut_prompt_warns_of_the_lost_subject() -> None:
         ("a woman", {"man": _feature(1)}, '"man" is not in the prompt'),
         ("a man", {"": _feature(1)}, "is not in the prompt"),
         ("a man", {"man": [_feature(1), _feature(2)]}, "2 subjects"),
+        ("a man and a man", {"man": _feature(1)}, '"man" stands 2 times'),
         ("a man", {"man": _feature(1), "Man": _feature(2)}, "Two subjects"),
         ("a man", {"man": torch.zeros(3)}, "width 12"),
         ("a man", {"man": "photo.png"}, "PIL picture"),

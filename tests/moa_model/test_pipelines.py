@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import XFormersAttnProcessor
 from torch import Tensor
 
 from infra.errors import UserError
-from moa_model import MoAAdapter
+from moa_model import MoAAdapter, Subject
 from tests.moa_model.conftest import PROMPT, trained_like
 from tests.tiny_models import IMAGE_DIM, TOKENS, tiny_pipeline
 from tests.tiny_pipelines import BASES, KINDS, Case, tiny_case
@@ -63,6 +63,19 @@ def test_controls_and_masks_count_beside_a_subject(feature: Tensor) -> None:
         case = tiny_case("sd1", kind)
         bound = _fresh(case).attach(case.pipe).bind(case.pipe, PROMPT, {"man": feature})
         assert _differs(case.draw(PROMPT, bound), case.draw(PROMPT, bound, **other))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_image_to_image_counts_a_subjects_steps_from_its_own_first(base: str, feature: Tensor) -> None:
+    case = tiny_case(base, "image")  # strength ½ of 4 steps: it begins in the middle of the schedule
+    stock = case.draw(PROMPT)
+    adapter = _fresh(case).attach(case.pipe)
+    drawn = {
+        steps: case.draw(PROMPT, adapter.bind(case.pipe, PROMPT, {"man": Subject(feature, steps=steps)}))
+        for steps in ((0.0, 1.0), (0.0, 0.5), (0.5, 1.0))
+    }
+    assert all(_differs(picture, stock) for picture in drawn.values())
+    assert _differs(drawn[0.0, 0.5], drawn[0.0, 1.0]) and _differs(drawn[0.5, 1.0], drawn[0.0, 1.0])
 
 
 @pytest.mark.parametrize("base", BASES)

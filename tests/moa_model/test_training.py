@@ -9,7 +9,8 @@ from moa_model import Batch, MoAAdapter, MoATrainingModule
 from moa_model.losses import enlarge
 from moa_model.training import rate_scale
 from tests.moa_model.conftest import make_batch, trained_like
-from tests.tiny_models import IMAGE_DIM, tiny_pipeline
+from tests.tiny_models import IMAGE_DIM, TEXT_DIM, tiny_pipeline
+from tests.tiny_pipelines import BASES, tiny_case
 
 
 def _module(prediction_type: str = "v_prediction", **settings) -> MoATrainingModule:
@@ -180,3 +181,27 @@ def test_an_empty_background_asks_nothing_of_it(batch: Batch) -> None:
     everywhere = Batch(**vars(batch) | {"masks": torch.ones_like(batch.masks)})
     assert module(everywhere).preservation == 0
     assert module(batch).preservation > 0
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_every_base_trains_and_stays_as_it_was(base: str, batch: Batch) -> None:
+    """Gradients reach every expert, router and the prompt MLP and nothing else; SDXL takes its added conditions."""
+    pipe = tiny_case(base).pipe
+    adapter = trained_like(MoAAdapter.for_unet(pipe.unet, IMAGE_DIM))
+    module = MoATrainingModule(pipe.unet, adapter, pipe.scheduler.config, lambda_preservation=1.0)
+    added: dict[str, torch.Tensor] = {}
+    if base == "sdxl":
+        added = {"text_embeds": torch.randn(4, TEXT_DIM), "time_ids": torch.full((4, 6), 32.0)}
+        batch = Batch(**vars(batch) | {"text": batch.text.repeat(1, 1, 2), "null_text": batch.null_text.repeat(1, 2)})
+    before, own = _digest(pipe.unet), set(map(id, adapter.parameters()))
+    others = [parameter for parameter in pipe.unet.parameters() if id(parameter) not in own]
+    optimizer = torch.optim.AdamW(module.optimizer_groups(1e-3))
+    for _ in range(3):
+        losses = module(batch, added)
+        losses.total.backward()
+        for name, parameter in adapter.named_parameters():
+            assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+        assert not any(parameter.requires_grad or parameter.grad is not None for parameter in others)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert _digest(pipe.unet) == before
