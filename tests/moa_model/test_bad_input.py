@@ -51,7 +51,7 @@ def _refused(attempt: Callable[[], Any]) -> str:
         (lambda f: {"woman": Image.new("RGB", (8, 8))}, ["image encoder"]),
         (lambda f: [{"woman": f}, {"woman": f}], ["1 prompts", "not 2"]),
     ],
-    ids="absent part-of-word repeats too-many one-place width nan path no-clip prompts".split(),
+    ids="absent part-of-word repeats too-many too-many-of-one same-place width nan path no-clip prompts".split(),
 )
 def test_bindings_that_cannot_be(subjects: Any, says: list[str], feature: Tensor) -> None:
     case = tiny_case("sd1")
