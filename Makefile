@@ -8,6 +8,9 @@ STAMP  := $(VENV)/installed
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint bench-model full-size claims clean
 
+help:  ## say what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
+
 install: $(STAMP)  ## create .venv with the pinned packages
 
 # torch on its own first: nothing else may choose which build of it arrives.
