@@ -212,8 +212,11 @@ def equal_identity(results: Results, step: int) -> str:
             ours, theirs = curve(results, MOA, step, column), curve(results, one, step, column)
             found = at_equal_identity(ours, theirs) if ours and theirs else None
             if found:
-                level = found[0]
-                cells.append(f"{found[1].text(digits)} against {found[2].text(digits)}")
+                level = found.level
+                cells.append(
+                    f"{found.first.mean:.{digits}f} against {found.second.mean:.{digits}f}; "
+                    f"difference {found.difference.text(digits)}"
+                )
         if level is not None:
             rows.append(f"| {one.title} | {level:.2f} | " + " | ".join(cells) + " |")
     if not rows:

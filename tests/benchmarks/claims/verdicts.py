@@ -75,13 +75,11 @@ def _keeps_the_scene_at_equal_identity(results: Results, step: int) -> Verdict:
     first, second = (curve(results, one, step, "prior_fidelity") for one in (MOA, arm("no-layer")))
     if first is None or second is None or (found := at_equal_identity(first, second)) is None:
         return Verdict(claim, "not measured", "")
-    level, ours, theirs = found
-    answer: Answer = "holds" if ours.high < theirs.low else "does not hold" if ours.low > theirs.high else "undecided"
     return Verdict(
         claim,
-        answer,
-        f"at identity {level:.2f}, the highest that both reach: {ours.text(1)} against {theirs.text(1)} grey levels "
-        "(the intervals are compared, not a difference)",
+        below(found.difference),
+        f"at identity {found.level:.2f}, the highest that both reach: MoA {found.first.text(1)}, without the layer "
+        f"{found.second.text(1)} grey levels; paired difference {found.difference.text(1)} ({CURVE.people} people)",
     )
 
 
