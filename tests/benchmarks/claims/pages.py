@@ -50,7 +50,14 @@ def state(results: Results, step: int) -> str:
         lines.append(f"| {one.title} | {words} |")
     asked = ", ".join(map(str, results.seeds))
     head = f"Trained for {step:,} steps of {ROWS} rows. Training seeds asked for: {asked}; in the table are:"
-    return "\n".join([head, "", "| arm | measured |", "| --- | --- |", *lines])
+    most = max(len(results.found(one, step, FULL)) for one in _TRAINED)
+    warning = (
+        "\n**One training of each arm so far: the intervals are over people; another training may turn a verdict.** "
+        "The command goes on where it stopped."
+        if most < 2
+        else ""
+    )
+    return "\n".join([head, "", "| arm | measured |", "| --- | --- |", *lines, warning])
 
 
 def verdict_table(results: Results, step: int) -> str:

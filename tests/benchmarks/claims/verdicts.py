@@ -65,7 +65,7 @@ def curve(results: Results, one: Arm, step: int, column: str) -> Curve | None:
 
 
 def _keeps_the_scene(results: Results, step: int) -> Verdict:
-    claim = "Without the MoA layer the prior's scene is lost (change against the prior's picture, as trained)"
+    claim = "Without the MoA layer the prior's scene is lost (change at equal steps, whatever the identity)"
     found, text = _compared(results, "fidelity", arm("no-layer"), step, "grey levels")
     return Verdict(claim, below(found), text)
 
@@ -90,7 +90,7 @@ def _identity_on_par(results: Results, step: int) -> Verdict:
 
 
 def _beats_ip_adapter(results: Results, step: int) -> Verdict:
-    claim = "The scene is kept better than by IP-Adapter (change against the prior's picture)"
+    claim = "The scene is kept better than by IP-Adapter (at equal steps, whatever the identity)"
     found, text = _compared(results, "fidelity", arm("ip-adapter"), step, "grey levels")
     return Verdict(claim, below(found), text)
 
