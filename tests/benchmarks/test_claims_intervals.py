@@ -69,7 +69,8 @@ def test_at_equal_identity_the_arm_that_keeps_the_scene_wins():
         return Curve(*columns)
 
     keeps, loses = curve([0.2, 0.4, 0.5], [0.0, 4.0, 6.0]), curve([0.2, 0.6, 0.8], [0.0, 16.0, 30.0])
-    level, ours, theirs = at_equal_identity(keeps, loses)
-    assert level == pytest.approx(0.5)
-    assert ours.mean == pytest.approx(6.0)
-    assert theirs.mean == pytest.approx(12.0)
+    found = at_equal_identity(keeps, loses)
+    assert found.level == pytest.approx(0.5)
+    assert found.first.mean == pytest.approx(6.0)
+    assert found.second.mean == pytest.approx(12.0)
+    assert found.difference.high == pytest.approx(-6.0)

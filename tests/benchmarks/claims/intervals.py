@@ -102,12 +102,20 @@ class Curve:
     other: Sequence[Values]
 
 
-def at_equal_identity(
-    first: Curve, second: Curve, level: float | None = None
-) -> tuple[float, Estimate, Estimate] | None:
+@dataclass(frozen=True)
+class EqualIdentity:
+    """The other measure of two arms at one identity, and the first's minus the second's, paired."""
+
+    level: float
+    first: Estimate
+    second: Estimate
+    difference: Estimate
+
+
+def at_equal_identity(first: Curve, second: Curve, level: float | None = None) -> EqualIdentity | None:
     """The other measure of both arms where their identity is `level`, linear between the points of their curves.
 
-    Without a level: the highest that both reach. Returns (level, first's, second's); None where it cannot be said.
+    Without a level: the highest that both reach. None where seeds or people have nothing in common.
     """
     resampling = Resampling.of(*first.identity, *first.other, *second.identity, *second.other)
     if not resampling:
@@ -117,12 +125,13 @@ def at_equal_identity(
     ]
     if level is None:
         level = min(float(identity[0].max()) for identity, _ in sides)
-    found = []
+    means: list[float] = []
+    draws: list[Float[np.ndarray, " R"]] = []
     for (identity_K, identity_RK), (other_K, other_RK) in sides:
-        mean = interpolated(identity_K, other_K, level)
-        draws_R = np.array([interpolated(x, y, level) for x, y in zip(identity_RK, other_RK, strict=True)])
-        found.append(resampling.estimate(mean, draws_R))
-    return level, found[0], found[1]
+        means.append(interpolated(identity_K, other_K, level))
+        draws.append(np.array([interpolated(x, y, level) for x, y in zip(identity_RK, other_RK, strict=True)]))
+    ours, theirs = (resampling.estimate(mean, draws_R) for mean, draws_R in zip(means, draws, strict=True))
+    return EqualIdentity(level, ours, theirs, resampling.estimate(means[0] - means[1], draws[0] - draws[1]))
 
 
 def interpolated(x_K: Float[np.ndarray, " K"], y_K: Float[np.ndarray, " K"], level: float) -> float:

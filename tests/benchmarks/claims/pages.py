@@ -50,7 +50,14 @@ def state(results: Results, step: int) -> str:
         lines.append(f"| {one.title} | {words} |")
     asked = ", ".join(map(str, results.seeds))
     head = f"Trained for {step:,} steps of {ROWS} rows. Training seeds asked for: {asked}; in the table are:"
-    return "\n".join([head, "", "| arm | measured |", "| --- | --- |", *lines])
+    most = max(len(results.found(one, step, FULL)) for one in _TRAINED)
+    warning = (
+        "\n**One training of each arm so far: the intervals are over people; another training may turn a verdict.** "
+        "The command goes on where it stopped."
+        if most < 2
+        else ""
+    )
+    return "\n".join([head, "", "| arm | measured |", "| --- | --- |", *lines, warning])
 
 
 def verdict_table(results: Results, step: int) -> str:
@@ -212,8 +219,11 @@ def equal_identity(results: Results, step: int) -> str:
             ours, theirs = curve(results, MOA, step, column), curve(results, one, step, column)
             found = at_equal_identity(ours, theirs) if ours and theirs else None
             if found:
-                level = found[0]
-                cells.append(f"{found[1].text(digits)} against {found[2].text(digits)}")
+                level = found.level
+                cells.append(
+                    f"{found.first.mean:.{digits}f} against {found.second.mean:.{digits}f}; "
+                    f"difference {found.difference.text(digits)}"
+                )
         if level is not None:
             rows.append(f"| {one.title} | {level:.2f} | " + " | ".join(cells) + " |")
     if not rows:

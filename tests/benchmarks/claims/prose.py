@@ -22,7 +22,8 @@ subject is swapped, divided by the change between two seeds. *Against the prior*
 between a picture and the prior's own of that prompt and seed: 0 is the scene untouched. *Variation*: 1 − CLIP cosine
 between seeds; LPIPS is not available without its download. *Router IoU*: the strongest pixels of 1 − R₀ against the
 person's mask; only arms with a router have one. *Area*: the person's share of the picture; small people score lower on
-identity. The tiny CLIP's cosine is high for everything it knows; the object column says more about the prompt."""
+identity. Release 1 is no arm of the comparison: it is MoA trained on four times as many samples with a falling rate (`infra/zoo/README.md`), and
+nobody has trained the other arms as long. It shows where MoA goes, not that the others would not. The tiny CLIP's cosine is high for everything it knows; the object column says more about the prompt."""
 
 METHOD = f"""\
 - **Same for every arm**: the base, {PHOTOS:,} photos, and for each training seed the same samples, noise, dropped

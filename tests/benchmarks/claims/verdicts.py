@@ -65,7 +65,7 @@ def curve(results: Results, one: Arm, step: int, column: str) -> Curve | None:
 
 
 def _keeps_the_scene(results: Results, step: int) -> Verdict:
-    claim = "Without the MoA layer the prior's scene is lost (change against the prior's picture, as trained)"
+    claim = "Without the MoA layer the prior's scene is lost (change at equal steps, whatever the identity)"
     found, text = _compared(results, "fidelity", arm("no-layer"), step, "grey levels")
     return Verdict(claim, below(found), text)
 
@@ -75,13 +75,11 @@ def _keeps_the_scene_at_equal_identity(results: Results, step: int) -> Verdict:
     first, second = (curve(results, one, step, "prior_fidelity") for one in (MOA, arm("no-layer")))
     if first is None or second is None or (found := at_equal_identity(first, second)) is None:
         return Verdict(claim, "not measured", "")
-    level, ours, theirs = found
-    answer: Answer = "holds" if ours.high < theirs.low else "does not hold" if ours.low > theirs.high else "undecided"
     return Verdict(
         claim,
-        answer,
-        f"at identity {level:.2f}, the highest that both reach: {ours.text(1)} against {theirs.text(1)} grey levels "
-        "(the intervals are compared, not a difference)",
+        below(found.difference),
+        f"at identity {found.level:.2f}, the highest that both reach: MoA {found.first.text(1)}, without the layer "
+        f"{found.second.text(1)} grey levels; paired difference {found.difference.text(1)} ({CURVE.people} people)",
     )
 
 
@@ -92,7 +90,7 @@ def _identity_on_par(results: Results, step: int) -> Verdict:
 
 
 def _beats_ip_adapter(results: Results, step: int) -> Verdict:
-    claim = "The scene is kept better than by IP-Adapter (change against the prior's picture)"
+    claim = "The scene is kept better than by IP-Adapter (at equal steps, whatever the identity)"
     found, text = _compared(results, "fidelity", arm("ip-adapter"), step, "grey levels")
     return Verdict(claim, below(found), text)
 
