@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from moa_model import draw
-from tests.benchmarks.claims.ip_adapter import IPAdapterArm, fresh_weights, read_weights
+from tests.benchmarks.claims.ip_adapter import IPAdapterArm, IPAdapterPainter, fresh_weights, read_weights
 from tests.benchmarks.claims_world import tiny_world
 from tests.tiny_models import IMAGE_DIM, tiny_pipeline
 
@@ -59,3 +61,18 @@ def test_a_dropped_sample_sees_neither_text_nor_picture(tmp_path: Path):
             batch.text.add_(5.0)
         losses.append(module(batch, torch.zeros(2), None).total)
     assert torch.equal(*losses)
+
+
+def test_every_picture_of_a_batch_shows_its_own_subject(tmp_path: Path):
+    world = tiny_world(tmp_path)
+    base = world.base()
+    module = IPAdapterArm(base.unet, base.scheduler, world.samples.image_dim)
+    module.keep(tmp_path / "kept")
+    painter = IPAdapterPainter(world.settings, tmp_path / "kept", 1.0)
+    red, blue = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
+    prompt = "a photo of a man"
+    together = painter.draw([prompt] * 2, [{"man": red}, {"man": blue}], [1, 1])
+    alone = painter.draw([prompt], [{"man": blue}], [1])
+    pictures = [np.asarray(drawing.picture, int) for drawing in (*together, *alone)]
+    assert (pictures[0] != pictures[1]).any()
+    assert (pictures[1] == pictures[2]).all()

@@ -117,16 +117,22 @@ class IPAdapterPainter:
     def draw(
         self, prompts: Sequence[str], subjects: Sequence[Mapping[str, Image.Image]], seeds: Sequence[int]
     ) -> list[Drawing]:
-        """One picture a prompt. Of several subjects all pictures are shown; no masks say whose is where."""
-        image_BSF = torch.stack([self.encoder.encode(list(by_word.values())) for by_word in subjects])
+        """One picture a call: the pipeline takes one set of image embeddings for all the prompts of a call.
+
+        Of several subjects all pictures are shown; no masks say whose is where.
+        """
+        return [self._one(*each) for each in zip(prompts, subjects, seeds, strict=True)]
+
+    def _one(self, prompt: str, subjects: Mapping[str, Image.Image], seed: int) -> Drawing:
+        image_1SF = self.encoder.encode(list(subjects.values()))[None]
         options, side = self.settings.evaluate, self.settings.ingest.pixels
         images = self.pipe(
-            prompt=list(prompts),
-            ip_adapter_image_embeds=[torch.cat([torch.zeros_like(image_BSF), image_BSF])],
+            prompt=prompt,
+            ip_adapter_image_embeds=[torch.cat([torch.zeros_like(image_1SF), image_1SF])],
             num_inference_steps=options.inference_steps,
             guidance_scale=options.guidance_scale,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            generator=torch.Generator().manual_seed(seed),
             height=side,
             width=side,
         ).images
-        return [Drawing(image) for image in images]
+        return Drawing(images[0])
