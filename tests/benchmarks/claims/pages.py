@@ -148,7 +148,7 @@ def curves(results: Results, step: int, drawn: Pictures) -> str:
         (
             "length",
             f"Over training length ({', '.join(map(str, lengths))} steps)",
-            lambda one: [(length, DEFAULT, f"{length} steps") for length in lengths],
+            lambda one: [(length, DEFAULT, f"{length} steps") for length in lengths if one != RELEASE],
         ),
         (
             "strength",

@@ -52,7 +52,10 @@ def verdicts(results: Results, step: int) -> list[Verdict]:
 
 
 def curve(results: Results, one: Arm, step: int, column: str) -> Curve | None:
-    """Identity and another column from the prior (strength 0) over the strengths drawn so far to 1; None without 1."""
+    """Identity and another column from the prior (strength 0) over the strengths drawn so far to 1.
+
+    None without strength 1 or without any in between: a straight line from the prior would be a guess.
+    """
     points = [(PRIOR, 0, DEFAULT), *((one, step, sampling) for sampling in (*STRENGTHS, DEFAULT))]
     pairs = [
         (results.column("identity", who, at, CURVE, how), results.column(column, who, at, CURVE, how))
@@ -61,7 +64,7 @@ def curve(results: Results, one: Arm, step: int, column: str) -> Curve | None:
     if not all(pairs[0]) or not all(pairs[-1]):
         return None
     drawn = [pair for pair in pairs if all(pair)]
-    return Curve([identity for identity, _ in drawn], [other for _, other in drawn])
+    return Curve([identity for identity, _ in drawn], [other for _, other in drawn]) if len(drawn) > 2 else None
 
 
 def _keeps_the_scene(results: Results, step: int) -> Verdict:
