@@ -235,6 +235,7 @@ def training_step(kind: str, rounds: int, device: torch.device) -> dict[str, Any
 
 def _in_a_process(kind: str, rounds: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.benchmarks.model", "--train", kind, "--rounds", str(rounds)]
+    command += ["--threads", str(torch.get_num_threads())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"The training step of {kind} failed ({done.returncode}): {done.stderr[-600:]}")
@@ -291,9 +292,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--train", choices=("moa", "full"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, whose first step is long")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(options.threads)
     if options.train:
         print(json.dumps(training_step(options.train, options.rounds, device)))
         return
@@ -319,7 +322,11 @@ def main() -> None:
     numbers["train_step_ratio"] = numbers["train_seconds"]["moa"] / numbers["train_seconds"]["full"]
     numbers["train_memory_gib"] = {"moa": moa["peak"] / 2**30, "full": full["peak"] / 2**30}
     numbers["train_memory_ratio"] = moa["peak"] / full["peak"]
-    numbers |= {"date": date.today().isoformat(), "machine": machine(), "torch": torch.__version__}
+    numbers |= {
+        "date": date.today().isoformat(),
+        "machine": f"{machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+    }
     if device.type == "cuda":
         numbers["machine"] = torch.cuda.get_device_name(device)
     table = _table(numbers)
