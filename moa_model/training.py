@@ -96,11 +96,20 @@ class MoATrainingModule(nn.Module):
         unet.eval().requires_grad_(False)  # the prior is frozen for ever …
         adapter.float().train().requires_grad_(True)  # … and the experts, which it now carries, are trained
 
-    def forward(self, batch: Batch, added_conditions: Mapping[str, Tensor] | None = None) -> Losses:
+    def forward(
+        self,
+        batch: Batch,
+        added_conditions: Mapping[str, Tensor] | None = None,
+        *,
+        counted_BHW: Float[Tensor, "B H W"] | None = None,
+        prior_BCHW: Float[Tensor, "B C H W"] | None = None,
+    ) -> Losses:
         """Losses of one batch (eq. 12 and ours).
 
         ``added_conditions``: SDXL's ``text_embeds`` and ``time_ids``, a row per sample; dropped samples' are given as
         those of the empty prompt.
+        ``counted_BHW``: the pixels of eq. 9; None = the people's. ``prior_BCHW``: the prior's prediction for the
+        preservation loss where it is known; else a second forward pass makes it.
         """
         mask_BHW = batch.masks.amax(dim=1)
         text_BTD = torch.where(batch.dropped[:, None, None], batch.null_text, batch.text)
@@ -111,7 +120,8 @@ class MoATrainingModule(nn.Module):
         options = {"added_cond_kwargs": dict(added_conditions) if added_conditions else None, "return_dict": False}
         prediction_BCHW = self.unet(*inputs, cross_attention_kwargs=moa, **options)[0]
         size = (batch.latents.shape[-2], batch.latents.shape[-1])
-        masked = masked_loss(prediction_BCHW.to(batch.latents.dtype), self._target(batch), mask_BHW)
+        counted = mask_BHW if counted_BHW is None else counted_BHW
+        masked = masked_loss(prediction_BCHW.to(batch.latents.dtype), denoising_target(self.scheduler, batch), counted)
         prior_weight_BHW = mean_over_layers(maps.router.values(), size)
         router = router_loss(prior_weight_BHW, mask_BHW, self.router_normalisation, self.router_foreground)
         attention_BSHW = mean_over_layers(maps.subject.values(), size)
@@ -119,8 +129,9 @@ class MoATrainingModule(nn.Module):
         total = masked + self.lambda_router * router + self.lambda_object * balance
         preservation = masked.new_zeros(())
         if self.lambda_preservation:
-            with torch.no_grad():
-                prior_BCHW = self.unet(*inputs, **options)[0]  # no subjects: the prior alone
+            if prior_BCHW is None:
+                with torch.no_grad():
+                    prior_BCHW = self.unet(*inputs, **options)[0]  # no subjects: the prior alone
             preservation = preservation_loss(prediction_BCHW, prior_BCHW, mask_BHW)
             total = total + self.lambda_preservation * preservation
         return Losses(total, masked, router, balance, preservation)
@@ -138,7 +149,9 @@ class MoATrainingModule(nn.Module):
             {"params": routers, "lr": learning_rate * router_learning_rate_factor},
         ]
 
-    def _target(self, batch: Batch) -> Float[Tensor, "B C H W"]:
-        if self.scheduler.config.prediction_type == "epsilon":
-            return batch.noise
-        return self.scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps)
+
+def denoising_target(scheduler: DDPMScheduler, batch: Batch) -> Float[Tensor, "B C H W"]:
+    """What the base predicts for the batch: its noise, or v = √ᾱ ε − √(1−ᾱ) z (arXiv 2202.00512, app. D)."""
+    if scheduler.config.prediction_type == "epsilon":
+        return batch.noise
+    return scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps)

@@ -8,7 +8,7 @@ step are faster on two cores than one process with two threads.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import infra.torchvision_ops  # noqa: F401
@@ -70,6 +70,16 @@ def encode_latents(vae: AutoencoderKL, pictures: LabelledPictures, batch: int = 
             for i in range(0, len(pictures), batch)
         ]
     return torch.cat(parts)
+
+
+def encode_captions(
+    pipe: StableDiffusionPipeline, captions: Sequence[str]
+) -> tuple[Float[Tensor, "texts t d"], Int64[Tensor, " n"]]:
+    """The text states of the distinct captions, those of the empty prompt first, and where each caption's are."""
+    texts = ["", *sorted(set(captions))]
+    with torch.no_grad():
+        states = torch.cat([pipe.encode_prompt(text, "cpu", 1, False)[0] for text in texts])
+    return states, torch.tensor([texts.index(caption) for caption in captions])
 
 
 def draw_timesteps(count: int, random: torch.Generator) -> Int64[Tensor, " n"]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers import ControlNetModel, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from jaxtyping import UInt8
 
-from infra.zoo.base_model import SCHEDULE, encode_latents
+from infra.zoo.base_model import SCHEDULE, encode_captions, encode_latents
 from infra.zoo.pictures import LabelledPictures
 from infra.zoo.schedule import Schedule, averaged
 
@@ -49,11 +49,7 @@ def train_pose_controlnet(
     noise = DDPMScheduler(**SCHEDULE)
     log("encoding the pictures")
     means = encode_latents(pipe.vae, pictures).chunk(2, 1)[0]
-    texts = ["", *sorted(set(pictures.captions))]
-    with torch.inference_mode():
-        states = torch.cat([pipe.encode_prompt(text, "cpu", 1, False)[0] for text in texts])
-    states = states.clone()  # out of inference mode
-    places = torch.tensor([texts.index(caption) for caption in pictures.captions])
+    states, places = encode_captions(pipe, pictures.captions)
     schedule = Schedule(minutes, peak=1e-3, warmup=0.03)
     for step in schedule.steps(optimizer):
         index = torch.randint(len(pictures), (BATCH,), generator=random)

@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from infra.zoo.base_model import SCHEDULE, draw_timesteps
+from infra.zoo.base_model import SCHEDULE, draw_timesteps, encode_captions
 from infra.zoo.pictures import to_tensor
 from infra.zoo.schedule import Schedule
 
@@ -51,12 +51,10 @@ def train_style_lora(
     optimizer = torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.0)
     noise = DDPMScheduler(**SCHEDULE)
     log("encoding the pictures")
-    texts = ["", *sorted(set(captions))]
     with torch.inference_mode():
         batches = [to_tensor(pixels[start : start + 64]) for start in range(0, len(pixels), 64)]
         means = torch.cat([pipe.vae.encode(batch).latent_dist.mean for batch in batches])
-        states = torch.cat([pipe.encode_prompt(text, "cpu", 1, False)[0] for text in texts])
-    places = torch.tensor([texts.index(caption) for caption in captions])
+    states, places = encode_captions(pipe, captions)
     schedule = Schedule(minutes, peak=1e-3, warmup=0.03)
     for step in schedule.steps(optimizer):
         index = torch.randint(len(pixels), (BATCH,), generator=random)

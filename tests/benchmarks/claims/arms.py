@@ -13,9 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from moa_model import Batch, Binding, Losses, MoAAdapter, MoATrainingModule, Subject, Subjects
-from moa_model.attention import AttentionMaps
 from moa_model.binding import SubjectsByWord
-from moa_model.losses import masked_loss, mean_over_layers, object_loss, preservation_loss, router_loss
 from moa_model.prompt import MultimodalPrompt
 from tests.benchmarks.claims.plan import ROUTER_FACTOR, Arm, Sampling
 
@@ -106,30 +104,11 @@ class MoAArm(MoATrainingModule):
     def forward(  # type: ignore[override]
         self, batch: Batch, coin_B: Float[Tensor, " B"], prior_BCHW: Float[Tensor, "B C H W"] | None
     ) -> Losses:
-        """The project's own training step, but for two things: a sample whose coin (0 … 1) is not below the arm's
-        probability of the masked loss counts all its pixels, and the prior's prediction is given."""
-        mask_BHW = batch.masks.amax(dim=1)
-        text_BTD = torch.where(batch.dropped[:, None, None], batch.null_text, batch.text)
-        token_BS = torch.where(batch.dropped[:, None], -1, batch.tokens)
-        maps = AttentionMaps(self.blocks)
-        noisy_BCHW = self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
-        moa = {"moa": Subjects(batch.image_embeds, token_BS, maps)}
-        prediction_BCHW = self.unet(
-            noisy_BCHW, batch.timesteps, text_BTD, cross_attention_kwargs=moa, return_dict=False
-        )[0]
-        size = (batch.latents.shape[-2], batch.latents.shape[-1])
-        counted_BHW = torch.where((coin_B < self.masked_probability)[:, None, None], mask_BHW, 1.0)
-        masked = masked_loss(prediction_BCHW, self._target(batch), counted_BHW)
-        prior_weight_BHW = mean_over_layers(maps.router.values(), size)
-        router = router_loss(prior_weight_BHW, mask_BHW, self.router_normalisation, self.router_foreground)
-        attention_BSHW = mean_over_layers(maps.subject.values(), size)
-        balance = object_loss(attention_BSHW, batch.masks, (token_BS >= 0).float())
-        total = masked + self.lambda_router * router + self.lambda_object * balance
-        preservation = masked.new_zeros(())
-        if prior_BCHW is not None:
-            preservation = preservation_loss(prediction_BCHW, prior_BCHW, mask_BHW)
-            total = total + self.lambda_preservation * preservation
-        return Losses(total, masked, router, balance, preservation)
+        """The project's own training step, but for one thing: a sample whose coin (0 … 1) is not below the arm's
+        probability of the masked loss counts all its pixels. The prior's prediction may be given."""
+        masked_B11 = (coin_B < self.masked_probability)[:, None, None]
+        counted_BHW = torch.where(masked_B11, batch.masks.amax(dim=1), 1.0)
+        return super().forward(batch, counted_BHW=counted_BHW, prior_BCHW=prior_BCHW)
 
     def keep(self, folder: Path) -> None:
         """Write what is drawn from."""

@@ -21,6 +21,7 @@ from flows.painting import open_image_encoder, open_pipeline
 from infra.settings import Settings
 from moa_model import Batch, ImageEncoder, Losses
 from moa_model.losses import masked_loss
+from moa_model.training import denoising_target
 
 _TOKENS = 4  # image tokens per picture, as in ip-adapter_sd15
 FILE = "ip_adapter.safetensors"
@@ -71,11 +72,8 @@ class IPAdapterArm(nn.Module):
             added_cond_kwargs={"image_embeds": [image_B1F]},
             return_dict=False,
         )[0]
-        if self.scheduler.config.prediction_type == "epsilon":
-            target_BCHW = batch.noise
-        else:
-            target_BCHW = self.scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps)
-        loss = masked_loss(prediction_BCHW, target_BCHW, torch.ones_like(batch.latents[:, 0]))
+        everywhere_BHW = torch.ones_like(batch.latents[:, 0])
+        loss = masked_loss(prediction_BCHW, denoising_target(self.scheduler, batch), everywhere_BHW)
         zero = loss.new_zeros(())
         return Losses(loss, loss, zero, zero, zero)
 

@@ -13,11 +13,10 @@ from PIL import Image
 from evaluation.disentanglement import background_difference
 from evaluation.identity import embed_people, open_identity_encoder
 from evaluation.people import Found
+from flows.gallery import portrait
 from flows.painting import Painter, locate_people
 from infra.model_files import ZOO
 from infra.settings import load_settings
-from preprocessing.sources.paperfolk_drawing import draw as paper
-from preprocessing.sources.paperfolk_world import random_identity, random_picture
 
 
 @dataclass(frozen=True)
@@ -55,15 +54,6 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
         locate_people(painter.segmenter),
         open_identity_encoder(settings.models.identity),
     )
-
-
-def portrait(number: int, word: str) -> Image.Image:
-    """A close-up of somebody who is in no training picture."""
-    rng = np.random.default_rng([4040, number])
-    identity = random_identity(rng)
-    while identity.word != word:
-        identity = random_identity(rng)
-    return paper(random_picture(rng, (identity,), close=1.0)).image
 
 
 @pytest.fixture(scope="session")
