@@ -53,7 +53,8 @@ def swap(release: Release, subjects: Sequence[Path], prompt: str, seed: int) -> 
     photos = release.photos(subjects)
     painter = release.open()
     casts: list[Any] = [{}, *({word: painter.crop(photo)} for photo in photos)]
-    drawn = applications.swap(painter.pipe, _adapter(painter), prompt, casts, seed, **painter.call)
+    scene = painter.scene(prompt, seed)
+    drawn = applications.swap(painter.pipe, _adapter(painter), prompt, casts, seed, scene, **painter.call)
     names = [path.stem for path in subjects]
     above: list[Cell] = [("", None), *zip(names, photos, strict=True)]
     return captioned(
@@ -106,7 +107,8 @@ def browse(
         bound: dict[str, Any] = {word: [] for word in words}
         for word, photo in zip(words, photos, strict=True):
             bound[word].append(painter.crop(photo))
-        drawn = applications.draw(painter.pipe, _adapter(painter), prompt, bound, pick, **painter.call)
+        scene = painter.scene(prompt, pick)
+        drawn = applications.draw(painter.pipe, _adapter(painter), prompt, bound, pick, scene, **painter.call)
         shown += [("", None)] * (-len(shown) % width)
         shown += [(path.stem, photo) for path, photo in zip(subjects, photos, strict=True)]
         shown += [(f"in seed {pick}", drawn)]
@@ -120,7 +122,15 @@ def morph(release: Release, subjects: tuple[Path, Path], prompt: str, frames: in
     painter = release.open()
     ends = painter.crop(first), painter.crop(second)
     drawn = applications.morph(
-        painter.pipe, _adapter(painter), prompt, word, *ends, frames=frames, seed=seed, **painter.call
+        painter.pipe,
+        _adapter(painter),
+        prompt,
+        word,
+        *ends,
+        frames=frames,
+        seed=seed,
+        scene=painter.scene(prompt, seed),
+        **painter.call,
     )
     return Film([(subjects[0].stem, first)], [("", frame) for frame in drawn], [(subjects[1].stem, second)])
 
@@ -154,7 +164,10 @@ def story(release: Release, cast: Sequence[str], sentences: Sequence[str], seed:
             invented = applications.browse(painter.pipe, portrait, [1000 * (number + 1) + seed], **painter.call)
             photos[name] = next(iter(invented.values()))
     characters = {name: applications.Character(word, painter.crop(photos[name])) for name, word, _ in members}
-    panels = applications.story(painter.pipe, _adapter(painter), sentences, characters, seed, **painter.call)
+    keep_scene = release.settings.evaluate.keep_scene
+    panels = applications.story(
+        painter.pipe, _adapter(painter), sentences, characters, seed, keep_scene, **painter.call
+    )
     shown: list[Cell] = [(name, photos[name]) for name, _, _ in members]
     width = max(len(members), min(len(panels), 4))
     shown += [("", None)] * (-len(shown) % width)
@@ -169,7 +182,8 @@ def routers(release: Release, subject: Path, prompt: str, seed: int) -> Image.Im
     adapter = _adapter(painter)
     with adapter.recording() as steps:
         cast = {word: painter.crop(photo)}
-        drawn = applications.draw(painter.pipe, adapter, prompt, cast, seed, **painter.call)
+        scene = painter.scene(prompt, seed)
+        drawn = applications.draw(painter.pipe, adapter, prompt, cast, seed, scene, **painter.call)
     maps = applications.router_maps(steps)
     chosen = sorted({round(i * (len(steps) - 1) / (_MAP_COLUMNS - 1)) for i in range(_MAP_COLUMNS)})
     layers = adapter.config.layers

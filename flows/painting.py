@@ -7,6 +7,7 @@ import io
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ import infra.torchvision_ops  # noqa: F401
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from evaluation.identity import open_identity_encoder
 from evaluation.people import Found, Locate, people_from_instances
@@ -23,10 +25,12 @@ from evaluation.protocol import Cell, Drawing, Instruments, Subject
 from infra.errors import UserNotice
 from infra.model_files import resolve
 from infra.settings import ModelsSettings, Settings
-from moa_model import ImageEncoder, MoAAdapter, RecordedStep
+from moa_model import ImageEncoder, MoAAdapter, RecordedStep, Scene
 from preprocessing.faces import FaceDetector
 from preprocessing.precompute import subject_crop
 from preprocessing.segmentation import People, Segmenter, open_segmenter, people_from_faces
+
+_SCENES = 64  # prior's runs that a painter remembers: the demo's evaluation has 36; of SD 1.5 they are 3 MB each
 
 
 class Painter:
@@ -34,6 +38,7 @@ class Painter:
 
     def __init__(self, settings: Settings, pipe: Any, adapter: MoAAdapter | None, segmenter: Segmenter) -> None:
         self.settings, self.pipe, self.adapter, self.segmenter = settings, pipe, adapter, segmenter
+        self._scenes: dict[tuple[str, int], Tensor] = {}  # latents after every step, by prompt and seed
 
     @classmethod
     def open(cls, settings: Settings, adapter: Mapping[str, bytes] | Path | None) -> Self:
@@ -82,28 +87,42 @@ class Painter:
         Each picture's noise comes from its own seed: what else is in the batch does not matter. `more` goes on to the
         pipeline, as a ControlNet's `image`.
         """
-        steps: list[RecordedStep] = []
-        arguments: dict[str, Any] = {}
-        if any(subjects):
-            assert self.adapter is not None, "subjects need an adapter"
-            arguments = {"cross_attention_kwargs": self.adapter.bind(self.pipe, list(prompts), list(subjects))}
-        call = {
-            "prompt": list(prompts),
-            "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
-            **self.call,
-            **arguments,
-            **more,
-        }
-        if self.adapter is None or not any(subjects):
-            images = self.pipe(**call).images
-        else:
-            with self.adapter.recording() as steps:
-                images = self.pipe(**call).images
+        call = {**self._call_for(prompts, seeds), **more}
+        if not any(subjects):
+            return [Drawing(image) for image in self.pipe(**call).images]
+        assert self.adapter is not None, "subjects need an adapter"
+        bound = self.adapter.bind(self.pipe, list(prompts), list(subjects))
+        scene = self._scene(prompts, seeds, more) if self.settings.evaluate.keep_scene else None
+        keeping: AbstractContextManager[dict[str, Any]] = nullcontext({}) if scene is None else scene.kept(self.adapter)
+        with self.adapter.recording(subject_maps=False) as steps, keeping as keep:
+            images = self.pipe(**call, **keep, cross_attention_kwargs=bound).images
         maps = _router_maps(steps, len(prompts))
         return [
-            Drawing(image, None if maps is None or not bound else maps[row])
-            for row, (image, bound) in enumerate(zip(images, subjects, strict=True))
+            Drawing(image, None if maps is None or not cast else maps[row])
+            for row, (image, cast) in enumerate(zip(images, subjects, strict=True))
         ]
+
+    def scene(self, prompt: str, seed: int) -> Scene | None:
+        """The prior's run for `moa_model.applications` to keep to; None where the settings keep none."""
+        return self._scene([prompt], [seed], {}) if self.settings.evaluate.keep_scene else None
+
+    def _scene(self, prompts: Sequence[str], seeds: Sequence[int], more: Mapping[str, Any]) -> Scene:
+        """The prior's runs of a batch. Those without `more` are drawn once: one serves every subject."""
+        if more:
+            return Scene.drawn(self.pipe, **self._call_for(prompts, seeds), **more)
+        asked = list(zip(prompts, seeds, strict=True))
+        if missing := [one for one in dict.fromkeys(asked) if one not in self._scenes]:
+            drawn = Scene.drawn(self.pipe, **self._call_for(*zip(*missing, strict=True)), output_type="latent")
+            for row, one in enumerate(missing):
+                self._scenes[one] = torch.stack([latents[row] for latents in drawn.latents])
+        scenes = torch.stack([self._scenes[one] for one in asked], dim=1)
+        for one in list(self._scenes)[:-_SCENES]:
+            del self._scenes[one]
+        return Scene(list(scenes))
+
+    def _call_for(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return {"prompt": list(prompts), "generator": generators, **self.call}
 
     def _people(self, photo: Image.Image) -> People:
         people = self.segmenter.segment([photo])[0]

@@ -157,6 +157,7 @@ class EvaluateSettings(_Frozen):
     inference_steps: Count = Field(description="UniPC steps")
     guidance_scale: float = Field(ge=1, description="classifier-free guidance; 1 = none")
     prior_only_above: int = Field(ge=0, le=1000, description="timesteps above this are drawn by the prior alone")
+    keep_scene: bool = Field(description="outside the people, keep to the prior's own run, which is drawn for it too")
     batch_size: Count = Field(description="pictures drawn at once")
     workers: Count = Field(description="actors, each with the pipeline")
 

@@ -11,6 +11,7 @@ from moa_model.image_encoder import ImageEncoder
 from moa_model.losses import Losses
 from moa_model.recording import RecordedStep
 from moa_model.sampling import Draw, draw, global_batch, latents_from_moments, sample_order
+from moa_model.scene import Scene
 from moa_model.training import Batch, MoATrainingModule, rate_scale
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "MoAConfig",
     "MoATrainingModule",
     "RecordedStep",
+    "Scene",
     "Subject",
     "Subjects",
     "draw",

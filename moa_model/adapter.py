@@ -61,6 +61,7 @@ class _Attachment:
 class _Switches:
     prior_only: bool = False
     recording: list[RecordedStep] | None = None
+    subject_maps: bool = False
     attachments: list[_Attachment] = field(default_factory=list)
 
 
@@ -205,15 +206,18 @@ class MoAAdapter(nn.Module):
             self._switches.prior_only = before
 
     @contextmanager
-    def recording(self) -> Iterator[list[RecordedStep]]:
-        """Collect router and subject maps of every step that the experts take part in, for outer recordings too."""
-        before = self._switches.recording
+    def recording(self, subject_maps: bool = True) -> Iterator[list[RecordedStep]]:
+        """Collect router and subject maps of every step that the experts take part in, for outer recordings too.
+
+        Without ``subject_maps`` the routers' alone, which cost nothing.
+        """
+        before, with_subjects = self._switches.recording, self._switches.subject_maps
         steps: list[RecordedStep] = []
-        self._switches.recording = steps
+        self._switches.recording, self._switches.subject_maps = steps, subject_maps or with_subjects
         try:
             yield steps
         finally:
-            self._switches.recording = before
+            self._switches.recording, self._switches.subject_maps = before, with_subjects
             if before is not None:
                 before.extend(steps)
 
@@ -282,15 +286,16 @@ class MoAAdapter(nn.Module):
         word_LBSD = self.prompt(image_BSF, word_BSD, timestep_B, self._cross_layers)
         if subjects.scale_BS is not None:
             word_LBSD = word_LBSD * subjects.scale_BS.to(word_LBSD)[..., None]
+        share = None if (share_B == 1).all() else share_B.to(text_BTD.dtype)
         maps = subjects.maps
         if maps is None and self._switches.recording is not None:
-            maps = AttentionMaps(blocks={shape.block for shape in self.config.layers})
-            self._switches.recording.append(RecordedStep(first, size, maps))
+            blocks = {shape.block for shape in self.config.layers}
+            maps = AttentionMaps(blocks, subjects_too=self._switches.subject_maps)
+            self._switches.recording.append(RecordedStep(first, size, maps, share))
         router = request.fixed_router(rows, first, size)
         text = None
         if attachment is not None and not torch.is_grad_enabled() and not text_BTD.is_inference():
             text = self._text_keys(attachment, text_BTD, first, word_LBSD, token_BST)
-        share = None if (share_B == 1).all() else share_B.to(text_BTD.dtype)
         return MoAStep(word_LBSD, token_BST, share, maps, router, self.skip_below, text)
 
     def _text_keys(

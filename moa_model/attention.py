@@ -36,6 +36,8 @@ class AttentionMaps:
     """R_0, the prior's weight, by layer index."""
     subject: dict[int, Float[Tensor, "B S N"]] = field(default_factory=dict)
     """A_s, the personalization expert's attention to each subject's token (mean over heads), by cross-layer index."""
+    subjects_too: bool = True
+    """False: no subject maps, whose explicit softmax costs time and memory."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,8 @@ class Expert(nn.Module):
         return self._merge(attention.to(value.dtype) @ value), map_BSN
 
     def _heads(self, hidden_BNC: Tensor, key_value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        projected = self.query(hidden_BNC), *key_value.chunk(2, dim=-1)
-        # Contiguous heads: a copy costs less than what the attention kernel of a CPU loses by strides.
-        query, key, value = (rearrange(x, "b n (h d) -> b h n d", h=self.heads).contiguous() for x in projected)
-        return query, key, value
+        key, value = (_split_heads(x, self.heads).contiguous() for x in key_value.chunk(2, dim=-1))
+        return _split_heads(self.query(hidden_BNC), self.heads), key, value
 
     def _merge(self, values: Tensor) -> Tensor:
         return self.out(rearrange(values, "b h n d -> b n (h d)"))
@@ -154,27 +154,31 @@ class MoAAttentionProcessor(nn.Module):
         """Z' = R_0 ⊙ Attention_prior + R_1 ⊙ Attention_personal; without ``moa`` the prior alone, bit for bit."""
         if moa is None:
             return _prior(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-        if self.shape.cross and moa.text is not None and attention_mask is None:
+        if attention_mask is not None:
+            prior_BNC = _prior(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        elif self.shape.cross and moa.text is not None:
             prior_BNC = _prior_of_keys(attn, hidden_states, *moa.text.prior[self.cross_index])
         else:
-            prior_BNC = _prior(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+            condition = encoder_hidden_states if self.shape.cross else hidden_states
+            prior_BNC = _prior_of_keys(attn, hidden_states, *prior_keys(attn, condition))
         skip_below = moa.skip_below * (_CROSS_SKIPS if self.shape.cross else 1)
         if moa.router is None:
             router_BN2 = route(self.router(hidden_states), moa.share_B, skip_below)
         else:
             weight_BN = moa.router.weight(self.index, hidden_states.shape[1])
             router_BN2 = fixed(weight_BN, hidden_states, moa.share_B, skip_below)
-        mapped = moa.maps is not None and self.shape.block in moa.maps.blocks
-        if mapped:
-            assert moa.maps is not None
-            moa.maps.router[self.index] = router_BN2[..., 0]
-        elif moa.skip_below and hidden_states.shape[1] >= _SPARSE_PIXELS and attention_mask is None:
+        maps = moa.maps if moa.maps is not None and self.shape.block in moa.maps.blocks else None
+        if maps is not None:
+            maps.router[self.index] = router_BN2[..., 0]
+        attended = maps is not None and maps.subjects_too and self.shape.cross
+        sparse = moa.skip_below and hidden_states.shape[1] >= _SPARSE_PIXELS and attention_mask is None
+        if sparse and not attended:
             return self._mix_where_asked(hidden_states, encoder_hidden_states, moa, router_BN2, prior_BNC)
         key_value = self._keys_values(hidden_states, encoder_hidden_states, moa)
         mask = _heads_mask(attn, attention_mask, key_value)
-        if mapped and self.shape.cross:
-            assert moa.maps is not None
-            personal_BNC, moa.maps.subject[self.index] = self.expert.with_maps(
+        if attended:
+            assert maps is not None
+            personal_BNC, maps.subject[self.index] = self.expert.with_maps(
                 hidden_states, key_value, moa.token_BST, mask
             )
         else:
@@ -206,19 +210,26 @@ class MoAAttentionProcessor(nn.Module):
         return prior_BNC
 
 
-def prior_keys(host: Attention, text_BTD: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor]:
-    """The prior's keys and values of the text, [B, heads, T, d] each, by the arithmetic of the stock processor."""
-    key, value = host.to_k(text_BTD), host.to_v(text_BTD)
-    split = (len(text_BTD), -1, host.heads, key.shape[-1] // host.heads)
-    return key.view(split).transpose(1, 2), value.view(split).transpose(1, 2)
+def prior_keys(host: Attention, condition_BTD: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor]:
+    """The prior's keys and values of what it attends to, [B, heads, T, d] each."""
+    projected = host.to_k(condition_BTD), host.to_v(condition_BTD)
+    key, value = (_split_heads(x, host.heads).contiguous() for x in projected)
+    return key, value
 
 
 def _prior_of_keys(attn: Attention, hidden_BNC: Tensor, key: Tensor, value: Tensor) -> Float[Tensor, "B N C"]:
     """What ``AttnProcessor2_0`` gives for a plain layer (``layers.layer_shapes`` refuses others), bit for bit."""
-    query = rearrange(attn.to_q(hidden_BNC), "b n (h d) -> b h n d", h=attn.heads)
+    query = _split_heads(attn.to_q(hidden_BNC), attn.heads)
     values = functional.scaled_dot_product_attention(query, key, value)
     merged = rearrange(values, "b h n d -> b n (h d)").to(query.dtype)
     return attn.to_out[1](attn.to_out[0](merged))
+
+
+def _split_heads(projected_BNI: Tensor, heads: int) -> Float[Tensor, "B heads N d"]:
+    """A view. Keys and values are worth a copy besides: an attention kernel reads them once for every few queries, and
+    a CPU's loses more by strides than the copy costs. The queries' layout is the output's, which merges for nothing.
+    """
+    return rearrange(projected_BNI, "b n (h d) -> b h n d", h=heads)
 
 
 def _heads_mask(attn: Attention, mask: Tensor | None, key_value: Tensor) -> Tensor | None:

@@ -23,6 +23,8 @@ class RecordedStep:
     timestep: float
     latent_size: tuple[int, int]
     maps: AttentionMaps
+    share_B: Float[Tensor, " B"] | None = None
+    """What each row's R_1 was multiplied by (a subject's strength); None = 1."""
 
     def router(self) -> dict[int, Float[Tensor, "B h w"]]:
         """R_0, the prior's weight, by layer index, at each layer's own size."""

@@ -11,7 +11,7 @@ from moa_model.applications.morph import morph
 from moa_model.applications.router_maps import heat, router_maps
 from moa_model.applications.story import Character, story, told
 from moa_model.applications.style import styled
-from moa_model.applications.swap import draw, swap
+from moa_model.applications.swap import draw, scene_of, swap
 from moa_model.applications.time_lapse import time_lapse
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "regenerate",
     "renoised",
     "router_maps",
+    "scene_of",
     "story",
     "styled",
     "swap",

@@ -11,6 +11,7 @@ from infra.errors import UserError
 from moa_model.adapter import MoAAdapter
 from moa_model.applications.swap import draw
 from moa_model.binding import Portrait
+from moa_model.scene import Scene
 
 
 def morph(
@@ -22,9 +23,11 @@ def morph(
     second: Portrait,
     frames: int,
     seed: int,
+    scene: Scene | None = None,
     **call: Any,
 ) -> list[Image.Image]:
-    """`frames` pictures of one prompt and seed, from `first` to `second`; the two ends are the plain pictures of each.
+    """`frames` pictures of one prompt and seed, from `first` to `second`; the two ends are the plain pictures of each
+    (`swap.draw`, which `scene` goes on to).
 
     Raises UserError for fewer than two frames.
     """
@@ -32,7 +35,7 @@ def morph(
         raise UserError(f"A morph has at least 2 frames, not {frames}.")
     a_F, b_F = feature(adapter, first), feature(adapter, second)
     shares = torch.linspace(0, 1, frames).tolist()
-    return [draw(pipe, adapter, prompt, {word: torch.lerp(a_F, b_F, share)}, seed, **call) for share in shares]
+    return [draw(pipe, adapter, prompt, {word: torch.lerp(a_F, b_F, share)}, seed, scene, **call) for share in shares]
 
 
 def feature(adapter: MoAAdapter, portrait: Portrait) -> Float[Tensor, " F"]:

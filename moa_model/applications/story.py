@@ -9,7 +9,7 @@ from PIL import Image
 
 from infra.errors import UserError
 from moa_model.adapter import MoAAdapter
-from moa_model.applications.swap import draw
+from moa_model.applications.swap import draw, scene_of
 from moa_model.binding import Portrait, SubjectLike
 
 
@@ -51,11 +51,21 @@ def told(sentence: str, cast: Mapping[str, Character]) -> tuple[str, dict[str, l
 
 
 def story(
-    pipe: Any, adapter: MoAAdapter, sentences: Sequence[str], cast: Mapping[str, Character], seed: int, **call: Any
+    pipe: Any,
+    adapter: MoAAdapter,
+    sentences: Sequence[str],
+    cast: Mapping[str, Character],
+    seed: int,
+    keep_scene: bool = False,
+    **call: Any,
 ) -> list[Image.Image]:
-    """A picture per sentence; panel i is drawn from the noise of `seed` + i."""
-    panels = [told(sentence, cast) for sentence in sentences]
-    return [draw(pipe, adapter, prompt, who, seed + i, **call) for i, (prompt, who) in enumerate(panels)]
+    """A picture per sentence; panel i is drawn from the noise of `seed` + i, in the prior's own scene if it is kept."""
+    pictures = []
+    for panel, sentence in enumerate(sentences, start=seed):
+        prompt, who = told(sentence, cast)
+        scene = scene_of(pipe, prompt, panel, **call) if keep_scene else None
+        pictures.append(draw(pipe, adapter, prompt, who, panel, scene, **call))
+    return pictures
 
 
 def _without_end(given: list[SubjectLike | None]) -> list[SubjectLike | None]:

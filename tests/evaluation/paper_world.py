@@ -32,6 +32,7 @@ SETTINGS = EvaluateSettings(
     inference_steps=1,
     guidance_scale=1.0,
     prior_only_above=800,
+    keep_scene=False,
     batch_size=3,
     workers=1,
 )

@@ -66,3 +66,25 @@ def test_a_photo_of_nobody_is_taken_whole_with_a_warning(settings: Settings, fol
     assert len(told) == 1 and "\n" not in str(told[0].message)
     assert np.array_equal(np.asarray(crop), np.asarray(wall.resize(crop.size)))
     assert not np.array_equal(_drawn(painter, [{"man": crop}, {}])[0], _drawn(painter, [{}, {}])[0])
+
+
+def test_a_kept_scene_is_the_priors_where_nobody_is(settings: Settings, folder: Path) -> None:
+    """The same crop drawn freely and kept; every prior's run is drawn once, whoever is in the batch."""
+    crop = Image.effect_noise((PIXELS, PIXELS), 90).convert("RGB")
+    pictures = {}
+    for kept in (False, True):
+        evaluate = settings.evaluate.model_copy(update={"keep_scene": kept})
+        painter = Painter.open(settings.model_copy(update={"evaluate": evaluate}), folder)
+        assert painter.adapter is not None
+        for layer in painter.adapter.layers:  # R_1 = 0.12: below the edge, and yet not nothing
+            torch.nn.init.zeros_(layer.router.weight)
+            layer.router.bias.data.copy_(torch.tensor([1.0, -1.0]))
+        pictures[kept] = _drawn(painter, [{"man": crop}, {"woman": crop}])
+    prior = _drawn(painter, [{}, {}])
+    for free, same, stock in zip(pictures[False], pictures[True], prior, strict=True):
+        assert not np.array_equal(free, stock)
+        np.testing.assert_allclose(same.astype(float), stock, atol=1)  # decoded in another batch
+    remembered = dict(painter._scenes)
+    assert list(remembered) == list(zip(PROMPTS, [7, 8], strict=True))
+    _drawn(painter, [{"man": crop.rotate(90)}, {}])
+    assert all(painter._scenes[one] is latents for one, latents in remembered.items())
