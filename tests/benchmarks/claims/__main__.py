@@ -4,12 +4,10 @@ It can be stopped at any time; the same command goes on. A longer training conti
 """
 
 import argparse
-import fcntl
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import infra.torchvision_ops  # noqa: F401
@@ -18,7 +16,7 @@ import torch
 
 from tests.benchmarks.claims.drawing import Gallery
 from tests.benchmarks.claims.plan import LENGTHS, SEEDS, Drawn, todo
-from tests.benchmarks.claims.training import kept_folder, train
+from tests.benchmarks.claims.working import work_through
 from tests.benchmarks.claims.world import World
 
 ROOT = Path(__file__).parents[3]
@@ -66,56 +64,6 @@ def _in_processes(work: Path, items: Sequence[Drawn], workers: int, deadline: fl
             process.terminate()
     if failed := [process.exitcode for process in processes if process.exitcode]:
         raise SystemExit(f"A worker ended with code {failed[0]}: run the same command again; nothing done is lost.")
-
-
-def work_through(work: Path, items: Sequence[Drawn], deadline: float, parent: int | None = None) -> None:
-    """Train and measure item by item, in order; what another process is at is left to it.
-
-    With `parent`: end when that process is gone, however it ended.
-    """
-    torch.set_num_threads(1)
-    world = World.at(work)
-    gallery = Gallery(world, work)
-    for number, item in enumerate(items, start=1):
-        if time.monotonic() > deadline or _orphaned(parent):
-            return
-        if gallery.path(item).exists():
-            continue
-        with _held(work / "locks" / item.arm.name) as held:
-            if not held:
-                continue
-            say = f"{time.strftime('%H:%M:%S')} {number}/{len(items)} {item.name}"
-            if item.arm.kind != "prior" and not kept_folder(work, item.arm, item.seed, item.step).is_dir():
-                _train(world, work, item, say, parent)
-            gallery.measure(item)
-            print(f"{say}: measured", flush=True)
-
-
-def _train(world: World, work: Path, item: Drawn, say: str, parent: int | None) -> None:
-    def tell(step: int, loss: float) -> None:
-        if _orphaned(parent):
-            raise SystemExit(1)
-        if step % 50 == 0:
-            print(f"{say}: step {step} of {item.step}, masked loss {loss:.3f}", flush=True)
-
-    train(world, work, item.arm, item.seed, item.step, tell)
-
-
-def _orphaned(parent: int | None) -> bool:
-    return parent is not None and os.getppid() != parent
-
-
-@contextmanager
-def _held(path: Path) -> Iterator[bool]:
-    """A lock on an arm that ends with its process, however that ends; False where another process holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = True
-        except BlockingIOError:
-            held = False
-        yield held
 
 
 if __name__ == "__main__":
