@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.benchmarks.claims.__main__ import work_through
 from tests.benchmarks.claims.drawing import Gallery, pairs
-from tests.benchmarks.claims.plan import DEFAULT, MOA, PRIOR, Drawn, Protocol, Sampling, arm
+from tests.benchmarks.claims.plan import CURVE, DEFAULT, FULL, KEPT, MASKED, MOA, PRIOR, Drawn, Protocol, Sampling, arm
 from tests.benchmarks.claims.training import train
+from tests.benchmarks.claims.working import work_through
 from tests.benchmarks.claims.world import World
 from tests.benchmarks.claims_world import tiny_world
 
@@ -56,6 +57,30 @@ def test_what_is_measured_is_not_measured_again(gallery: Gallery):
 def test_another_sampling_is_another_result(gallery: Gallery):
     plain, weak = (Drawn(MOA, 0, 1, how, _CELLS) for how in (DEFAULT, Sampling(strength=0.5)))
     assert gallery.path(plain) != gallery.path(weak)
+
+
+@pytest.mark.parametrize("name, how", [("moa", KEPT), ("ip-adapter", MASKED)])
+def test_a_kept_scene_is_nearer_to_the_priors_picture(gallery: Gallery, name: str, how: Sampling):
+    """By the routers, or by a mask for what has none; strength 0 is the prior either way."""
+    change = {}
+    for sampling in (DEFAULT, how):
+        item = Drawn(arm(name), 0, 1, sampling, _CELLS)
+        gallery.measure(item)
+        prior = gallery.pictures(Drawn(PRIOR, 0, 0, DEFAULT, _CELLS))
+        drawn = gallery.pictures(item)
+        assert drawn is not None and prior is not None
+        differences = [
+            np.abs(np.asarray(one.picture, float) - np.asarray(prior[cell.prior].picture, float)).mean()
+            for cell, one in drawn.items()
+        ]
+        change[sampling] = np.mean(differences)
+    assert change[how] <= change[DEFAULT]
+
+
+def test_the_names_of_what_was_drawn_before_scenes_were_kept_are_as_they_were():
+    """Hours of results lie under them."""
+    assert Drawn(MOA, 0, 1200, Sampling(strength=0.5), CURVE).key() == "2a0713ba"
+    assert Drawn(MOA, 0, 1200, DEFAULT, FULL).key() == "88ba22ef"
 
 
 def test_couples_are_a_man_and_a_woman_and_all_different(gallery: Gallery):

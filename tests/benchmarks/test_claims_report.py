@@ -13,10 +13,13 @@ from tests.benchmarks.claims.plan import (
     CURVE,
     DEFAULT,
     FULL,
+    KEPT,
+    MASKED,
     MOA,
     PRIOR,
     RELEASE,
     SAMPLINGS,
+    SCENES,
     SEARCH,
     STRENGTHS,
     TABLE,
@@ -25,6 +28,7 @@ from tests.benchmarks.claims.plan import (
     Protocol,
     Sampling,
     arm,
+    curve_samplings,
     todo,
 )
 from tests.benchmarks.claims.report import longest, write_report
@@ -55,7 +59,7 @@ def gallery(tmp_path: Path) -> Gallery:
 
 def _filled(gallery: Gallery, step: int = 600) -> Results:
     common = {"prompt_consistency": 0.6, "prior_variation": 0.2, "prior_object_accuracy": 0.9, "seed_difference": 20.0}
-    kept = {**common, "swap_difference": 2.0, "object_accuracy": 0.88, "variation": 0.2}
+    kept = kept_columns = {**common, "swap_difference": 2.0, "object_accuracy": 0.88, "variation": 0.2}
     lost = {**common, "swap_difference": 9.0, "object_accuracy": 0.3, "variation": 0.1}
     router = {"router_auc": 0.95, "router_auc_centre_blob": 0.7, "router_auc_other_picture": 0.8, "router_iou": 0.6}
     for protocol in (FULL, CURVE):
@@ -68,6 +72,10 @@ def _filled(gallery: Gallery, step: int = 600) -> Results:
         share = {"identity": 0.2 + 0.4 * how.strength}
         _write(gallery, MOA, step, CURVE, 0, how, prior_fidelity=4.0 * how.strength, **share, **kept)
         _write(gallery, arm("no-layer"), step, CURVE, 0, how, prior_fidelity=15.0 * how.strength, **share, **lost)
+    for one, kept, change in ((MOA, KEPT, 2.0), (arm("no-layer"), MASKED, 1.0)):
+        for how in curve_samplings(kept):
+            share = {"identity": 0.2 + 0.4 * how.strength, "prior_fidelity": change * how.strength}
+            _write(gallery, one, step, CURVE, 0, how, **share, **kept_columns)
     return Results(gallery, (0, 1))
 
 
@@ -85,6 +93,8 @@ def test_verdicts_follow_the_numbers_and_the_missing_arms_are_not_judged(gallery
     assert answers["Without the MoA layer the prior's scene is lost"] == "holds"
     equal = "At equal identity MoA changes less of the prior's picture than fine-tuning without the layer"
     assert answers[equal] == "holds"
+    assert answers["The same, with the prior's scene kept where MoA's routers see nobody"] == "holds"
+    assert answers["The same, and the model without the layer keeps the scene by a segmenter's mask"] == "does not hold"
     assert answers["Identity is on par with FastComposer's way"] == "holds"
     assert answers[
         "The router's map finds the person: a higher AUC than a centre blob and than another picture's map"
@@ -126,7 +136,14 @@ def test_the_report_is_written_from_nothing_and_from_something(gallery: Gallery,
     assert SEARCH[0].title in text and "preservation 4" in text.rpartition("Not measured yet: ")[2]
     assert SAMPLINGS[0].label() in text
     names = {path.name for path in written}
-    assert {"CLAIMS.md", "length-prior.png", "strength-prior.png", "search-training-prior.png"} <= names
+    assert {
+        "CLAIMS.md",
+        "length-prior.png",
+        "strength-prior.png",
+        "scene-prior.png",
+        "search-training-prior.png",
+    } <= names
+    assert "| scene kept | MoA without the MoA layer; scene kept by a mask | 0.60 |" in text
     for name in names - {"CLAIMS.md"}:
         assert f"pictures/claims/{name}" in text
 
@@ -135,7 +152,8 @@ def test_the_plan_draws_every_arm_once_and_the_first_seed_first():
     items = todo((0, 1), 600)
     assert len({item.key() + item.name for item in items}) == len(items)
     full = [item for item in items if item.protocol == FULL and item.arm.kind != "prior"]
-    assert [item.seed for item in full] == [0] * len(TABLE) + [1] * (len(TABLE) - 1)  # release 1 is one training
+    arms = len(TABLE) - 1 + len(SCENES)  # the prior is drawn once
+    assert [item.seed for item in full] == [0] * (arms + 2) + [1] * arms  # release 1, free and kept, is one training
     assert {item.arm.name for item in items} == {one.name for one in (*TABLE, RELEASE, *SEARCH)}
     assert max(item.step for item in items) == 600
     assert not {item.arm.name for item in todo((0,), 600, search=False)} & {one.name for one in SEARCH}

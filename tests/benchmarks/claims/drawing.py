@@ -4,10 +4,10 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,12 +17,13 @@ from evaluation.protocol import Cell, Drawing, Drawings, Instruments, batches, c
 from evaluation.protocol import Subject as Person
 from evaluation.scoring import subject_columns
 from evaluation.subject_mixing import subject_mixing
-from flows.painting import Painter, as_subjects, open_image_encoder, open_instruments, open_pipeline
+from flows.painting import Painter, as_subjects, locate_people, open_image_encoder, open_instruments, open_pipeline
 from infra.settings import Settings
 from moa_model import MoAAdapter
 from preprocessing.segmentation import open_segmenter
 from tests.benchmarks.claims.arms import SampledAdapter
 from tests.benchmarks.claims.ip_adapter import IPAdapterPainter
+from tests.benchmarks.claims.masked import Draws, KeptByMask
 from tests.benchmarks.claims.plan import DEFAULT, PAIR_PROMPTS, PAIR_SEEDS, PRIOR, Arm, Drawn, Sampling
 from tests.benchmarks.claims.plan import Protocol as CellSet
 from tests.benchmarks.claims.training import kept_folder
@@ -31,20 +32,17 @@ from tests.benchmarks.claims.world import World
 _MOST_PEOPLE = 4  # of one picture that are held against the references: more are specks
 
 
-class Draws(Protocol):
-    """Whatever draws a batch of prompts, each with its subjects' crops by word."""
-
-    def draw(
-        self, prompts: Sequence[str], subjects: Sequence[Mapping[str, Any]], seeds: Sequence[int]
-    ) -> list[Drawing]:
-        """One drawing a prompt."""
-
-
 def open_painter(settings: Settings, folder: Path | None, arm: Arm, sampling: Sampling) -> Draws:
     """A trained arm, ready to draw; `folder` holds its weights (None: the prior)."""
+    if sampling.scene == "mask":
+        free = replace(sampling, scene="")
+        segmenter = open_segmenter(settings.models.segmenter, settings.segment)
+        return KeptByMask(open_painter(settings, folder, arm, free), settings, locate_people(segmenter))
     if arm.kind == "ip-adapter":
         assert folder is not None
         return IPAdapterPainter(settings, folder, sampling.strength)
+    kept = settings.evaluate.model_copy(update={"keep_scene": sampling.scene == "router"})
+    settings = settings.model_copy(update={"evaluate": kept})
     pipe = open_pipeline(settings.models)
     adapter: MoAAdapter | None = None
     if folder is not None:

@@ -113,15 +113,15 @@ class IPAdapterPainter:
         self.encoder: ImageEncoder = open_image_encoder(settings.models)
 
     def draw(
-        self, prompts: Sequence[str], subjects: Sequence[Mapping[str, Image.Image]], seeds: Sequence[int]
+        self, prompts: Sequence[str], subjects: Sequence[Mapping[str, Image.Image]], seeds: Sequence[int], **more: Any
     ) -> list[Drawing]:
         """One picture a call: the pipeline takes one set of image embeddings for all the prompts of a call.
 
         Of several subjects all pictures are shown; no masks say whose is where.
         """
-        return [self._one(*each) for each in zip(prompts, subjects, seeds, strict=True)]
+        return [self._one(*each, **more) for each in zip(prompts, subjects, seeds, strict=True)]
 
-    def _one(self, prompt: str, subjects: Mapping[str, Image.Image], seed: int) -> Drawing:
+    def _one(self, prompt: str, subjects: Mapping[str, Image.Image], seed: int, **more: Any) -> Drawing:
         image_1SF = self.encoder.encode(list(subjects.values()))[None]
         options, side = self.settings.evaluate, self.settings.ingest.pixels
         images = self.pipe(
@@ -132,5 +132,6 @@ class IPAdapterPainter:
             generator=torch.Generator().manual_seed(seed),
             height=side,
             width=side,
+            **more,
         ).images
         return Drawing(images[0])

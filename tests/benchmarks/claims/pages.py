@@ -11,12 +11,14 @@ from tests.benchmarks.claims.plan import (
     CURVE,
     DEFAULT,
     FULL,
+    KEPT,
     LENGTHS,
     MOA,
     PRIOR,
     RELEASE,
     ROWS,
     SAMPLINGS,
+    SCENES,
     SEARCH,
     STRENGTHS,
     TABLE,
@@ -24,6 +26,7 @@ from tests.benchmarks.claims.plan import (
     Drawn,
     Protocol,
     Sampling,
+    curve_samplings,
 )
 from tests.benchmarks.claims.results import Results
 from tests.benchmarks.claims.sheets import Row, sheet
@@ -69,9 +72,10 @@ def verdict_table(results: Results, step: int) -> str:
 def goal_table(results: Results, step: int) -> str:
     """The goal set beforehand, part by part, for the table's MoA and for release 1."""
     rows = [
-        f"| {one.title} | {goal.title} | {goal.wanted} | {goal.found} | {'yes' if goal.reached else '**no**'} |"
+        f"| {_titled(one, how)} | {goal.title} | {goal.wanted} | {goal.found} | {'yes' if goal.reached else '**no**'} |"
         for one, at in ((MOA, step), (RELEASE, 0))
-        for goal in goals(results, one, at, step)
+        for how in (DEFAULT, KEPT)
+        for goal in goals(results, one, at, step, how)
     ]
     if not rows:
         return _NOT_YET
@@ -102,7 +106,12 @@ def main_table(results: Results, step: int) -> str:
 
 
 def _rows(step: int) -> list[_Row]:
-    return [(one, 0 if one == RELEASE else step, DEFAULT, one.title) for one in (*TABLE, RELEASE)]
+    rows = [(one, DEFAULT) for one in (*TABLE, RELEASE)] + [*SCENES, (RELEASE, KEPT)]
+    return [(one, 0 if one == RELEASE else step, how, _titled(one, how)) for one, how in rows]
+
+
+def _titled(one: Arm, how: Sampling) -> str:
+    return f"{one.title}; {how.label()}" if how != DEFAULT else one.title
 
 
 def pair_table(results: Results, step: int) -> str:
@@ -144,6 +153,7 @@ _AXES = (
 def curves(results: Results, step: int, drawn: Pictures) -> str:
     """Identity against scene and prompt, over training length and over strength."""
     lengths = [length for length in LENGTHS if length <= step]
+    scenes = dict(SCENES) | {RELEASE: KEPT}
     dials: tuple[tuple[str, str, _Dial], ...] = (
         (
             "length",
@@ -157,12 +167,20 @@ def curves(results: Results, step: int, drawn: Pictures) -> str:
                 (0 if one == RELEASE else step, how, f"strength {how.strength:g}") for how in (*STRENGTHS, DEFAULT)
             ],
         ),
+        (
+            "scene",
+            "Over strength, the prior's scene kept (MoA by its routers, the others by a segmenter's mask)",
+            lambda one: [
+                (0 if one == RELEASE else step, how, f"strength {how.strength:g}, scene kept")
+                for how in (curve_samplings(scenes[one]) if one in scenes else [])
+            ],
+        ),
     )
     parts = []
     for dial, title, points_of in dials:
         names = []
         for measure, label, short in _AXES:
-            if series := _series(results, measure, points_of, dial == "strength"):
+            if series := _series(results, measure, points_of, dial != "length"):
                 names.append(f"{dial}-{short}.png")
                 drawn[names[-1]] = scatter(series, "identity", label)
         if names:
@@ -195,7 +213,7 @@ def _series(
         kept = [(point, label) for point, label in found if point]
         if kept:
             points = [point for point, _ in kept]
-            labels = [label.removeprefix("strength ").removesuffix(" steps") for _, label in kept]
+            labels = [label.removeprefix("strength ").partition(",")[0].removesuffix(" steps") for _, label in kept]
             if from_prior and start:
                 points, labels = [start, *points], ["", *labels]
             series.append(Series(one.title, points, COLOURS[number], labels))
@@ -208,16 +226,17 @@ def _point(results: Results, measure: str, one: Arm, step: int, sampling: Sampli
 
 
 def equal_identity(results: Results, step: int) -> str:
-    """MoA against each arm where both have the same identity, on the curves over strength."""
+    """MoA against each arm where both have the same identity, on the curves over strength, freely and scene kept."""
+    plain = [(one, DEFAULT) for one in _TRAINED if one != MOA]
+    kept = [(one, how) for one, how in SCENES if one != MOA]
+    pairs = [*((DEFAULT, other) for other in plain), *((KEPT, other) for other in (*plain[:3], *kept))]
     rows = []
-    for one in _TRAINED:
-        if one == MOA:
-            continue
+    for ours, (one, theirs) in pairs:
         cells = []
         level = None
         for column, digits in (("prior_fidelity", 1), ("swap_difference", 1), ("object_accuracy", 2)):
-            ours, theirs = curve(results, MOA, step, column), curve(results, one, step, column)
-            found = at_equal_identity(ours, theirs) if ours and theirs else None
+            first, second = curve(results, MOA, step, column, ours), curve(results, one, step, column, theirs)
+            found = at_equal_identity(first, second) if first and second else None
             if found:
                 level = found.level
                 cells.append(
@@ -225,13 +244,15 @@ def equal_identity(results: Results, step: int) -> str:
                     f"difference {found.difference.text(digits)}"
                 )
         if level is not None:
-            rows.append(f"| {one.title} | {level:.2f} | " + " | ".join(cells) + " |")
+            how = ours.label() or "free"
+            rows.append(f"| {how} | {_titled(one, theirs)} | {level:.2f} | " + " | ".join(cells) + " |")
     if not rows:
         return _NOT_YET
     head = (
         "The curves over strength, read where MoA and the other arm have the same identity (the highest that both "
         "reach); linear between the points, MoA's figure first. Changes in grey levels.\n\n"
-        "| MoA against | identity | against the prior | under a swap | held objects |\n| --- | --- | --- | --- | --- |"
+        "| MoA | against | identity | against the prior | under a swap | held objects |\n"
+        "| --- | --- | --- | --- | --- | --- |"
     )
     return "\n".join([head, *rows])
 
@@ -239,7 +260,7 @@ def equal_identity(results: Results, step: int) -> str:
 def search(results: Results, step: int, drawn: Pictures) -> str:
     """MoA with one thing changed: in sampling, from release 1, and in training, from nothing."""
     at = max((length for length in LENGTHS if results.found(MOA, length, CURVE)), default=step)
-    sampled = [(RELEASE, 0, DEFAULT, "release 1 as the demo preset draws"),
+    sampled = [(RELEASE, 0, DEFAULT, "release 1, free"),
                *((RELEASE, 0, how, how.label()) for how in (*STRENGTHS, *SAMPLINGS))]  # fmt: skip
     trained = [(MOA, at, DEFAULT, f"MoA as the demo preset, {at:,} steps"),
                *((one, at, DEFAULT, one.title) for one in SEARCH)]  # fmt: skip
@@ -302,7 +323,8 @@ def sheets(results: Results, step: int, drawn: Pictures) -> str:
     pictures = {one.name: gallery.pictures(Drawn(one, seed, step, DEFAULT, FULL)) for one in arms}
     people = gallery.subjects(FULL)[:_SHEET_PEOPLE]
     pictures[RELEASE.name] = gallery.pictures(Drawn(RELEASE, 0, 0, DEFAULT, FULL))
-    titles = ["reference", "the prior", *(one.title for one in arms), "release 1", "its router"]
+    kept = gallery.pictures(Drawn(RELEASE, 0, 0, KEPT, FULL)) or {}
+    titles = ["reference", "the prior", *(one.title for one in arms), "release 1", "its router", "… scene kept"]
     parts = []
     for prompt, noise in _SHEET_CELLS:
         rows, text = [], ""
@@ -316,7 +338,8 @@ def sheets(results: Results, step: int, drawn: Pictures) -> str:
             last = (pictures[RELEASE.name] or {}).get(cell)
             routed = heat_map(last.picture, last.router) if last and last.router is not None else None
             row = [one.picture if one else None for one in (prior[cell.prior], *shown, last)]
-            rows.append(Row([gallery.crop(person), *row, routed]))
+            same = kept.get(cell)
+            rows.append(Row([gallery.crop(person), *row, routed, same.picture if same else None]))
         name = f"sheet-{prompt}-{noise}.png"
         drawn[name] = sheet(titles, rows)
         parts.append(

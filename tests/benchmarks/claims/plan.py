@@ -128,6 +128,8 @@ class Sampling:
     """Who draws the unconditional half of the guidance."""
     threshold: float = 0.0
     """R_1 below it counts as 0."""
+    scene: Literal["", "router", "mask"] = ""
+    """The prior's own run kept outside the people: of whom the routers know, or a segmenter of the prior's picture."""
 
     def label(self) -> str:
         """Short and unique, for file names and charts; "" for the default."""
@@ -140,12 +142,18 @@ class Sampling:
             parts.append("unconditional half by the prior")
         if self.threshold:
             parts.append(f"R1 below {self.threshold:g} is 0")
+        if self.scene:
+            parts.append({"router": "scene kept", "mask": "scene kept by a mask"}[self.scene])
         return ", ".join(parts)
 
 
 DEFAULT = Sampling()
 STRENGTHS = tuple(Sampling(strength=value) for value in (0.25, 0.5, 0.75))  # the default is 1
+KEPT = Sampling(scene="router")
+MASKED = Sampling(scene="mask")
 SAMPLINGS = (
+    KEPT,
+    *(replace(KEPT, strength=how.strength) for how in STRENGTHS),
     Sampling(prior_only_above=750),
     Sampling(prior_only_above=800),
     Sampling(unconditional="prior"),
@@ -153,7 +161,17 @@ SAMPLINGS = (
     Sampling(threshold=0.2),
     Sampling(threshold=0.3),
     Sampling(prior_only_above=800, threshold=0.2),
+    replace(KEPT, prior_only_above=800),
 )
+
+
+# Who keeps the prior's scene, and by what: MoA's routers know where the people are, the others ask a segmenter.
+SCENES = ((MOA, KEPT), (arm("no-layer"), MASKED), (arm("ip-adapter"), MASKED))
+
+
+def curve_samplings(how: Sampling) -> list[Sampling]:
+    """`how` at every strength, the full one last."""
+    return [*(replace(how, strength=one.strength) for one in STRENGTHS), how]
 
 
 @dataclass(frozen=True)
@@ -193,7 +211,9 @@ class Drawn:
 
     def key(self) -> str:
         """Changes with everything the result depends on."""
-        facts = [self.arm.training_key(), self.arm.prior_only_above, asdict(self.sampling), asdict(self.protocol)]
+        # A field that says nothing is left out: what was drawn before there was such a field is still what it was.
+        sampling = {name: value for name, value in asdict(self.sampling).items() if (name, value) != ("scene", "")}
+        facts = [self.arm.training_key(), self.arm.prior_only_above, sampling, asdict(self.protocol)]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -207,16 +227,19 @@ def todo(seeds: tuple[int, ...], length: int, search: bool = True) -> list[Drawn
     first, *others = seeds
 
     def full(arms: Sequence[Arm], seed: int) -> list[Drawn]:
-        return [Drawn(one, seed, length, DEFAULT, FULL) for one in arms]
+        items = [Drawn(one, seed, length, DEFAULT, FULL) for one in arms]
+        return items + [Drawn(one, seed, length, how, FULL) for one, how in SCENES if one in arms]
 
     def curves(arms: Sequence[Arm]) -> list[Drawn]:
         points = [(step, DEFAULT) for step in reversed(LENGTHS) if step <= length]
         points += [(length, sampling) for sampling in STRENGTHS]
-        return [Drawn(one, first, step, sampling, CURVE) for one in arms for step, sampling in points]
+        items = [Drawn(one, first, step, sampling, CURVE) for one in arms for step, sampling in points]
+        kept = [(one, at) for one, how in SCENES if one in arms for at in curve_samplings(how)]
+        return items + [Drawn(one, first, length, sampling, CURVE) for one, sampling in kept]
 
     core, ablations = trained[:4], trained[4:]
     items = [Drawn(PRIOR, 0, 0, DEFAULT, protocol) for protocol in (FULL, CURVE)]
-    items += [*full(core, first), Drawn(RELEASE, 0, 0, DEFAULT, FULL), *curves(core)]
+    items += [*full(core, first), *(Drawn(RELEASE, 0, 0, how, FULL) for how in (DEFAULT, KEPT)), *curves(core)]
     if search:
         items += [Drawn(RELEASE, 0, 0, sampling, CURVE) for sampling in (DEFAULT, *STRENGTHS, *SAMPLINGS)]
     items += [*full(ablations, first), *curves(ablations)]

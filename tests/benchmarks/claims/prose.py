@@ -50,5 +50,8 @@ METHOD = f"""\
 - **Intervals**: training seeds and people are crossed; each of 4,000 bootstrap draws resamples both. With one training seed
   the interval is over people alone: how lucky a training was is not in it. Differences are paired. There is no correction
   for asking several questions.
+- **Scene kept** (ours, `moa_model/scene.py`; no part of the paper or of the other methods): after every step the latents outside the people
+  are set back to those of the prior's own run of that prompt and seed. Where people are MoA's routers say (mean of R₁ over layers, largest so
+  far); *by a mask*: a segmenter sees the prior's finished picture, and its mask is widened by a latent pixel. It costs the prior's run besides.
 - **Strength** s multiplies R₁ (IP-Adapter: its scale); 0 is the prior.
 """

@@ -9,7 +9,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tests.benchmarks.claims.intervals import Curve, Estimate, at_equal_identity, difference
-from tests.benchmarks.claims.plan import CURVE, DEFAULT, FULL, LENGTHS, MOA, PRIOR, STRENGTHS, Arm, Protocol, arm
+from tests.benchmarks.claims.plan import (
+    CURVE,
+    DEFAULT,
+    FULL,
+    KEPT,
+    LENGTHS,
+    MASKED,
+    MOA,
+    PRIOR,
+    Arm,
+    Protocol,
+    Sampling,
+    arm,
+    curve_samplings,
+)
 from tests.benchmarks.claims.results import Results
 
 ON_PAR = 0.05  # of identity: what a person of the demo's pictures could hardly see
@@ -39,6 +53,8 @@ def verdicts(results: Results, step: int) -> list[Verdict]:
     judges: tuple[Callable[[Results, int], Verdict], ...] = (
         _keeps_the_scene,
         _keeps_the_scene_at_equal_identity,
+        _keeps_the_scene_by_its_routers,
+        _keeps_the_scene_better_than_a_mask,
         _identity_on_par,
         _beats_ip_adapter,
         _needs_spacetime,
@@ -51,15 +67,15 @@ def verdicts(results: Results, step: int) -> list[Verdict]:
     return [judge(results, step) for judge in judges]
 
 
-def curve(results: Results, one: Arm, step: int, column: str) -> Curve | None:
+def curve(results: Results, one: Arm, step: int, column: str, how: Sampling = DEFAULT) -> Curve | None:
     """Identity and another column from the prior (strength 0) over the strengths drawn so far to 1.
 
     None without strength 1 or without any in between: a straight line from the prior would be a guess.
     """
-    points = [(PRIOR, 0, DEFAULT), *((one, step, sampling) for sampling in (*STRENGTHS, DEFAULT))]
+    points = [(PRIOR, 0, DEFAULT), *((one, step, sampling) for sampling in curve_samplings(how))]
     pairs = [
-        (results.column("identity", who, at, CURVE, how), results.column(column, who, at, CURVE, how))
-        for who, at, how in points
+        (results.column("identity", who, at, CURVE, sampling), results.column(column, who, at, CURVE, sampling))
+        for who, at, sampling in points
     ]
     if not all(pairs[0]) or not all(pairs[-1]):
         return None
@@ -75,7 +91,23 @@ def _keeps_the_scene(results: Results, step: int) -> Verdict:
 
 def _keeps_the_scene_at_equal_identity(results: Results, step: int) -> Verdict:
     claim = "At equal identity MoA changes less of the prior's picture than fine-tuning without the layer"
-    first, second = (curve(results, one, step, "prior_fidelity") for one in (MOA, arm("no-layer")))
+    return _at_equal_identity(results, step, claim, DEFAULT, DEFAULT)
+
+
+def _keeps_the_scene_by_its_routers(results: Results, step: int) -> Verdict:
+    claim = "The same, with the prior's scene kept where MoA's routers see nobody (ours; the other arm has no routers)"
+    return _at_equal_identity(results, step, claim, KEPT, DEFAULT)
+
+
+def _keeps_the_scene_better_than_a_mask(results: Results, step: int) -> Verdict:
+    claim = "The same, and the model without the layer keeps the scene by a segmenter's mask (ours)"
+    return _at_equal_identity(results, step, claim, KEPT, MASKED)
+
+
+def _at_equal_identity(results: Results, step: int, claim: str, ours: Sampling, theirs: Sampling) -> Verdict:
+    """MoA against the model without the layer, each drawn in its own way."""
+    first = curve(results, MOA, step, "prior_fidelity", ours)
+    second = curve(results, arm("no-layer"), step, "prior_fidelity", theirs)
     if first is None or second is None or (found := at_equal_identity(first, second)) is None:
         return Verdict(claim, "not measured", "")
     return Verdict(
@@ -181,7 +213,7 @@ class Goal:
     reached: bool
 
 
-def goals(results: Results, one: Arm, at: int, step: int) -> list[Goal]:
+def goals(results: Results, one: Arm, at: int, step: int, how: Sampling = DEFAULT) -> list[Goal]:
     """Identity >= 0.6, background change <= 0.15, change against the prior at most half of FastComposer's, objects."""
     checks = (
         ("identity", "identity", lambda e: e.mean >= 0.6, "at least 0.6"),
@@ -190,9 +222,9 @@ def goals(results: Results, one: Arm, at: int, step: int) -> list[Goal]:
     )
     found = []
     for title, measure, passes, wanted in checks:
-        if (measured := results.estimate(measure, one, at, FULL)) is not None:
+        if (measured := results.estimate(measure, one, at, FULL, how)) is not None:
             found.append(Goal(title, wanted, measured.text(), passes(measured)))
-    ours = results.estimate("fidelity", one, at, FULL)
+    ours = results.estimate("fidelity", one, at, FULL, how)
     theirs = results.estimate("fidelity", arm("fastcomposer"), step, FULL)
     if ours and theirs:
         title, wanted = "change against the prior's picture", "at most half of FastComposer's way"
