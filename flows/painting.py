@@ -107,8 +107,8 @@ class Painter:
         return self._scene([prompt], [seed], {}) if self.settings.evaluate.keep_scene else None
 
     def _scene(self, prompts: Sequence[str], seeds: Sequence[int], more: Mapping[str, Any]) -> Scene:
-        """The prior's runs of a batch. Those without `more` are drawn once: one serves every subject."""
-        if more:
+        """The prior's runs of a batch. One serves every subject, so it is remembered, if nothing else decides it."""
+        if more or getattr(self.pipe.unet, "peft_config", None):  # a LoRA
             return Scene.drawn(self.pipe, **self._call_for(prompts, seeds), **more)
         asked = list(zip(prompts, seeds, strict=True))
         if missing := [one for one in dict.fromkeys(asked) if one not in self._scenes]:
