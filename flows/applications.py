@@ -84,8 +84,10 @@ def swap_in_photo(release: Release, photo: Path, subject: Path, prompt: str, rep
     steps = 2 * release.settings.evaluate.inference_steps  # DDIM is of first order, UniPC is not
     inverted = applications.invert(painter.pipe, original, prompt, steps)
     restored = applications.regenerate(painter.pipe, adapter, inverted, {})
-    opened = applications.renoised(inverted, torch.from_numpy(people[replace - 1][1]))
-    swapped = applications.regenerate(painter.pipe, adapter, opened, bound, _PHOTO_GUIDANCE)
+    place = torch.from_numpy(people[replace - 1][1])
+    opened = applications.renoised(inverted, place)
+    replaced = place if release.settings.evaluate.keep_scene else None
+    swapped = applications.regenerate(painter.pipe, adapter, opened, bound, _PHOTO_GUIDANCE, replaced)
     return captioned(
         [("photo", original), ("inverted, restored", restored), (subject.stem, newcomer), ("swapped", swapped)], 4
     )
@@ -107,8 +109,8 @@ def browse(
         bound: dict[str, Any] = {word: [] for word in words}
         for word, photo in zip(words, photos, strict=True):
             bound[word].append(painter.crop(photo))
-        scene = painter.scene(prompt, pick)
-        drawn = applications.draw(painter.pipe, _adapter(painter), prompt, bound, pick, scene, **painter.call)
+        picked = painter.scene(prompt, pick)
+        drawn = applications.draw(painter.pipe, _adapter(painter), prompt, bound, pick, picked, **painter.call)
         shown += [("", None)] * (-len(shown) % width)
         shown += [(path.stem, photo) for path, photo in zip(subjects, photos, strict=True)]
         shown += [(f"in seed {pick}", drawn)]

@@ -39,6 +39,7 @@ class Painter:
     def __init__(self, settings: Settings, pipe: Any, adapter: MoAAdapter | None, segmenter: Segmenter) -> None:
         self.settings, self.pipe, self.adapter, self.segmenter = settings, pipe, adapter, segmenter
         self._scenes: dict[tuple[str, int], Tensor] = {}  # latents after every step, by prompt and seed
+        self._timesteps: Sequence[float] = ()
 
     @classmethod
     def open(cls, settings: Settings, adapter: Mapping[str, bytes] | Path | None) -> Self:
@@ -108,17 +109,19 @@ class Painter:
 
     def _scene(self, prompts: Sequence[str], seeds: Sequence[int], more: Mapping[str, Any]) -> Scene:
         """The prior's runs of a batch. One serves every subject, so it is remembered, if nothing else decides it."""
-        if more or getattr(self.pipe.unet, "peft_config", None):  # a LoRA
-            return Scene.drawn(self.pipe, **self._call_for(prompts, seeds), **more)
+        call: dict[str, Any] = {"output_type": "latent"}
+        if more or any(getattr(part, "peft_config", None) for part in (self.pipe.unet, self.pipe.text_encoder)):  # LoRA
+            return Scene.drawn(self.pipe, **self._call_for(prompts, seeds), **call, **more)
         asked = list(zip(prompts, seeds, strict=True))
         if missing := [one for one in dict.fromkeys(asked) if one not in self._scenes]:
-            drawn = Scene.drawn(self.pipe, **self._call_for(*zip(*missing, strict=True)), output_type="latent")
+            drawn = Scene.drawn(self.pipe, **self._call_for(*zip(*missing, strict=True)), **call)
+            self._timesteps = drawn.timesteps
             for row, one in enumerate(missing):
                 self._scenes[one] = torch.stack([latents[row] for latents in drawn.latents])
         scenes = torch.stack([self._scenes[one] for one in asked], dim=1)
         for one in list(self._scenes)[:-_SCENES]:
             del self._scenes[one]
-        return Scene(list(scenes))
+        return Scene(list(scenes), self._timesteps)
 
     def _call_for(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -58,10 +58,15 @@ class _Attachment:
 
 
 @dataclass
+class _Recording:
+    subject_maps: bool
+    steps: list[RecordedStep] = field(default_factory=list)
+
+
+@dataclass
 class _Switches:
     prior_only: bool = False
-    recording: list[RecordedStep] | None = None
-    subject_maps: bool = False
+    recordings: list[_Recording] = field(default_factory=list)
     attachments: list[_Attachment] = field(default_factory=list)
 
 
@@ -207,19 +212,16 @@ class MoAAdapter(nn.Module):
 
     @contextmanager
     def recording(self, subject_maps: bool = True) -> Iterator[list[RecordedStep]]:
-        """Collect router and subject maps of every step that the experts take part in, for outer recordings too.
+        """Collect router and subject maps of every step that the experts take part in; recordings may overlap.
 
-        Without ``subject_maps`` the routers' alone, which cost nothing.
+        Without ``subject_maps`` the routers' alone, which cost little: two maps a layer and step.
         """
-        before, with_subjects = self._switches.recording, self._switches.subject_maps
-        steps: list[RecordedStep] = []
-        self._switches.recording, self._switches.subject_maps = steps, subject_maps or with_subjects
+        own = _Recording(subject_maps)
+        self._switches.recordings.append(own)
         try:
-            yield steps
+            yield own.steps
         finally:
-            self._switches.recording, self._switches.subject_maps = before, with_subjects
-            if before is not None:
-                before.extend(steps)
+            self._switches.recordings = [one for one in self._switches.recordings if one is not own]
 
     # ---- inside one forward pass
 
@@ -286,16 +288,17 @@ class MoAAdapter(nn.Module):
         word_LBSD = self.prompt(image_BSF, word_BSD, timestep_B, self._cross_layers)
         if subjects.scale_BS is not None:
             word_LBSD = word_LBSD * subjects.scale_BS.to(word_LBSD)[..., None]
-        share = None if (share_B == 1).all() else share_B.to(text_BTD.dtype)
         maps = subjects.maps
-        if maps is None and self._switches.recording is not None:
+        if maps is None and (open_ones := self._switches.recordings):
             blocks = {shape.block for shape in self.config.layers}
-            maps = AttentionMaps(blocks, subjects_too=self._switches.subject_maps)
-            self._switches.recording.append(RecordedStep(first, size, maps, share))
+            maps = AttentionMaps(blocks, subjects_too=any(one.subject_maps for one in open_ones))
+            for one in open_ones:
+                one.steps.append(RecordedStep(first, size, maps))
         router = request.fixed_router(rows, first, size)
         text = None
         if attachment is not None and not torch.is_grad_enabled() and not text_BTD.is_inference():
             text = self._text_keys(attachment, text_BTD, first, word_LBSD, token_BST)
+        share = None if (share_B == 1).all() else share_B.to(text_BTD.dtype)
         return MoAStep(word_LBSD, token_BST, share, maps, router, self.skip_below, text)
 
     def _text_keys(

@@ -17,7 +17,7 @@ from torch.nn import functional
 from infra.errors import UserError
 from moa_model.layers import LayerShape, unwrapped
 from moa_model.prompt import place
-from moa_model.routing import FixedRouter, fixed, mix, route
+from moa_model.routing import FixedRouter, fixed, mix, route, steered
 
 _SPARSE_PIXELS = 1024  # smaller layers are quicker dense than picked apart row by row
 # A pixel of cross-attention costs a tenth of one of self-attention. Where error² per cost is to be equal, the smallest
@@ -34,6 +34,8 @@ class AttentionMaps:
     blocks: Collection[int]
     router: dict[int, Float[Tensor, "B N"]] = field(default_factory=dict)
     """R_0, the prior's weight, by layer index."""
+    asked: dict[int, Float[Tensor, "B N"]] = field(default_factory=dict)
+    """R_1 as the router says it, before a strength or a threshold changes it."""
     subject: dict[int, Float[Tensor, "B S N"]] = field(default_factory=dict)
     """A_s, the personalization expert's attention to each subject's token (mean over heads), by cross-layer index."""
     subjects_too: bool = True
@@ -114,7 +116,7 @@ class Expert(nn.Module):
         return self._merge(attention.to(value.dtype) @ value), map_BSN
 
     def _heads(self, hidden_BNC: Tensor, key_value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        key, value = (_split_heads(x, self.heads).contiguous() for x in key_value.chunk(2, dim=-1))
+        key, value = (_packed(_split_heads(x, self.heads)) for x in key_value.chunk(2, dim=-1))
         return _split_heads(self.query(hidden_BNC), self.heads), key, value
 
     def _merge(self, values: Tensor) -> Tensor:
@@ -163,13 +165,13 @@ class MoAAttentionProcessor(nn.Module):
             prior_BNC = _prior_of_keys(attn, hidden_states, *prior_keys(attn, condition))
         skip_below = moa.skip_below * (_CROSS_SKIPS if self.shape.cross else 1)
         if moa.router is None:
-            router_BN2 = route(self.router(hidden_states), moa.share_B, skip_below)
+            said_BN2 = route(self.router(hidden_states))
         else:
-            weight_BN = moa.router.weight(self.index, hidden_states.shape[1])
-            router_BN2 = fixed(weight_BN, hidden_states, moa.share_B, skip_below)
+            said_BN2 = fixed(moa.router.weight(self.index, hidden_states.shape[1]), hidden_states)
+        router_BN2 = steered(said_BN2, moa.share_B, skip_below)
         maps = moa.maps if moa.maps is not None and self.shape.block in moa.maps.blocks else None
         if maps is not None:
-            maps.router[self.index] = router_BN2[..., 0]
+            maps.router[self.index], maps.asked[self.index] = router_BN2[..., 0], said_BN2[..., 1]
         attended = maps is not None and maps.subjects_too and self.shape.cross
         sparse = moa.skip_below and hidden_states.shape[1] >= _SPARSE_PIXELS and attention_mask is None
         if sparse and not attended:
@@ -213,7 +215,7 @@ class MoAAttentionProcessor(nn.Module):
 def prior_keys(host: Attention, condition_BTD: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor]:
     """The prior's keys and values of what it attends to, [B, heads, T, d] each."""
     projected = host.to_k(condition_BTD), host.to_v(condition_BTD)
-    key, value = (_split_heads(x, host.heads).contiguous() for x in projected)
+    key, value = (_packed(_split_heads(x, host.heads)) for x in projected)
     return key, value
 
 
@@ -226,10 +228,14 @@ def _prior_of_keys(attn: Attention, hidden_BNC: Tensor, key: Tensor, value: Tens
 
 
 def _split_heads(projected_BNI: Tensor, heads: int) -> Float[Tensor, "B heads N d"]:
-    """A view. Keys and values are worth a copy besides: an attention kernel reads them once for every few queries, and
-    a CPU's loses more by strides than the copy costs. The queries' layout is the output's, which merges for nothing.
-    """
+    """A view: the queries' layout is also the output's, which then merges for nothing."""
     return rearrange(projected_BNI, "b n (h d) -> b h n d", h=heads)
+
+
+def _packed(heads: Float[Tensor, "B heads T d"]) -> Float[Tensor, "B heads T d"]:
+    """Keys or values, head by head on a CPU: its kernel reads them once for every few queries, and loses more by
+    strides than a copy costs. The numbers are the same, bit for bit."""
+    return heads.contiguous() if heads.device.type == "cpu" else heads
 
 
 def _heads_mask(attn: Attention, mask: Tensor | None, key_value: Tensor) -> Tensor | None:

@@ -23,8 +23,6 @@ class RecordedStep:
     timestep: float
     latent_size: tuple[int, int]
     maps: AttentionMaps
-    share_B: Float[Tensor, " B"] | None = None
-    """What each row's R_1 was multiplied by (a subject's strength); None = 1."""
 
     def router(self) -> dict[int, Float[Tensor, "B h w"]]:
         """R_0, the prior's weight, by layer index, at each layer's own size."""
@@ -37,6 +35,10 @@ class RecordedStep:
     def mean_router(self) -> Float[Tensor, "B H W"]:
         """R_0, mean over layers, at the latent's size."""
         return mean_over_layers(self.maps.router.values(), self.latent_size)
+
+    def mean_asked(self) -> Float[Tensor, "B H W"]:
+        """R_1 as the routers say it, before a strength or a threshold; mean over layers, at the latent's size."""
+        return mean_over_layers(self.maps.asked.values(), self.latent_size)
 
     def _picture(self, flat: Tensor) -> Tensor:
         return flat.float().unflatten(-1, layer_size(self.latent_size, flat.shape[-1]))

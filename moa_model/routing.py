@@ -55,31 +55,24 @@ class RecordedRouter:
         return 1 - recorded
 
 
-def route(
-    logits_BN2: Float[Tensor, "B N 2"],
-    share_B: Float[Tensor, " B"] | None = None,
-    skip_below: float = 0.0,
-) -> Float[Tensor, "B N 2"]:
-    """R = softmax(f(Z)) over prior and personalization (eq. 5).
-
-    ``share_B`` multiplies R_1, and gives R_0 what is left: 0 is the prior alone, 1 (or None) the router's own word.
-    An R_1 below ``skip_below`` counts 0.
-    """
-    return steered(logits_BN2.softmax(dim=-1), share_B, skip_below)
+def route(logits_BN2: Float[Tensor, "B N 2"]) -> Float[Tensor, "B N 2"]:
+    """R = softmax(f(Z)) over prior and personalization (eq. 5)."""
+    return logits_BN2.softmax(dim=-1)
 
 
-def fixed(
-    weight_BN: Float[Tensor, "b N"], like_BNC: Float[Tensor, "B N C"], share_B: Tensor | None, skip_below: float = 0.0
-) -> Float[Tensor, "B N 2"]:
-    """R from a given R_1 (b = B, or 1 for all rows alike), steered as ``route`` does."""
+def fixed(weight_BN: Float[Tensor, "b N"], like_BNC: Float[Tensor, "B N C"]) -> Float[Tensor, "B N 2"]:
+    """R from a given R_1 (b = B, or 1 for all rows alike)."""
     weight_BN = weight_BN.to(like_BNC).expand(len(like_BNC), -1)
-    return steered(torch.stack([1 - weight_BN, weight_BN], dim=-1), share_B, skip_below)
+    return torch.stack([1 - weight_BN, weight_BN], dim=-1)
 
 
 def steered(
-    router_BN2: Float[Tensor, "B N 2"], share_B: Float[Tensor, " B"] | None, skip_below: float
+    router_BN2: Float[Tensor, "B N 2"], share_B: Float[Tensor, " B"] | None = None, skip_below: float = 0.0
 ) -> Float[Tensor, "B N 2"]:
-    """R with R_1 scaled by ``share_B`` and, below ``skip_below``, set to 0; R_0 = 1 − R_1."""
+    """R with R_1 scaled by ``share_B`` and, below ``skip_below``, set to 0; R_0 = 1 − R_1.
+
+    A share of 0 is the prior alone, 1 (or None) the router's own word.
+    """
     if share_B is None and not skip_below:
         return router_BN2
     weight_BN = router_BN2[..., 1]

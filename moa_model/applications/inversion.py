@@ -4,6 +4,7 @@ Axes: B = 1 picture, C latent channels, H W latent pixels.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.nn import functional
 
 from moa_model.adapter import MoAAdapter
 from moa_model.binding import SubjectsByWord
+from moa_model.scene import Scene
 
 # A photo's own noise schedule, whatever the pipeline samples with: both directions must meet the same timesteps.
 _SCHEDULE = {"timestep_spacing": "leading", "clip_sample": False, "set_alpha_to_one": False}
@@ -33,6 +35,8 @@ class Inverted:
     size: tuple[int, int]
     """Height and width of the photo."""
     steps: int
+    latents: tuple[Float[Tensor, "B C H W"], ...] = ()
+    """What `regenerate` has after each step where it repeats the photo: from nearly noise to the photo itself."""
 
 
 @torch.no_grad()
@@ -47,13 +51,15 @@ def invert(pipe: Any, photo: Image.Image, prompt: str, steps: int = 30, refineme
     pixels = torch.from_numpy(np.array(photo.convert("RGB"))).permute(2, 0, 1)[None].to(pipe.device, pipe.vae.dtype)
     latent = pipe.vae.encode(pixels / 127.5 - 1).latent_dist.mode() * pipe.vae.config.scaling_factor
     text = pipe.encode_prompt(prompt, pipe.device, 1, False)[0]
+    passed = []
     for timestep in scheduler.timesteps:
+        passed.append(latent)
         arrived = latent
         for _ in range(1 + refinements):
             noise = _noise(pipe, scheduler, arrived, timestep, text)
             arrived = scheduler.step(noise, timestep, latent).prev_sample
         latent = arrived
-    return Inverted(prompt, latent, (photo.height, photo.width), steps)
+    return Inverted(prompt, latent, (photo.height, photo.width), steps, tuple(reversed(passed)))
 
 
 def renoised(inverted: Inverted, mask_HW: Bool[Tensor, "height width"], share: float = 0.8, seed: int = 0) -> Inverted:
@@ -64,31 +70,48 @@ def renoised(inverted: Inverted, mask_HW: Bool[Tensor, "height width"], share: f
     """
     fresh = torch.randn(inverted.noise.shape, generator=torch.Generator().manual_seed(seed)).to(inverted.noise)
     blend = math.sqrt(1 - share) * inverted.noise + math.sqrt(share) * fresh
-    where = functional.adaptive_max_pool2d(mask_HW[None, None].float(), inverted.noise.shape[-2:]).to(blend)
-    return replace(inverted, noise=torch.lerp(inverted.noise, blend, where))
+    return replace(inverted, noise=torch.lerp(inverted.noise, blend, _touched(mask_HW, inverted)))
 
 
 def regenerate(
-    pipe: Any, adapter: MoAAdapter, inverted: Inverted, subjects: SubjectsByWord, guidance_scale: float = 1.0
+    pipe: Any,
+    adapter: MoAAdapter,
+    inverted: Inverted,
+    subjects: SubjectsByWord,
+    guidance_scale: float = 1.0,
+    replaced_HW: Bool[Tensor, "height width"] | None = None,
 ) -> Image.Image:
     """The photo again, with `subjects` at the words of its prompt; with none, the photo as the prior reconstructs it.
 
     Whoever is to stay is bound too, to a crop of themselves. Guidance leads towards the subjects and away from the
-    photo: 1 is none.
+    photo: 1 is none. With the mask of who is replaced (`replaced_HW`), everything outside it that the routers do not
+    give to the subjects stays the photo's own (`scene.Scene`); without, as in the paper, it is drawn again.
     """
     ddim = DDIMScheduler.from_config(pipe.scheduler.config, **_SCHEDULE)
     sampler = type(pipe)(**{**pipe.components, "scheduler": ddim}, requires_safety_checker=False)
     sampler.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     height, width = inverted.size
-    return sampler(
-        inverted.prompt,
-        latents=inverted.noise,
-        num_inference_steps=inverted.steps,
-        guidance_scale=guidance_scale,
-        height=height,
-        width=width,
-        cross_attention_kwargs=adapter.bind(sampler, inverted.prompt, subjects),
-    ).images[0]
+    keeping: AbstractContextManager[dict[str, Any]] = nullcontext({})
+    if replaced_HW is not None:
+        ddim.set_timesteps(inverted.steps)
+        scene = Scene(inverted.latents, ddim.timesteps.tolist())
+        keeping = scene.kept(adapter, people_BHW=_touched(replaced_HW, inverted)[0])
+    with keeping as keep:
+        return sampler(
+            inverted.prompt,
+            latents=inverted.noise,
+            num_inference_steps=inverted.steps,
+            guidance_scale=guidance_scale,
+            height=height,
+            width=width,
+            cross_attention_kwargs=adapter.bind(sampler, inverted.prompt, subjects),
+            **keep,
+        ).images[0]
+
+
+def _touched(mask_HW: Bool[Tensor, "height width"], inverted: Inverted) -> Float[Tensor, "1 1 H W"]:
+    """The latent pixels that a mask of the photo touches."""
+    return functional.adaptive_max_pool2d(mask_HW[None, None].to(inverted.noise), inverted.noise.shape[-2:])
 
 
 def _noise(pipe: Any, scheduler: Any, latent: Tensor, timestep: Tensor, text: Tensor) -> Tensor:

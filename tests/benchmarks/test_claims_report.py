@@ -19,10 +19,10 @@ from tests.benchmarks.claims.plan import (
     PRIOR,
     RELEASE,
     SAMPLINGS,
-    SCENES,
     SEARCH,
     STRENGTHS,
     TABLE,
+    TABLE_SCENES,
     Arm,
     Drawn,
     Protocol,
@@ -152,7 +152,7 @@ def test_the_plan_draws_every_arm_once_and_the_first_seed_first():
     items = todo((0, 1), 600)
     assert len({item.key() + item.name for item in items}) == len(items)
     full = [item for item in items if item.protocol == FULL and item.arm.kind != "prior"]
-    arms = len(TABLE) - 1 + len(SCENES)  # the prior is drawn once
+    arms = len(TABLE) - 1 + len(TABLE_SCENES)  # the prior is drawn once
     assert [item.seed for item in full] == [0] * (arms + 2) + [1] * arms  # release 1, free and kept, is one training
     assert {item.arm.name for item in items} == {one.name for one in (*TABLE, RELEASE, *SEARCH)}
     assert max(item.step for item in items) == 600

@@ -37,7 +37,8 @@ def open_painter(settings: Settings, folder: Path | None, arm: Arm, sampling: Sa
     if sampling.scene == "mask":
         free = replace(sampling, scene="")
         segmenter = open_segmenter(settings.models.segmenter, settings.segment)
-        return KeptByMask(open_painter(settings, folder, arm, free), settings, locate_people(segmenter))
+        batch = 1 if arm.kind == "ip-adapter" else settings.evaluate.batch_size
+        return KeptByMask(open_painter(settings, folder, arm, free), settings, locate_people(segmenter), batch)
     if arm.kind == "ip-adapter":
         assert folder is not None
         return IPAdapterPainter(settings, folder, sampling.strength)

@@ -1,12 +1,14 @@
-"""A kept scene for methods without a router: the segmenter says where the people of the prior's picture are.
+"""A kept scene for methods without a router: a segmenter says where the people are.
 
-MoA's routers give that region for nothing. Whoever has none can still ask a segmenter, and a fair comparison lets them.
+MoA's routers tell it for nothing. Whoever has none can still ask a segmenter, and a fair comparison lets them: of the
+prior's picture, whose person has to give way, and of the method's own free picture, whose person needs the room.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,46 +29,55 @@ class Draws(Protocol):
 
 
 class KeptByMask:
-    """A painter whose pictures keep the prior's scene but for the people that the prior drew, a latent pixel wider."""
+    """A painter whose pictures keep the prior's scene but for the people, prior's and own."""
 
-    def __init__(self, painter: Draws, settings: Settings, locate: Locate) -> None:
-        self._painter, self._settings, self._locate = painter, settings, locate
+    def __init__(self, painter: Draws, settings: Settings, locate: Locate, batch: int) -> None:
+        """`batch`: pictures a call; IP-Adapter's pipeline takes one."""
+        self._painter, self._settings, self._locate, self._batch = painter, settings, locate, batch
         self._stock = open_pipeline(settings.models)  # the prior's own: nothing is attached to it
-        self._scenes: dict[tuple[str, int], tuple[Scene, Tensor]] = {}
 
     def draw(
         self, prompts: Sequence[str], subjects: Sequence[Mapping[str, Any]], seeds: Sequence[int], **more: Any
     ) -> list[Drawing]:
-        """One picture a call, since IP-Adapter takes one."""
+        """Every picture twice: freely, to see where its person stands, and with the scene kept."""
         drawn = []
-        for prompt, cast, seed in zip(prompts, subjects, seeds, strict=True):
-            scene, region = self._scene(prompt, seed)
-            keep = {"callback_on_step_end": _put_back(scene, region)}
-            drawn += self._painter.draw([prompt], [cast], [seed], **keep, **more)
+        for start in range(0, len(prompts), self._batch):
+            part = slice(start, start + self._batch)
+            batch = prompts[part], subjects[part], seeds[part]
+            scene = self._scene(prompts[part], seeds[part])
+            free = [drawing.picture for drawing in self._painter.draw(*batch, **more)]
+            region_B1HW = self._people([scene.images, free], scene)
+            drawn += self._painter.draw(*batch, callback_on_step_end=put_back(scene, region_B1HW), **more)
         return drawn
 
-    def _scene(self, prompt: str, seed: int) -> tuple[Scene, Tensor]:
-        if (prompt, seed) not in self._scenes:
-            options, side = self._settings.evaluate, self._settings.ingest.pixels
-            scene = Scene.drawn(
-                self._stock,
-                prompt=prompt,
-                generator=torch.Generator().manual_seed(seed),
-                num_inference_steps=options.inference_steps,
-                guidance_scale=options.guidance_scale,
-                height=side,
-                width=side,
-            )
-            picture = scene.images[0]
-            mask_HW = torch.from_numpy(people_mask(picture, self._locate([picture])[0])).float()
-            size = (scene.latents[0].shape[-2], scene.latents[0].shape[-1])
-            touched = functional.adaptive_max_pool2d(mask_HW[None, None], size)
-            self._scenes[prompt, seed] = scene, functional.max_pool2d(touched, 3, 1, 1)
-        return self._scenes[prompt, seed]
+    def _scene(self, prompts: Sequence[str], seeds: Sequence[int]) -> Scene:
+        options, side = self._settings.evaluate, self._settings.ingest.pixels
+        return Scene.drawn(
+            self._stock,
+            prompt=list(prompts),
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            num_inference_steps=options.inference_steps,
+            guidance_scale=options.guidance_scale,
+            height=side,
+            width=side,
+        )
+
+    def _people(self, pictures: Sequence[Sequence[Any]], scene: Scene) -> Float[Tensor, "B 1 H W"]:
+        """The latent pixels that anybody touches in any version of a picture."""
+        size = (scene.latents[0].shape[-2], scene.latents[0].shape[-1])
+        found = []
+        for version in pictures:
+            masks = [people_mask(one, who) for one, who in zip(version, self._locate(version), strict=True)]
+            mask_BHW = torch.stack([torch.from_numpy(mask) for mask in masks])
+            found.append(functional.adaptive_max_pool2d(mask_BHW[:, None].float(), size))
+        return torch.stack(found).amax(dim=0)
 
 
-def _put_back(scene: Scene, region_11HW: Tensor) -> Any:
+def put_back(scene: Scene, region_B1HW: Float[Tensor, "B 1 H W"]) -> Any:
+    """A pipeline's callback: the scene's latents wherever the region is 0."""
+
     def callback(pipe: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"latents": torch.lerp(scene.latents[index], tensors["latents"], region_11HW)}
+        own_BCHW = tensors["latents"]
+        return {"latents": torch.lerp(scene.latents[index].to(own_BCHW), own_BCHW, region_B1HW.to(own_BCHW))}
 
     return callback

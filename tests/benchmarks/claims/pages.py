@@ -22,6 +22,7 @@ from tests.benchmarks.claims.plan import (
     SEARCH,
     STRENGTHS,
     TABLE,
+    TABLE_SCENES,
     Arm,
     Drawn,
     Protocol,
@@ -106,7 +107,7 @@ def main_table(results: Results, step: int) -> str:
 
 
 def _rows(step: int) -> list[_Row]:
-    rows = [(one, DEFAULT) for one in (*TABLE, RELEASE)] + [*SCENES, (RELEASE, KEPT)]
+    rows = [(one, DEFAULT) for one in (*TABLE, RELEASE)] + [*TABLE_SCENES, (RELEASE, KEPT)]
     return [(one, 0 if one == RELEASE else step, how, _titled(one, how)) for one, how in rows]
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from infra.model_files import ZOO
+from moa_model.scene import EDGE
 
 LENGTHS = (300, 600, 1200)  # steps at which an arm is kept and drawn; the last is the whole training
 SEEDS = (0, 1, 2)  # of training: samples, noise, timesteps, fresh weights
@@ -166,7 +167,8 @@ SAMPLINGS = (
 
 
 # Who keeps the prior's scene, and by what: MoA's routers know where the people are, the others ask a segmenter.
-SCENES = ((MOA, KEPT), (arm("no-layer"), MASKED), (arm("ip-adapter"), MASKED))
+SCENES = ((MOA, KEPT), (arm("no-layer"), MASKED), (arm("fastcomposer"), MASKED), (arm("ip-adapter"), MASKED))
+TABLE_SCENES = SCENES[:3]  # IP-Adapter draws picture by picture: on the curves alone
 
 
 def curve_samplings(how: Sampling) -> list[Sampling]:
@@ -214,6 +216,7 @@ class Drawn:
         # A field that says nothing is left out: what was drawn before there was such a field is still what it was.
         sampling = {name: value for name, value in asdict(self.sampling).items() if (name, value) != ("scene", "")}
         facts = [self.arm.training_key(), self.arm.prior_only_above, sampling, asdict(self.protocol)]
+        facts += {"router": [EDGE], "mask": ["the prior's people and the free picture's"]}.get(self.sampling.scene, [])
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -228,7 +231,7 @@ def todo(seeds: tuple[int, ...], length: int, search: bool = True) -> list[Drawn
 
     def full(arms: Sequence[Arm], seed: int) -> list[Drawn]:
         items = [Drawn(one, seed, length, DEFAULT, FULL) for one in arms]
-        return items + [Drawn(one, seed, length, how, FULL) for one, how in SCENES if one in arms]
+        return items + [Drawn(one, seed, length, how, FULL) for one, how in TABLE_SCENES if one in arms]
 
     def curves(arms: Sequence[Arm]) -> list[Drawn]:
         points = [(step, DEFAULT) for step in reversed(LENGTHS) if step <= length]

@@ -1,5 +1,6 @@
 """The report's fixed words: what the columns mean, and how everything was made."""
 
+from moa_model.scene import EDGE
 from tests.benchmarks.claims.plan import (
     CURVE,
     DROPOUT,
@@ -51,7 +52,9 @@ METHOD = f"""\
   the interval is over people alone: how lucky a training was is not in it. Differences are paired. There is no correction
   for asking several questions.
 - **Scene kept** (ours, `moa_model/scene.py`; no part of the paper or of the other methods): after every step the latents outside the people
-  are set back to those of the prior's own run of that prompt and seed. Where people are MoA's routers say (mean of R₁ over layers, largest so
-  far); *by a mask*: a segmenter sees the prior's finished picture, and its mask is widened by a latent pixel. It costs the prior's run besides.
+  are set back to those of the prior's own run of that prompt and seed, which it costs besides. Where people are MoA's routers say (mean of R₁
+  over layers, largest so far, blended between {EDGE[0]} and {EDGE[1]}); that edge was chosen on release 1 with the people and seeds of the curves, so the
+  table's other people are its test. *By a mask*: a segmenter sees the prior's finished picture and the method's own free one, and what
+  anybody touches in either is free. That segmenter is also the one that the measures take the background from: its mask is the truth here.
 - **Strength** s multiplies R₁ (IP-Adapter: its scale); 0 is the prior.
 """

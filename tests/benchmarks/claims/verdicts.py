@@ -49,7 +49,7 @@ def above(found: Estimate | None, least: float = 0.0) -> Answer:
 
 
 def verdicts(results: Results, step: int) -> list[Verdict]:
-    """All claims, in the paper's order, on the table's pictures."""
+    """All claims, on the table's pictures: the paper's in its order, and where ours belong between them."""
     judges: tuple[Callable[[Results, int], Verdict], ...] = (
         _keeps_the_scene,
         _keeps_the_scene_at_equal_identity,
@@ -229,5 +229,7 @@ def goals(results: Results, one: Arm, at: int, step: int, how: Sampling = DEFAUL
     if ours and theirs:
         title, wanted = "change against the prior's picture", "at most half of FastComposer's way"
         text = f"{ours.text(1)} of {theirs.text(1)} grey levels"
+        if kept := results.estimate("fidelity", arm("fastcomposer"), step, FULL, MASKED):
+            text += f" ({kept.text(1)} where a segmenter's mask keeps the scene)"
         found.append(Goal(title, wanted, text, ours.mean <= theirs.mean / 2))
     return found

@@ -19,28 +19,36 @@ from tests.benchmarks.claims.plan import Drawn
 from tests.benchmarks.claims.training import kept_folder, train
 from tests.benchmarks.claims.world import World
 
+_AGAIN = 2.0  # seconds until what another process held is looked at again
+
 
 def work_through(work: Path, items: Sequence[Drawn], deadline: float, parent: int | None = None) -> None:
-    """Train and measure item by item, in order; what another process is at is left to it.
+    """Train and measure item by item, in order; what another process is at is left to it, and looked at again.
 
     With `parent`: end when that process is gone, however it ended.
     """
     torch.set_num_threads(1)
     world = World.at(work)
     gallery = Gallery(world, work)
-    for number, item in enumerate(items, start=1):
-        if time.monotonic() > deadline or _orphaned(parent):
-            return
-        if gallery.path(item).exists():
-            continue
-        with _held(work / "locks" / item.arm.name) as held:
-            if not held:
+    numbered = list(enumerate(items, start=1))
+    while numbered := [(number, item) for number, item in numbered if not gallery.path(item).exists()]:
+        busy = 0
+        for number, item in numbered:
+            if time.monotonic() > deadline or _orphaned(parent):
+                return
+            if gallery.path(item).exists():
                 continue
-            say = f"{time.strftime('%H:%M:%S')} {number}/{len(items)} {item.name}"
-            if item.arm.kind != "prior" and not kept_folder(work, item.arm, item.seed, item.step).is_dir():
-                _train(world, work, item, say, parent)
-            gallery.measure(item)
-            print(f"{say}: measured", flush=True)
+            with _held(work / "locks" / item.arm.name) as held:
+                if not held:
+                    busy += 1
+                    continue
+                say = f"{time.strftime('%H:%M:%S')} {number}/{len(items)} {item.name}"
+                if item.arm.kind != "prior" and not kept_folder(work, item.arm, item.seed, item.step).is_dir():
+                    _train(world, work, item, say, parent)
+                gallery.measure(item)
+                print(f"{say}: measured", flush=True)
+        if busy:
+            time.sleep(_AGAIN)
 
 
 def _train(world: World, work: Path, item: Drawn, say: str, parent: int | None) -> None:

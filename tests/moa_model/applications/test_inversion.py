@@ -45,6 +45,20 @@ def test_somebody_else_in_the_photo(studio, one, men) -> None:
     assert studio.background(swapped, photo) < 15  # of 255 grey levels, in a city at night full of lit windows
 
 
+def test_what_is_not_replaced_stays_the_photos_own(studio, one, men) -> None:
+    """Beside the same swap without a mask, as the paper has it; the newcomer is no less like himself."""
+    photo = paper(ONE).image
+    ((_, mask),) = studio.everybody(photo)
+    place, cast = torch.from_numpy(mask), {"man": studio.crop(men[2])}
+    opened = renoised(one, place)
+    free, kept = (regenerate(studio.pipe, studio.adapter, opened, cast, 2.0, replaced) for replaced in (None, place))
+    with torch.no_grad():  # the photo as the autoencoder has it, which loses windows
+        decoded = studio.pipe.vae.decode(one.latents[-1] / studio.pipe.vae.config.scaling_factor).sample
+    (restored,) = studio.pipe.image_processor.postprocess(decoded, "pil")
+    assert studio.background(kept, restored) < 0.9 * studio.background(free, restored)
+    assert studio.likeness([kept], [men[2]])[0, 0] > studio.likeness([free], [men[2]])[0, 0] - 0.1
+
+
 def test_of_two_people_one_stays(studio, men, women) -> None:
     photo = paper(TWO).image
     (_, left), (right_crop, _) = studio.everybody(photo)
