@@ -183,3 +183,12 @@ def test_prior_above_every_timestep_is_the_prior(kept: Path):
 
 def test_the_unconditional_half_by_the_prior_is_another_picture(kept: Path):
     assert not torch.allclose(_drawn(kept, Sampling(unconditional="prior")), _drawn(kept, Sampling()))
+
+
+@pytest.mark.parametrize("name, share", [("moa", 0.5), ("router-open", 0.9526), ("router-shut", 0.0474)])
+def test_routers_begin_where_the_arm_says(name: str, share: float):
+    pipe = tiny_pipeline()
+    ours = MoAArm(arm(name), pipe.unet, pipe.scheduler.config, IMAGE_DIM)
+    for layer in ours.adapter.layers:
+        said = layer.router(torch.randn(1, 3, layer.shape.hidden_dim)).softmax(dim=-1)
+        torch.testing.assert_close(said[..., 1], torch.full((1, 3), share), atol=1e-3, rtol=0)

@@ -69,3 +69,5 @@ def test_settings_that_matter_change_the_folder_and_others_do_not():
 
     assert replace(MOA, lambda_object=0.5).training_key() != MOA.training_key()
     assert replace(MOA, title="another", prior_only_above=700).training_key() == MOA.training_key()
+    assert MOA.training_key() == "bb238cd1"  # hours of trainings lie under it
+    assert arm("router-open").training_key() != MOA.training_key()

@@ -89,6 +89,8 @@ class MoAArm(MoATrainingModule):
             lambda_preservation=arm.lambda_preservation,
         )
         self.masked_probability = arm.masked_probability
+        for layer in adapter.layers:
+            nn.init.constant_(layer.router.bias[1:], arm.router_bias)
         if not arm.moa_layer:
             without_layer(adapter)
 

@@ -42,12 +42,16 @@ class Arm:
     blocks: Literal["middle", "all"] = "all"
     max_timestep: int = 900
     timestep_exponent: float = 0.6
+    router_bias: float = 0.0
+    """The routers' logits differ by it at first: R_1 = sigmoid(bias), 0 = one half."""
     prior_only_above: int = 900
     """In sampling. 1000 = the arm draws from the first step on."""
 
     def training_key(self) -> str:
         """A name that changes with everything the training depends on, so that no old result is taken for a new one."""
         facts = {key: value for key, value in asdict(self).items() if key not in ("name", "title", "prior_only_above")}
+        if not self.router_bias:
+            del facts["router_bias"]  # so that what was trained before there was such a field is still what it was
         facts |= {"rows": ROWS, "rate": LEARNING_RATE, "router_rate": ROUTER_FACTOR, "warm_up": WARM_UP}
         if self.kind == "shipped":
             facts |= {"weights": hashlib.sha256((SHIPPED / "adapter.safetensors").read_bytes()).hexdigest()}
@@ -110,6 +114,8 @@ SEARCH = (
     replace(MOA, name="timestep-800", title="largest timestep 800", max_timestep=800, prior_only_above=800),
     replace(MOA, name="uniform-timesteps", title="timesteps drawn evenly", timestep_exponent=1.0),
     replace(MOA, name="blocks-middle", title="router loss on the paper's blocks", blocks="middle"),
+    replace(MOA, name="router-open", title="routers open at first (R1 = 0.95)", router_bias=3.0),
+    replace(MOA, name="router-shut", title="routers shut at first (R1 = 0.05)", router_bias=-3.0),
 )  # fmt: skip
 
 
