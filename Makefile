@@ -25,7 +25,7 @@ demo: $(STAMP)  ## photos in, a verified checkpoint and runs/demo/report.html ou
 	$(BIN)/moa demo
 
 test: lint  ## lint, types and the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 12
 
 lint: $(STAMP)  ## style, format and types
 	$(BIN)/ruff check .

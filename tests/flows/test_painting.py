@@ -88,3 +88,16 @@ def test_a_kept_scene_is_the_priors_where_nobody_is(settings: Settings, folder: 
     assert list(remembered) == list(zip(PROMPTS, [7, 8], strict=True))
     _drawn(painter, [{"man": crop.rotate(90)}, {}])
     assert all(painter._scenes[one] is latents for one, latents in remembered.items())
+
+
+def test_a_scene_in_another_style_is_not_remembered(settings: Settings, folder: Path) -> None:
+    """With a LoRA on the prior the same prompt and seed are another scene."""
+    kept = settings.evaluate.model_copy(update={"keep_scene": True})
+    painter = Painter.open(settings.model_copy(update={"evaluate": kept}), folder)
+    crop = Image.new("RGB", (PIXELS, PIXELS), "orange")
+    painter.pipe.unet.peft_config = {"style": None}
+    _drawn(painter, [{"man": crop}, {}])
+    assert not painter._scenes
+    del painter.pipe.unet.peft_config
+    _drawn(painter, [{"man": crop}, {}])
+    assert painter._scenes
