@@ -7,7 +7,6 @@ import io
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +15,6 @@ import infra.torchvision_ops  # noqa: F401
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from evaluation.identity import open_identity_encoder
 from evaluation.people import Found, Locate, people_from_instances
@@ -26,6 +24,7 @@ from infra.errors import UserNotice
 from infra.model_files import resolve
 from infra.settings import ModelsSettings, Settings
 from moa_model import ImageEncoder, MoAAdapter, RecordedStep, Scene
+from moa_model.scene import keeping
 from preprocessing.faces import FaceDetector
 from preprocessing.precompute import subject_crop
 from preprocessing.segmentation import People, Segmenter, open_segmenter, people_from_faces
@@ -38,8 +37,7 @@ class Painter:
 
     def __init__(self, settings: Settings, pipe: Any, adapter: MoAAdapter | None, segmenter: Segmenter) -> None:
         self.settings, self.pipe, self.adapter, self.segmenter = settings, pipe, adapter, segmenter
-        self._scenes: dict[tuple[str, int], Tensor] = {}  # latents after every step, by prompt and seed
-        self._timesteps: Sequence[float] = ()
+        self._scenes: dict[tuple[str, int], Scene] = {}  # of one picture each, by prompt and seed
 
     @classmethod
     def open(cls, settings: Settings, adapter: Mapping[str, bytes] | Path | None) -> Self:
@@ -93,9 +91,8 @@ class Painter:
             return [Drawing(image) for image in self.pipe(**call).images]
         assert self.adapter is not None, "subjects need an adapter"
         bound = self.adapter.bind(self.pipe, list(prompts), list(subjects))
-        scene = self._scene(prompts, seeds, more) if self.settings.evaluate.keep_scene else None
-        keeping: AbstractContextManager[dict[str, Any]] = nullcontext({}) if scene is None else scene.kept(self.adapter)
-        with self.adapter.recording(subject_maps=False) as steps, keeping as keep:
+        scene = self.scenes(prompts, seeds, **more) if self.settings.evaluate.keep_scene else None
+        with self.adapter.recording(subject_maps=False) as steps, keeping(scene, self.adapter) as keep:
             images = self.pipe(**call, **keep, cross_attention_kwargs=bound).images
         maps = _router_maps(steps, len(prompts))
         return [
@@ -105,23 +102,20 @@ class Painter:
 
     def scene(self, prompt: str, seed: int) -> Scene | None:
         """The prior's run for `moa_model.applications` to keep to; None where the settings keep none."""
-        return self._scene([prompt], [seed], {}) if self.settings.evaluate.keep_scene else None
+        return self.scenes([prompt], [seed]) if self.settings.evaluate.keep_scene else None
 
-    def _scene(self, prompts: Sequence[str], seeds: Sequence[int], more: Mapping[str, Any]) -> Scene:
+    def scenes(self, prompts: Sequence[str], seeds: Sequence[int], **more: Any) -> Scene:
         """The prior's runs of a batch. One serves every subject, so it is remembered, if nothing else decides it."""
-        call: dict[str, Any] = {"output_type": "latent"}
         if more or any(getattr(part, "peft_config", None) for part in (self.pipe.unet, self.pipe.text_encoder)):  # LoRA
-            return Scene.drawn(self.pipe, **self._call_for(prompts, seeds), **call, **more)
+            return Scene.drawn(self.pipe, **self._call_for(prompts, seeds), **more)
         asked = list(zip(prompts, seeds, strict=True))
         if missing := [one for one in dict.fromkeys(asked) if one not in self._scenes]:
-            drawn = Scene.drawn(self.pipe, **self._call_for(*zip(*missing, strict=True)), **call)
-            self._timesteps = drawn.timesteps
-            for row, one in enumerate(missing):
-                self._scenes[one] = torch.stack([latents[row] for latents in drawn.latents])
-        scenes = torch.stack([self._scenes[one] for one in asked], dim=1)
+            drawn = Scene.drawn(self.pipe, **self._call_for(*zip(*missing, strict=True)))
+            self._scenes.update((one, drawn.picture(row)) for row, one in enumerate(missing))
+        batch = Scene.batch([self._scenes[one] for one in asked])
         for one in list(self._scenes)[:-_SCENES]:
             del self._scenes[one]
-        return Scene(list(scenes), self._timesteps)
+        return batch
 
     def _call_for(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -57,7 +57,7 @@ class _Attachment:
     known: _KnownText | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class _Recording:
     subject_maps: bool
     steps: list[RecordedStep] = field(default_factory=list)
@@ -221,7 +221,7 @@ class MoAAdapter(nn.Module):
         try:
             yield own.steps
         finally:
-            self._switches.recordings = [one for one in self._switches.recordings if one is not own]
+            self._switches.recordings.remove(own)
 
     # ---- inside one forward pass
 

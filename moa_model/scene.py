@@ -9,7 +9,7 @@ Axes: B pictures, C latent channels, H W latent pixels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -58,6 +58,16 @@ class Scene:
         images = pipe(**(call | {"return_dict": True}), callback_on_step_end=keep).images
         return cls(latents, timesteps, images)
 
+    def picture(self, row: int) -> "Scene":
+        """One picture's part of a batch."""
+        return Scene([one[row : row + 1].clone() for one in self.latents], self.timesteps, [self.images[row]])
+
+    @classmethod
+    def batch(cls, scenes: Sequence["Scene"]) -> "Scene":
+        """Scenes of the same steps as one batch, in their order."""
+        latents = [torch.cat(step) for step in zip(*(scene.latents for scene in scenes), strict=True)]
+        return cls(latents, scenes[0].timesteps, [image for scene in scenes for image in scene.images])
+
     @contextmanager
     def kept(
         self,
@@ -90,6 +100,11 @@ class Scene:
                 return {**given, "latents": keeper.put_back(index, float(timestep), own_BCHW)}
 
             yield {"callback_on_step_end": keep}
+
+
+def keeping(scene: Scene | None, adapter: MoAAdapter, **options: Any) -> AbstractContextManager[dict[str, Any]]:
+    """``scene.kept``, or no arguments at all where there is no scene to keep."""
+    return nullcontext({}) if scene is None else scene.kept(adapter, **options)
 
 
 class Keeper:

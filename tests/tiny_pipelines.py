@@ -47,10 +47,12 @@ class Case:
 
     def draw(self, prompt: str | list[str] | None, bound: dict[str, Any] | None = None, **settings: Any) -> Tensor:
         """The latents of a short run of fixed seed; ``bound`` is what ``adapter.bind`` gave."""
+        return self.pipe(**self.arguments(prompt, cross_attention_kwargs=bound, **settings)).images
+
+    def arguments(self, prompt: str | list[str] | None, **settings: Any) -> dict[str, Any]:
+        """What ``draw`` calls the pipeline with."""
         defaults = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "latent"}
-        generator = torch.Generator().manual_seed(3)
-        call = defaults | self.call | {"cross_attention_kwargs": bound, "generator": generator} | settings
-        return self.pipe(prompt, **call).images
+        return defaults | self.call | {"prompt": prompt, "generator": torch.Generator().manual_seed(3)} | settings
 
 
 def tiny_case(base: str, kind: str = "text") -> Case:

@@ -4,7 +4,6 @@ Axes: B = 1 picture, C latent channels, H W latent pixels.
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch.nn import functional
 
 from moa_model.adapter import MoAAdapter
 from moa_model.binding import SubjectsByWord
-from moa_model.scene import Scene
+from moa_model.scene import Scene, keeping
 
 # A photo's own noise schedule, whatever the pipeline samples with: both directions must meet the same timesteps.
 _SCHEDULE = {"timestep_spacing": "leading", "clip_sample": False, "set_alpha_to_one": False}
@@ -91,12 +90,11 @@ def regenerate(
     sampler = type(pipe)(**{**pipe.components, "scheduler": ddim}, requires_safety_checker=False)
     sampler.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     height, width = inverted.size
-    keeping: AbstractContextManager[dict[str, Any]] = nullcontext({})
+    scene = people_BHW = None
     if replaced_HW is not None:
         ddim.set_timesteps(inverted.steps)
-        scene = Scene(inverted.latents, ddim.timesteps.tolist())
-        keeping = scene.kept(adapter, people_BHW=_touched(replaced_HW, inverted)[0])
-    with keeping as keep:
+        scene, people_BHW = Scene(inverted.latents, ddim.timesteps.tolist()), _touched(replaced_HW, inverted)[0]
+    with keeping(scene, adapter, people_BHW=people_BHW) as keep:
         return sampler(
             inverted.prompt,
             latents=inverted.noise,

@@ -1,7 +1,6 @@
 """Subject swap at a fixed seed (figs. 7 and 9): another person in the scene that the prior draws anyway."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from PIL import Image
 
 from moa_model.adapter import MoAAdapter
 from moa_model.binding import SubjectsByWord
-from moa_model.scene import Scene
+from moa_model.scene import Scene, keeping
 
 
 def draw(
@@ -27,8 +26,7 @@ def draw(
     (`scene_of`), it stays as it is wherever the routers see no person.
     """
     bound = adapter.bind(pipe, prompt, subjects)
-    keeping: AbstractContextManager[dict[str, Any]] = nullcontext({}) if scene is None else scene.kept(adapter)
-    with keeping as keep:
+    with keeping(scene, adapter) as keep:
         return pipe(prompt, generator=_noise(seed), cross_attention_kwargs=bound, **keep, **call).images[0]
 
 

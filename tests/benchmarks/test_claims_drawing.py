@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import infra.torchvision_ops  # noqa: F401
 
@@ -13,6 +12,7 @@ from PIL import Image
 
 from evaluation.people import Found
 from evaluation.protocol import cells
+from flows.painting import Painter
 from moa_model import MoAAdapter, Scene
 from tests.benchmarks.claims.drawing import Gallery, open_painter, pairs
 from tests.benchmarks.claims.masked import KeptByMask, put_back
@@ -67,7 +67,7 @@ def test_another_sampling_is_another_result(gallery: Gallery):
     assert gallery.path(plain) != gallery.path(weak)
 
 
-def test_a_scene_kept_by_routers_that_see_nobody_is_the_priors(gallery: Gallery, tmp_path: Path):
+def test_a_scene_kept_by_routers_that_see_nobody_is_the_priors(gallery: Gallery):
     """R_1 = 0.12 everywhere changes the free picture, and is below the edge of a kept one."""
     one = arm("no-object-loss")
     adapter = trained_like(MoAAdapter.from_pretrained(kept_folder(gallery.folder, MOA, 0, 1)))
@@ -97,7 +97,7 @@ def test_a_mask_of_nobody_keeps_everything_and_one_of_all_nothing(gallery: Galle
             everywhere = np.ones((pictures[0].height, pictures[0].width), bool)
             return [[Found.from_mask(everywhere)] if shown else [] for _ in pictures]
 
-        kept = KeptByMask(painter, settings, locate, batch).draw(*call)
+        kept = KeptByMask(painter, Painter.open(settings, None), locate, batch).draw(*call)
         for one, other in zip(kept, expected, strict=True):  # of batches of another size
             np.testing.assert_allclose(np.asarray(one.picture, float), np.asarray(other.picture, float), atol=2)
 

@@ -87,7 +87,7 @@ def test_a_kept_scene_is_the_priors_where_nobody_is(settings: Settings, folder: 
     remembered = dict(painter._scenes)
     assert list(remembered) == list(zip(PROMPTS, [7, 8], strict=True))
     _drawn(painter, [{"man": crop.rotate(90)}, {}])
-    assert all(painter._scenes[one] is latents for one, latents in remembered.items())
+    assert all(painter._scenes[one] is scene for one, scene in remembered.items())
 
 
 def test_a_scene_in_another_style_is_not_remembered(settings: Settings, folder: Path) -> None:

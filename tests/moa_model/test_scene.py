@@ -31,16 +31,7 @@ def _case(base: str = "sd1", kind: str = "text") -> tuple[Case, MoAAdapter]:
 
 def _scene(case: Case, prompt: Any = PROMPT, **call: Any) -> Scene:
     """The prior's run of what ``case.draw`` draws."""
-    latents: list[Tensor] = []
-    timesteps: list[float] = []
-
-    def keep(pipe: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        latents.append(tensors["latents"].clone())
-        timesteps.append(float(timestep))
-        return {}
-
-    images = case.draw(prompt, callback_on_step_end=keep, **call)
-    return Scene(latents, timesteps, images)
+    return Scene.drawn(case.pipe, **case.arguments(prompt, **call))
 
 
 def _half(latents: Tensor, left: bool = True) -> Tensor:
@@ -120,8 +111,7 @@ def test_a_callback_of_the_users_own_is_called_too(feature: Tensor) -> None:
         return {"latents": tensors["latents"] + 1}
 
     moved = _scene(case)
-    call = case.call | {"prompt": PROMPT, "num_inference_steps": 2, "output_type": "latent", "guidance_scale": 3.0}
-    scene = Scene.drawn(case.pipe, mine, generator=torch.Generator().manual_seed(3), **call)
+    scene = Scene.drawn(case.pipe, mine, **case.arguments(PROMPT))
     assert seen == [0, 1] and not torch.equal(scene.latents[-1], moved.latents[-1])
     assert torch.equal(scene.latents[-1], scene.images)
     bound = adapter.bind(case.pipe, PROMPT, {"man": feature}, router=torch.ones(SIZE, SIZE))
@@ -185,8 +175,7 @@ def test_the_pipelines_own_recordings_go_on(feature: Tensor) -> None:
 
 def test_drawn_by_the_stock_pipeline() -> None:
     case, _ = _case()
-    call = case.call | {"prompt": PROMPT, "num_inference_steps": 2, "output_type": "latent"}
-    scene = Scene.drawn(case.pipe, generator=torch.Generator().manual_seed(3), guidance_scale=3.0, **call)
+    scene = _scene(case)
     assert torch.equal(scene.images, case.draw(PROMPT)) and torch.equal(scene.latents[-1], scene.images)
     assert len(scene.latents) == 2
 

@@ -35,10 +35,10 @@ _MOST_PEOPLE = 4  # of one picture that are held against the references: more ar
 def open_painter(settings: Settings, folder: Path | None, arm: Arm, sampling: Sampling) -> Draws:
     """A trained arm, ready to draw; `folder` holds its weights (None: the prior)."""
     if sampling.scene == "mask":
-        free = replace(sampling, scene="")
-        segmenter = open_segmenter(settings.models.segmenter, settings.segment)
+        free = open_painter(settings, folder, arm, replace(sampling, scene=""))
+        prior = Painter.open(settings, None)
         batch = 1 if arm.kind == "ip-adapter" else settings.evaluate.batch_size
-        return KeptByMask(open_painter(settings, folder, arm, free), settings, locate_people(segmenter), batch)
+        return KeptByMask(free, prior, locate_people(prior.segmenter), batch)
     if arm.kind == "ip-adapter":
         assert folder is not None
         return IPAdapterPainter(settings, folder, sampling.strength)

@@ -14,8 +14,7 @@ from torch.nn import functional
 
 from evaluation.people import Locate, people_mask
 from evaluation.protocol import Drawing
-from flows.painting import open_pipeline
-from infra.settings import Settings
+from flows.painting import Painter
 from moa_model import Scene
 
 
@@ -31,10 +30,9 @@ class Draws(Protocol):
 class KeptByMask:
     """A painter whose pictures keep the prior's scene but for the people, prior's and own."""
 
-    def __init__(self, painter: Draws, settings: Settings, locate: Locate, batch: int) -> None:
-        """`batch`: pictures a call; IP-Adapter's pipeline takes one."""
-        self._painter, self._settings, self._locate, self._batch = painter, settings, locate, batch
-        self._stock = open_pipeline(settings.models)  # the prior's own: nothing is attached to it
+    def __init__(self, painter: Draws, prior: Painter, locate: Locate, batch: int) -> None:
+        """`prior`: a painter without an adapter, for the scenes. `batch`: pictures a call; IP-Adapter's takes one."""
+        self._painter, self._prior, self._locate, self._batch = painter, prior, locate, batch
 
     def draw(
         self, prompts: Sequence[str], subjects: Sequence[Mapping[str, Any]], seeds: Sequence[int], **more: Any
@@ -44,23 +42,11 @@ class KeptByMask:
         for start in range(0, len(prompts), self._batch):
             part = slice(start, start + self._batch)
             batch = prompts[part], subjects[part], seeds[part]
-            scene = self._scene(prompts[part], seeds[part])
+            scene = self._prior.scenes(prompts[part], seeds[part])
             free = [drawing.picture for drawing in self._painter.draw(*batch, **more)]
             region_B1HW = self._people([scene.images, free], scene)
             drawn += self._painter.draw(*batch, callback_on_step_end=put_back(scene, region_B1HW), **more)
         return drawn
-
-    def _scene(self, prompts: Sequence[str], seeds: Sequence[int]) -> Scene:
-        options, side = self._settings.evaluate, self._settings.ingest.pixels
-        return Scene.drawn(
-            self._stock,
-            prompt=list(prompts),
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            num_inference_steps=options.inference_steps,
-            guidance_scale=options.guidance_scale,
-            height=side,
-            width=side,
-        )
 
     def _people(self, pictures: Sequence[Sequence[Any]], scene: Scene) -> Float[Tensor, "B 1 H W"]:
         """The latent pixels that anybody touches in any version of a picture."""

@@ -165,7 +165,7 @@ def curves(results: Results, step: int, drawn: Pictures) -> str:
             "strength",
             "Over strength (¼, ½, ¾, 1), from the prior at 0",
             lambda one: [
-                (0 if one == RELEASE else step, how, f"strength {how.strength:g}") for how in (*STRENGTHS, DEFAULT)
+                (0 if one == RELEASE else step, how, f"strength {how.strength:g}") for how in curve_samplings(DEFAULT)
             ],
         ),
         (

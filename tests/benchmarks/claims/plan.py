@@ -156,11 +156,17 @@ class Sampling:
 
 DEFAULT = Sampling()
 STRENGTHS = tuple(Sampling(strength=value) for value in (0.25, 0.5, 0.75))  # the default is 1
+
+
+def curve_samplings(how: Sampling) -> list[Sampling]:
+    """`how` at every strength, the full one last."""
+    return [*(replace(how, strength=one.strength) for one in STRENGTHS), how]
+
+
 KEPT = Sampling(scene="router")
 MASKED = Sampling(scene="mask")
 SAMPLINGS = (
-    KEPT,
-    *(replace(KEPT, strength=how.strength) for how in STRENGTHS),
+    *curve_samplings(KEPT),
     Sampling(prior_only_above=750),
     Sampling(prior_only_above=800),
     Sampling(unconditional="prior"),
@@ -175,11 +181,6 @@ SAMPLINGS = (
 # Who keeps the prior's scene, and by what: MoA's routers know where the people are, the others ask a segmenter.
 SCENES = ((MOA, KEPT), (arm("no-layer"), MASKED), (arm("fastcomposer"), MASKED), (arm("ip-adapter"), MASKED))
 TABLE_SCENES = SCENES[:3]  # IP-Adapter draws picture by picture: on the curves alone
-
-
-def curve_samplings(how: Sampling) -> list[Sampling]:
-    """`how` at every strength, the full one last."""
-    return [*(replace(how, strength=one.strength) for one in STRENGTHS), how]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def work_through(work: Path, items: Sequence[Drawn], deadline: float, parent: in
     gallery = Gallery(world, work)
     numbered = list(enumerate(items, start=1))
     while numbered := [(number, item) for number, item in numbered if not gallery.path(item).exists()]:
-        busy = 0
+        busy = False
         for number, item in numbered:
             if time.monotonic() > deadline or _orphaned(parent):
                 return
@@ -40,7 +40,7 @@ def work_through(work: Path, items: Sequence[Drawn], deadline: float, parent: in
                 continue
             with _held(work / "locks" / item.arm.name) as held:
                 if not held:
-                    busy += 1
+                    busy = True
                     continue
                 say = f"{time.strftime('%H:%M:%S')} {number}/{len(items)} {item.name}"
                 if item.arm.kind != "prior" and not kept_folder(work, item.arm, item.seed, item.step).is_dir():
