@@ -3,21 +3,19 @@
 Photos and shards share one table, so one commit makes a shard and its photos visible together and one number, the
 table's version, names everything that a training run read. A row never changes and carries no time: the same inputs
 give the same rows, whatever was killed and repeated in between. (When a row was written is in Delta's own history.)
+Questions are answered in columns (polars); only what leaves as `ShardRow` or `PhotoRow` becomes an object.
 """
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
-from urllib.parse import unquote
 
 import polars
-from deltalake import CommitProperties, DeltaTable, write_deltalake
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from infra.storage import ObjectStore
+from preprocessing.catalog_table import CatalogTable
 
 _NAME = "catalog"
 _COLUMNS: dict[str, Any] = {
@@ -35,11 +33,16 @@ _COLUMNS: dict[str, Any] = {
     "sha256": polars.String,
     "samples": polars.Int64,
 }
-# Writers that meet read the table again and try anew; each round one of them wins, so this many writers at once are
-# safe.
+# What makes a row the same row.
+_IDENTITY = {
+    "shard": ["stage", "shard", "fingerprint"],
+    "photo": ["stage", "shard", "key", "source", "origin", "fingerprint"],
+}
+_PHOTO = ["source", "origin", "key"]  # what names a photo in any row
+# Writers that meet read what is new and try again; each round one of them wins, so this many writers at once are safe.
 _ATTEMPTS = 64
-# No silent retry on a newer version: it may already hold the rows.
-_ONE_TRY = CommitProperties(max_commit_retries=0)
+# Characters of which JSON says nothing else than themselves.
+_NOT_PLAIN = r"[^ !#-\[\]-~]"
 
 KEPT = "kept"
 REFUSED = "refused"
@@ -94,85 +97,78 @@ class Counts:
 
 
 class Catalog:
-    """The table `catalog` of an object store. Cheap to make, holds no connection, can be pickled."""
+    """The table `catalog` of an object store. Cheap to make; can be pickled, and used by several threads.
+
+    It remembers what it has read: a question after a commit reads what the commit added.
+    """
 
     def __init__(self, store: ObjectStore) -> None:
-        self._store = store
-        self._read: tuple[int, polars.DataFrame] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_store": self._store, "_read": None}
+        self._table = CatalogTable(store, _NAME, _COLUMNS)
 
     @property
     def version(self) -> int:
         """The number of the last commit, -1 while there is none."""
-        table = self._table()
-        return -1 if table is None else table.version()
+        return self._table.version
 
     def commit(self, shards: Sequence[ShardRow] = (), photos: Sequence[PhotoRow] = ()) -> int:
-        """Write the rows that are not there yet in one transaction and return the version that holds them all.
+        """Write the rows that are not there yet in one transaction and return a version that holds them all.
 
         Serialisable: a commit is accepted only on the version that it was compared with. A shard is known by (stage,
-        shard, fingerprint), a photo by (stage, shard, key, source, origin, fingerprint).
+        shard, fingerprint), a photo by (stage, shard, key, source, origin, fingerprint). A commit may be followed by a
+        version that says the same in fewer files.
         """
         fingerprints = {(shard.stage, shard.shard): shard.fingerprint for shard in shards}
-        rows = {_identity(row): row for row in map(_shard_record, shards)}
-        rows |= {_identity(row): row for row in (_photo_record(photo, fingerprints) for photo in photos)}
-        conflict: DeltaError | None = None
+        rows = {"shard": _frame("shard", shards), "photo": _frame("photo", photos, fingerprints)}
         for _ in range(_ATTEMPTS):
-            table = self._table()
-            version = -1 if table is None else table.version()
-            known = set() if table is None else {_identity(row) for row in self._frame(version).iter_rows(named=True)}
-            new = [row for identity, row in rows.items() if identity not in known]
-            if not new:
+            version = self._table.version
+            new = polars.concat([self._unknown(kind, frame, version) for kind, frame in rows.items()])
+            if new.is_empty():
                 return version
-            frame = polars.DataFrame(new, schema=_COLUMNS)
-            try:
-                if table is None:
-                    # "error": of several first writers one makes the table, the others come round again.
-                    write_deltalake(
-                        self._store.delta_uri(_NAME),
-                        frame,
-                        mode="error",
-                        partition_by=["kind"],
-                        storage_options=self._store.delta_options(),
-                        commit_properties=_ONE_TRY,
-                    )
-                    return 0
-                write_deltalake(table, frame, mode="append", commit_properties=_ONE_TRY)
+            if self._table.append(new, version):
+                self._table.compact()
                 return version + 1
-            except DeltaError as error:
-                if not isinstance(error, CommitFailedError) and "already exists" not in str(error):
-                    raise
-                conflict = error
-        raise RuntimeError(f"the catalog changed under {_ATTEMPTS} attempts to commit") from conflict
+        raise RuntimeError(f"the catalog changed under {_ATTEMPTS} attempts to commit")
+
+    def _unknown(self, kind: str, rows: polars.DataFrame, version: int) -> polars.DataFrame:
+        """The rows that the version does not hold."""
+        if rows.is_empty():
+            return rows
+        identity = _IDENTITY[kind]
+        # The large table is on the left, so that a join hashes the few rows and looks through the many.
+        there = self._table.frame(kind, version).join(rows.select(identity), on=identity, how="semi")
+        return rows.join(there.select(identity), on=identity, how="anti", maintain_order="left")
+
+    def shard_frame(self, stage: str | None = None, version: int | None = None) -> polars.DataFrame:
+        """The shard rows as a table with `ShardRow`'s columns, in no order."""
+        return _of_stage(self._table.frame("shard", version), stage).select(_names(ShardRow))
+
+    def photo_frame(self, stage: str | None = None, version: int | None = None) -> polars.DataFrame:
+        """The photo rows as a table with `PhotoRow`'s columns, in no order."""
+        return _of_stage(self._table.frame("photo", version), stage).select(_names(PhotoRow))
 
     def shards(self, stage: str, version: int | None = None) -> list[ShardRow]:
         """The finished shards of a stage, sorted by shard and fingerprint."""
-        frame = self._frame(version).filter(kind="shard", stage=stage).sort("shard", "fingerprint")
-        return _rows(frame, ShardRow)
+        return _rows(self.shard_frame(stage, version).sort("shard", "fingerprint"), ShardRow)
 
     def photos(self, stage: str | None = None, version: int | None = None) -> list[PhotoRow]:
         """The photo rows of one stage or of all, in a stable order."""
-        frame = self._frame(version).filter(kind="photo")
-        if stage is not None:
-            frame = frame.filter(stage=stage)
+        frame = self.photo_frame(stage, version)
         return _rows(frame.sort("stage", "source", "origin", "key", "shard", "fingerprint"), PhotoRow)
 
     def pending(
         self, stage: str, upstream: str, fingerprint: str, upstream_fingerprint: str | None = None
     ) -> list[ShardRow]:
         """The shards of `upstream` that `stage` has not yet finished with these settings."""
-        done = {row.shard for row in self.shards(stage) if row.fingerprint == fingerprint}
-        return [
-            row
-            for row in self.shards(upstream)
-            if row.shard not in done and upstream_fingerprint in (None, row.fingerprint)
-        ]
+        frame = self.shard_frame()
+        done = frame.filter(stage=stage, fingerprint=fingerprint)
+        waiting = frame.filter(stage=upstream).join(done, on="shard", how="anti")
+        if upstream_fingerprint is not None:
+            waiting = waiting.filter(fingerprint=upstream_fingerprint)
+        return _rows(waiting.sort("shard", "fingerprint"), ShardRow)
 
     def known_digests(self) -> set[str]:
         """The keys of all photos that were kept: another file with the same bytes is a duplicate."""
-        return {row.key for row in self.photos("ingest") if row.status == KEPT}
+        return set(self.photo_frame("ingest").filter(status=KEPT)["key"])
 
     def known_origins(self, source: str, retry: Collection[str] = ()) -> set[str]:
         """What has been read of a source already, kept or refused: it is not read again.
@@ -180,8 +176,9 @@ class Catalog:
         retry: reasons whose cause may be gone by now (a broken link, an unreadable file); photos refused for them are
         left out.
         """
-        rows = [row for row in self.photos("ingest") if row.source == source]
-        return {row.origin for row in rows if row.status == KEPT or row.reason not in retry}
+        rows = self.photo_frame("ingest").filter(source=source)
+        mendable = polars.col("reason").is_in([str(reason) for reason in retry])
+        return set(rows.filter((polars.col("status") == KEPT) | ~mendable)["origin"])
 
     def counts(self, fingerprints: Mapping[str, str] | None = None, version: int | None = None) -> Counts:
         """Every photo once: kept, or refused for the first reason on its way.
@@ -189,53 +186,46 @@ class Catalog:
         A photo that was refused and later mended and kept counts as kept. fingerprints: stage -> fingerprint; a later
         stage's refusals under other settings do not count. None: all count.
         """
-        kept: set[tuple[str, str, str]] = set()
-        early: dict[tuple[str, str], str] = {}
-        late: dict[tuple[str, str, str], str] = {}
-        for row in self.photos(version=version):
-            photo = (row.source, row.origin, row.key)
-            if row.status == KEPT:
-                kept.add(photo)
-            elif row.stage == "ingest":
-                early.setdefault(photo[:2], row.reason)
-            elif fingerprints is None or fingerprints.get(row.stage) == row.fingerprint:
-                # Sorted by stage: caption, segment, shard, as on a photo's way.
-                late.setdefault(photo, row.reason)
-        mended = {photo[:2] for photo in kept}
-        refused = Counter(reason for photo, reason in early.items() if photo not in mended)
-        refused.update(reason for photo, reason in late.items() if photo in kept)
-        seen = len(kept) + len(early.keys() - mended)
-        return Counts(seen, seen - refused.total(), dict(sorted(refused.items())))
+        fates = self.fates(fingerprints, version)
+        refused = fates.filter(polars.col("reason") != "").group_by("reason").len().sort("reason")
+        reasons = dict(zip(refused["reason"], refused["len"], strict=True))
+        return Counts(fates.height, fates.height - sum(reasons.values()), reasons)
+
+    def fates(self, fingerprints: Mapping[str, str] | None = None, version: int | None = None) -> polars.DataFrame:
+        """Every photo once: source, origin, key, shard, and of the refused ones stage, reason and detail ("" else).
+
+        As `counts`, whose sum this is.
+        """
+        photos = self.photo_frame(version=version).sort("stage", *_PHOTO, "shard", "fingerprint")
+        columns = [*_PHOTO, "shard", "stage", "reason", "detail"]
+        kept = photos.filter(status=KEPT).unique(_PHOTO, keep="first", maintain_order=True)
+        refused = photos.filter(polars.col("status") != KEPT)
+        early = refused.filter(stage="ingest").unique(["source", "origin"], keep="first", maintain_order=True)
+        early = early.join(kept, on=["source", "origin"], how="anti")  # the others were mended
+        late = refused.filter(polars.col("stage") != "ingest")
+        if fingerprints is not None:
+            pairs = {"stage": list(fingerprints), "fingerprint": list(fingerprints.values())}
+            current = polars.DataFrame(pairs, {"stage": polars.String, "fingerprint": polars.String})
+            late = late.join(current, on=["stage", "fingerprint"], how="semi", maintain_order="left")
+        # Sorted by stage: caption, segment, shard, as on a photo's way.
+        late = late.join(kept, on=_PHOTO, how="semi", maintain_order="left").unique(
+            _PHOTO, keep="first", maintain_order=True
+        )
+        good = kept.join(late, on=_PHOTO, how="anti").with_columns(stage=polars.lit(""), detail=polars.lit(""))
+        return polars.concat([frame.select(columns) for frame in (good, early, late)]).sort(_PHOTO)
 
     def content_digest(self, version: int | None = None) -> str:
         """SHA-256 (hex) of the sorted rows: equal for two catalogs that say the same, whatever their history."""
-        lines = sorted(json.dumps(row, sort_keys=True) for row in self._frame(version).iter_rows(named=True))
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-    def _table(self, version: int | None = None) -> DeltaTable | None:
-        try:
-            return DeltaTable(self._store.delta_uri(_NAME), version, storage_options=self._store.delta_options())
-        except TableNotFoundError:
-            return None
-
-    def _frame(self, version: int | None = None) -> polars.DataFrame:
         version = self.version if version is None else version
-        if version < 0:
-            return polars.DataFrame(schema=_COLUMNS)
-        if self._read is None or self._read[0] != version:
-            # Not DeltaTable.to_pyarrow_table, which makes the interpreter abort at exit now and then. Nor
-            # polars.read_delta, which takes percent-encoded addresses for paths and finds nothing in "my photos".
-            table = self._table(version)
-            assert table is not None
-            frame = polars.read_parquet(
-                [unquote(address) for address in table.file_uris()],
-                glob=False,
-                hive_partitioning=True,
-                hive_schema={"kind": polars.String},
-                storage_options=self._store.delta_options(),
-            )
-            self._read = (version, frame.select(list(_COLUMNS)))
-        return self._read[1]
+        lines = polars.concat([_json_lines(kind, self._table.frame(kind, version)) for kind in _IDENTITY]).sort()
+        digest = hashlib.sha256()
+        for start in range(0, len(lines), 10_000):
+            digest.update(("\n" * (start > 0) + "\n".join(lines[start : start + 10_000])).encode())
+        return digest.hexdigest()
+
+    def history(self) -> list[dict[str, Any]]:
+        """Delta's own record of every version, newest first: "version", "timestamp" (ms), "operation" and more."""
+        return self._table.history()
 
 
 def shard_object_key(stage: str, shard: str, sha256: str) -> str:
@@ -265,7 +255,7 @@ def sweep(store: ObjectStore, catalog: Catalog, stages: Iterable[str]) -> list[s
     """Delete shard files that no commit names: a crash before the commit leaves them. Nobody may be writing."""
     removed = []
     for stage in stages:
-        named = {row.object_key for row in catalog.shards(stage)}
+        named = set(catalog.shard_frame(stage)["object_key"])
         for key in store.list(f"shards/{stage}/"):
             if key not in named:
                 store.delete(key)
@@ -273,29 +263,52 @@ def sweep(store: ObjectStore, catalog: Catalog, stages: Iterable[str]) -> list[s
     return removed
 
 
-def _photo_record(photo: PhotoRow, fingerprints: Mapping[tuple[str, str], str]) -> dict[str, Any]:
-    record = _record("photo", photo)
-    record["fingerprint"] = record["fingerprint"] or fingerprints.get((photo.stage, photo.shard), "")
-    return record
+def _frame(
+    kind: str, rows: Sequence[PhotoRow] | Sequence[ShardRow], fingerprints: Mapping[tuple[str, str], str] | None = None
+) -> polars.DataFrame:
+    """The rows as a table of all columns; the last of several with the same identity."""
+    records = [(kind, *(_plain(getattr(row, name, "")) for name in list(_COLUMNS)[1:-1])) for row in rows]
+    frame = polars.DataFrame(
+        [(*record, getattr(row, "samples", 0)) for record, row in zip(records, rows, strict=True)],
+        schema=_COLUMNS,
+        orient="row",
+    )
+    if fingerprints:
+        shared = polars.DataFrame(
+            [(*k, v) for k, v in fingerprints.items()], ["stage", "shard", "shared"], orient="row"
+        )
+        frame = frame.join(shared, on=["stage", "shard"], how="left", maintain_order="left")
+        empty = polars.col("fingerprint") == ""
+        own = polars.when(empty).then(polars.col("shared").fill_null("")).otherwise("fingerprint")
+        frame = frame.with_columns(fingerprint=own).drop("shared")
+    return frame.unique(_IDENTITY[kind], keep="last", maintain_order=True)
 
 
-def _shard_record(shard: ShardRow) -> dict[str, Any]:
-    return _record("shard", shard)
+def _plain(value: Any) -> str:
+    return str(value)  # a StrEnum goes into the table as its plain value
 
 
-def _record(kind: str, row: PhotoRow | ShardRow) -> dict[str, Any]:
-    empty: dict[str, Any] = {column: "" for column in _COLUMNS}
-    values = {field.name: getattr(row, field.name) for field in fields(row)}
-    # str(): a StrEnum goes into the table as its plain value.
-    return {**empty, "samples": 0, **{k: v if isinstance(v, int) else str(v) for k, v in values.items()}, "kind": kind}
+def _json_lines(kind: str, frame: polars.DataFrame) -> polars.Series:
+    """Each row as `json.dumps(row, sort_keys=True)` writes it."""
+    frame = frame.with_columns(kind=polars.lit(kind)).select(sorted(_COLUMNS))
+    texts = [name for name in frame.columns if name != "samples"]
+    plain = ~polars.any_horizontal(polars.col(name).str.contains(_NOT_PLAIN) for name in texts)
+    parts: list[Any] = []
+    for i, name in enumerate(frame.columns):
+        quote = "" if name == "samples" else '"'
+        parts += [polars.lit(f'{", " if i else "{"}"{name}": {quote}'), polars.col(name), polars.lit(quote)]
+    simple = frame.filter(plain).select(polars.concat_str([*parts, polars.lit("}")]).alias("line"))["line"]
+    others = [json.dumps(row, sort_keys=True) for row in frame.filter(~plain).iter_rows(named=True)]
+    return polars.concat([simple, polars.Series("line", others, polars.String)])
 
 
-def _identity(record: Mapping[str, Any]) -> tuple[str, ...]:
-    columns = ["kind", "stage", "shard", "fingerprint"]
-    if record["kind"] == "photo":
-        columns += ["key", "source", "origin"]
-    return tuple(record[column] for column in columns)
+def _of_stage(frame: polars.DataFrame, stage: str | None) -> polars.DataFrame:
+    return frame if stage is None else frame.filter(stage=stage)
+
+
+def _names(row_type: type) -> list[str]:
+    return [field.name for field in fields(row_type)]
 
 
 def _rows(frame: polars.DataFrame, row_type: type[_Row]) -> list[_Row]:
-    return [row_type(**row) for row in frame.select([field.name for field in fields(row_type)]).iter_rows(named=True)]
+    return [row_type(*row) for row in frame.select(_names(row_type)).iter_rows()]
