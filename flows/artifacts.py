@@ -97,16 +97,33 @@ def pictures(key: str, images: Sequence[Image.Image], description: str, columns:
         create_image_artifact(image_url=f"data:image/jpeg;base64,{data}", key=_key(key), description=description)
 
 
-def refusals(stage: str, rows: Iterable[Any]) -> None:
-    """The photos that a stage refused, and why; `rows` are catalog rows, of which the refused ones are shown."""
-    from preprocessing.photos import Reason
+class Refusals:
+    """The photos that a stage refused: counted, and the first of them kept for the run's page."""
 
-    refused = [row for row in rows if row.status == "refused"]
-    lines = [
-        {"photo": row.origin, "reason": str(row.reason), "meaning": Reason(row.reason).sentence, "detail": row.detail}
-        for row in refused[:500]
-    ]
-    table(f"{stage}-refused", lines, f"{len(refused)} photos refused by {stage}")
+    def __init__(self, stage: str, shown: int = 500) -> None:
+        self.stage, self.count, self._shown = stage, 0, shown
+        self._rows: list[Any] = []
+
+    def add(self, rows: Iterable[Any]) -> None:
+        """Catalog rows, of which the refused ones count."""
+        refused = [row for row in rows if row.status == "refused"]
+        self.count += len(refused)
+        self._rows += refused[: self._shown - len(self._rows)]
+
+    def show(self) -> None:
+        """A table of them, and why, on the run's page."""
+        from preprocessing.photos import Reason
+
+        lines = [
+            {
+                "photo": row.origin,
+                "reason": str(row.reason),
+                "meaning": Reason(row.reason).sentence,
+                "detail": row.detail,
+            }
+            for row in self._rows
+        ]
+        table(f"{self.stage}-refused", lines, f"{self.count} photos refused by {self.stage}")
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int, side: int = 128) -> Image.Image:

@@ -2,18 +2,20 @@
 
 import os
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from prefect import flow
 
 from flows import artifacts
+from flows.model_stages import written_down
 from flows.run import Run, StageResult
 from flows.workers import IngestWorker
 from infra.errors import UserError
 from infra.ray_session import map_shards
 from infra.settings import Settings
-from preprocessing.catalog import KEPT, PhotoRow
+from preprocessing.commits import CommitBuffer
 from preprocessing.ingesting import chunk
 from preprocessing.photos import Reason
 from preprocessing.sources import Record, open_source
@@ -23,26 +25,26 @@ from preprocessing.sources import Record, open_source
 def ingest(settings: Settings) -> StageResult:
     """Read what the catalog does not know of the source yet."""
     started, run = time.monotonic(), Run(settings)
-    before = run.catalog.shards("ingest")
-    if any(row.fingerprint != run.fingerprints["ingest"] for row in before):
+    before = run.done("ingest")
+    if run.catalog.shard_frame("ingest").height != before:
         raise UserError(
             f"The photos in {settings.store_root} were ingested with other ingest settings: "
             "restore them, or choose another --workspace."
         )
     records = new_photos(settings)
     if not records:
-        return StageResult("ingest", 0, len(before), seconds=time.monotonic() - started, note="no new photos")
-    rows = read_photos(settings, records)
-    kept = sum(row.status == KEPT for row in rows)
-    artifacts.refusals("ingest", rows)
-    artifacts.markdown("ingest", f"{len(rows)} photos read: {kept} kept, {len(rows) - kept} refused.")
+        return StageResult("ingest", 0, before, seconds=time.monotonic() - started, note="no new photos")
+    refusals = read_photos(settings, records)
+    kept = len(records) - refusals.count
+    refusals.show()
+    artifacts.markdown("ingest", f"{len(records)} photos read: {kept} kept, {refusals.count} refused.")
     return StageResult(
         "ingest",
-        len(run.shards("ingest")) - len(before),
-        len(before),
-        len(rows) - kept,
+        run.done("ingest") - before,
+        before,
+        refusals.count,
         time.monotonic() - started,
-        f"{len(rows)} new photos, {kept} kept",
+        f"{len(records)} new photos, {kept} kept",
     )
 
 
@@ -63,25 +65,34 @@ def _can_be_read(record: Record) -> bool:
     return record.problem is None and os.access(record.path, os.R_OK)
 
 
-def read_photos(settings: Settings, records: list[Record]) -> list[PhotoRow]:
+def read_photos(settings: Settings, records: Sequence[Record]) -> artifacts.Refusals:
     """Chunks are read side by side and committed in the source's order, so that a repeat meets the same chunks."""
     run = Run(settings)
-    chunks = list(chunk(records, settings.ingest.photos_per_shard))
+    size, workers = settings.ingest.photos_per_shard, settings.ingest.workers
+    total = -(-len(records) // size)
     known = run.catalog.known_digests()
     arguments = (run.store, settings.ingest, run.fingerprints["ingest"])
-    items = [{"index": index, "records": batch} for index, batch in enumerate(chunks)]
-    results = map_shards(IngestWorker, items, settings.ingest.workers, (*arguments, frozenset(known)))
+    chunks: dict[int, list[Record]] = {}  # those whose result is not in
     waiting: dict[int, dict[str, Any]] = {}
-    rows: list[PhotoRow] = []
+    refusals = artifacts.Refusals("ingest")
     following = 0
-    for result in artifacts.tracked(results, len(items), "ingest: shards"):
-        waiting[result["index"]] = result
-        while following in waiting:
-            ready = waiting.pop(following)
-            if not known.isdisjoint(ready["keys"]):  # an earlier chunk kept the same photo
-                ready = IngestWorker(*arguments, frozenset(known))(items[following])
-            run.catalog.commit([ready["shard"]] if ready["shard"] else [], ready["photos"])
-            known.update(ready["keys"])
-            rows += ready["photos"]
-            following += 1
-    return rows
+
+    def items() -> Iterator[dict[str, Any]]:
+        for index, batch in enumerate(chunk(records, size)):
+            chunks[index] = batch
+            yield {"index": index, "records": batch}
+
+    results = map_shards(IngestWorker, items(), workers, (*arguments, frozenset(known)), total)
+    with written_down(run, "ingest", workers) as clock, CommitBuffer(run.catalog) as buffer:
+        for result in artifacts.tracked(results, total, "ingest: shards"):
+            waiting[result["index"]] = result
+            while following in waiting:
+                ready, batch = waiting.pop(following), chunks.pop(following)
+                if not known.isdisjoint(ready["keys"]):  # an earlier chunk kept the same photo
+                    ready = IngestWorker(*arguments, known)({"index": following, "records": batch})
+                buffer.add([ready["shard"]] if ready["shard"] else [], ready["photos"])
+                known.update(ready["keys"])
+                refusals.add(ready["photos"])
+                clock.tick(len(batch))
+                following += 1
+    return refusals

@@ -1,12 +1,15 @@
 """What caption, segment and shard have in common: pending shards go to actors, finished ones into the catalog."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from flows import artifacts
 from flows.run import Run, StageResult
 from infra.ray_session import ShardWorker, map_shards
+from preprocessing.commits import CommitBuffer
+from preprocessing.recipes import Speed
 
 
 def run_stage(
@@ -17,19 +20,48 @@ def run_stage(
     workers: int,
     arguments: Sequence[Any],
 ) -> StageResult:
-    """Do the items and commit each as it is done: what is committed stays done, whatever happens next."""
+    """Do the items and commit each soon after it is done: what is committed stays done, whatever happens next."""
     started = time.monotonic()
-    before = len(run.shards(stage))
+    before = run.done(stage)
     if not items:
         return StageResult(stage, 0, before, note="nothing pending")
-    photos: list[Any] = []
+    gpus = run.settings.ray.gpus_per_worker
+    refusals = artifacts.Refusals(stage)
     samples = 0
-    results = map_shards(worker, items, workers, (run.store, *arguments, run.fingerprints[stage]))
-    for result in artifacts.tracked(results, len(items), f"{stage}: shards"):
-        run.catalog.commit([result["shard"]], result["photos"])
-        photos += result["photos"]
-        samples += result["shard"].samples
-    artifacts.refusals(stage, photos)
+    results = map_shards(worker, items, workers, (run.store, *arguments, run.fingerprints[stage]), len(items), gpus)
+    with written_down(run, stage, workers) as clock, CommitBuffer(run.catalog) as buffer:
+        for result in artifacts.tracked(results, len(items), f"{stage}: shards"):
+            buffer.add([result["shard"]], result["photos"])
+            refusals.add(result["photos"])
+            samples += result["shard"].samples
+            clock.tick(result["shard"].samples + len(result["photos"]))
+    refusals.show()
     note = f"{samples} samples in {len(items)} shards"
-    artifacts.markdown(stage, f"{note}, {len(photos)} photos refused, {before} shards were there before.")
-    return StageResult(stage, len(items), before, len(photos), time.monotonic() - started, note)
+    artifacts.markdown(stage, f"{note}, {refusals.count} photos refused, {before} shards were there before.")
+    return StageResult(stage, len(items), before, refusals.count, time.monotonic() - started, note)
+
+
+class Clock:
+    """Counts shards and photos while they are finished."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.first, self.shards, self.photos = 0.0, 0, 0
+
+    def tick(self, photos: int) -> None:
+        """One more shard is finished."""
+        self.first = self.first or time.monotonic() - self.started
+        self.shards, self.photos = self.shards + 1, self.photos + photos
+
+
+@contextmanager
+def written_down(run: Run, stage: str, workers: int) -> Iterator[Clock]:
+    """For `moa plan`: how the stage's shards are made, and afterwards how fast they were."""
+    run.recipes[stage].save(run.store)
+    clock = Clock()
+    try:
+        yield clock
+    finally:
+        if clock.shards:
+            seconds = round(time.monotonic() - clock.started, 3)
+            Speed(clock.shards, clock.photos, seconds, round(clock.first, 3), workers).save(run.store, stage)

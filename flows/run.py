@@ -18,8 +18,9 @@ from infra.registry import Release, Releases
 from infra.settings import ModelReference, Settings
 from infra.storage import ObjectStore, open_store
 from preprocessing.catalog import Catalog, ShardRow
+from preprocessing.recipes import Recipe
 from preprocessing.sources import open_source
-from preprocessing.stages import stage_fingerprint
+from preprocessing.stages import stage_recipe
 
 STAGES = ("ingest", "caption", "segment", "shard")
 # What a training can change without changing what it learns.
@@ -72,24 +73,31 @@ class Run:
         return f"celeba:{self.photos / 'celeba'}" if spec == "paperfolk" else spec
 
     @cached_property
+    def recipes(self) -> dict[str, Recipe]:
+        """Stage name -> how its shards are made with these settings."""
+        settings, models = self.settings, self.settings.models
+        ingest = stage_recipe("ingest", settings.ingest.model_copy(update={"source": ""}), {})
+        photos = {"ingest": ingest.fingerprint}
+        caption = stage_recipe("caption", settings.caption, {"models.captioner": _weights(models.captioner), **photos})
+        segment = stage_recipe("segment", settings.segment, {"models.segmenter": _weights(models.segmenter), **photos})
+        used = {"models.base": _weights(models.base), "models.clip": _weights(models.clip)}
+        inputs = {**used, "caption": caption.fingerprint, "segment": segment.fingerprint}
+        shard = stage_recipe("shard", settings.shard, inputs)
+        return {recipe.stage: recipe for recipe in (ingest, caption, segment, shard)}
+
+    @cached_property
     def fingerprints(self) -> dict[str, str]:
         """Stage name -> fingerprint of how its shards are made with these settings."""
-        settings, models = self.settings, self.settings.models
-        ingest = stage_fingerprint("ingest", settings.ingest.model_copy(update={"source": ""}))
-        caption = stage_fingerprint("caption", settings.caption, _weights(models.captioner), ingest)
-        segment = stage_fingerprint("segment", settings.segment, _weights(models.segmenter), ingest)
-        inputs = (_weights(models.base), _weights(models.clip), caption, segment)
-        return {
-            "ingest": ingest,
-            "caption": caption,
-            "segment": segment,
-            "shard": stage_fingerprint("shard", settings.shard, *inputs),
-        }
+        return {stage: recipe.fingerprint for stage, recipe in self.recipes.items()}
 
     def shards(self, stage: str, version: int | None = None) -> list[ShardRow]:
         """The stage's finished shards made with these settings, sorted by name."""
         fingerprint = self.fingerprints[stage]
         return [row for row in self.catalog.shards(stage, version) if row.fingerprint == fingerprint]
+
+    def done(self, stage: str) -> int:
+        """How many of the stage's shards are finished with these settings."""
+        return self.catalog.shard_frame(stage).filter(fingerprint=self.fingerprints[stage]).height
 
     def pending(self, stage: str, upstream: str = "ingest") -> list[ShardRow]:
         """The shards of `upstream` that the stage has yet to do."""

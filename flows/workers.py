@@ -4,7 +4,7 @@ Shards come from the object store and go back to it; only rows of the catalog tr
 visible before its row is committed, so an actor that dies in the middle leaves litter at worst.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 from PIL import Image
@@ -25,9 +25,7 @@ from preprocessing.catalog import PhotoRow, ShardRow, load_shard, store_shard
 class IngestWorker:
     """{"index", "records"} -> {"index", "shard": ShardRow | None, "photos": [PhotoRow], "keys": of the kept ones}."""
 
-    def __init__(
-        self, store: ObjectStore, settings: IngestSettings, fingerprint: str, known_digests: frozenset[str]
-    ) -> None:
+    def __init__(self, store: ObjectStore, settings: IngestSettings, fingerprint: str, known_digests: Set[str]) -> None:
         self.store, self.settings, self.fingerprint, self.known = store, settings, fingerprint, known_digests
         self.detector = _LazyDetector()
 

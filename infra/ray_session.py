@@ -3,18 +3,43 @@
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from infra.errors import UserError
 from infra.settings import RaySettings
+from infra.shard_feed import Batches, BatchQueue, numbers
 
 
 class ShardWorker(Protocol):
     """Made once per actor (it loads the model), then called once per shard."""
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]: ...
+
+
+class StagedWorker:
+    """A worker in three steps, of which only the middle one needs the model: while it runs for one item, the next one's
+    bytes are fetched and the last one's are stored, each on a thread of its own."""
+
+    def fetch(self, item: dict[str, Any]) -> Any:
+        """What `work` needs; waits for storage."""
+        raise NotImplementedError
+
+    def work(self, item: dict[str, Any], fetched: Any) -> Any:
+        """The work itself; never in two threads at once."""
+        raise NotImplementedError
+
+    def put_away(self, item: dict[str, Any], made: Any) -> dict[str, Any]:
+        """Store what was made and return the item's result."""
+        raise NotImplementedError
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        return self.put_away(item, self.work(item, self.fetch(item)))
 
 
 @contextmanager
@@ -49,33 +74,82 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
 
 
 def map_shards(
-    worker_class: type[ShardWorker], items: Sequence[dict[str, Any]], concurrency: int, constructor_args: Sequence[Any]
+    worker_class: type[ShardWorker],
+    items: Iterable[dict[str, Any]],
+    concurrency: int,
+    constructor_args: Sequence[Any],
+    total: int | None = None,
+    gpus: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
     """Yield worker_class(*constructor_args)(item) for each item, each as soon as it is done, in any order.
 
-    `concurrency` actors at most. Items and results travel as they are (no table is made of them); they should be small:
-    keys and rows, not pictures. An actor that dies is replaced and its item tried again; an exception in a worker
-    ends the iteration, a UserError as itself. Needs a `ray_session`.
+    `concurrency` actors at most, each with `gpus` GPUs where the cluster has any. Items may come from a generator (then
+    say how many in `total`, if it is known): they are taken as they are needed, and results that nobody takes hold the
+    actors back. Both travel as they are (no table is made of them); they should be small: keys and rows, not pictures.
+
+    An actor that dies, alone or with its node, is replaced and what it had in its hands is tried again: a batch of
+    items, at most two seconds of work or a single item. An exception in a worker ends the iteration, a UserError as
+    itself. Where a worker is a `StagedWorker`, one item is fetched and another put away while a third is worked on.
+    Needs a `ray_session`.
     """
-    if not items:
+    if isinstance(items, Sequence):
+        total = len(items)
+    if total == 0:
         return
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.target_max_block_size = 1  # byte: every number is a block of its own, the unit of scheduling and of retry
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    rows = [{"item": _Sealed(item)} for item in items]
-    # One block per shard: a block is what is scheduled, retried and handed on.
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        _Unsealing,
-        compute=ray.data.ActorPoolStrategy(size=min(concurrency, len(items))),
-        fn_constructor_args=(worker_class, tuple(constructor_args)),
-    )
-    for row in dataset.iter_rows():
-        if row["refusal"]:
-            raise UserError(row["refusal"])
-        yield row["result"].value
+    # Beside the driver: where these are lost, so is the driver.
+    here = {"num_cpus": 0, "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
+    actors = min(concurrency, total or concurrency)
+    staged = issubclass(worker_class, StagedWorker)
+    queue = ray.remote(BatchQueue).options(**here).remote()
+    try:
+        batches = Batches(queue, items, total, actors)
+        batches.fill()
+        dataset = ray.data.read_datasource(_numbered(queue), override_num_blocks=1, **here).map(
+            _BatchWorker,
+            compute=ray.data.ActorPoolStrategy(
+                size=actors,
+                max_tasks_in_flight_per_actor=2,
+                max_concurrent_calls_per_actor=2 if staged else 1,
+                enable_true_multi_threading=staged,
+            ),
+            fn_constructor_args=(queue, worker_class, tuple(constructor_args)),
+            num_cpus=1,
+            **({"num_gpus": gpus} if gpus and ray.cluster_resources().get("GPU", 0) else {}),
+        )
+        for table in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):
+            for sealed in table["done"]:
+                done: _Done = sealed
+                if done.refusal:
+                    raise UserError(done.refusal)
+                yield from done.results
+                batches.finished(done.number, len(done.results), done.seconds)
+                batches.fill()
+    finally:
+        ray.kill(queue)
+
+
+def _numbered(queue: Any) -> Any:
+    from ray.data import Datasource, ReadTask
+    from ray.data.block import BlockMetadata
+
+    class BatchNumbers(Datasource):  # type: ignore[misc]  # Ray's classes are untyped
+        """The numbers of the batches, from one read task."""
+
+        def estimate_inmemory_data_size(self) -> int | None:
+            return None
+
+        def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[Any]:
+            metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+            return [ReadTask(partial(numbers, queue), metadata)]
+
+    return BatchNumbers()
 
 
 def _check_listening(address: str) -> None:
@@ -88,27 +162,44 @@ def _check_listening(address: str) -> None:
         raise UserError(f"No Ray cluster answers at {address!r}: start it or mend ray.address.") from error
 
 
-class _Sealed:
-    """Keeps Ray Data from taking a dictionary apart into Arrow columns, where None and empty lists change type."""
+@dataclass(frozen=True)
+class _Done:
+    """A finished batch. A class of its own keeps Ray Data from taking the results apart into Arrow columns, where None
+    and empty lists change type."""
 
-    def __init__(self, value: dict[str, Any]) -> None:
-        self.value = value
+    number: int
+    results: list[dict[str, Any]]
+    seconds: float = 0.0
+    refusal: str = ""
 
 
-class _Unsealing:
+class _BatchWorker:
     """The actor: a worker, or the reason why there is none. Ray wraps exceptions in its own; a UserError is text."""
 
-    def __init__(self, worker_class: type[ShardWorker], arguments: tuple[Any, ...]) -> None:
-        self.refusal = ""
+    def __init__(self, queue: Any, worker_class: type[ShardWorker], arguments: tuple[Any, ...]) -> None:
+        self.queue, self.refusal, self.turn = queue, "", threading.Lock()
         try:
             self.worker = worker_class(*arguments)
         except UserError as error:
             self.refusal = str(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        import ray
+
+        number, results, started = int(row["number"]), [], time.monotonic()
         try:
             if self.refusal:
                 raise UserError(self.refusal)
-            return {"result": _Sealed(self.worker(row["item"].value)), "refusal": ""}
+            for item in ray.get(ray.get(self.queue.get.remote(number))[0]):
+                results.append(self._one(item))
         except UserError as error:
-            return {"result": _Sealed({}), "refusal": str(error)}
+            return {"done": _Done(number, [], refusal=str(error))}
+        return {"done": _Done(number, results, time.monotonic() - started)}
+
+    def _one(self, item: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(self.worker, StagedWorker):
+            return self.worker(item)
+        fetched = self.worker.fetch(item)
+        with self.turn:  # a model is used by one thread at a time
+            made = self.worker.work(item, fetched)
+        return self.worker.put_away(item, made)

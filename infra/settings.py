@@ -184,6 +184,9 @@ class PublishSettings(_Frozen):
 class RaySettings(_Frozen):
     address: str = Field(description='"" = a Ray of its own on this machine; otherwise the cluster\'s address')
     num_cpus: Count = Field(description="logical CPUs that a local Ray believes in: how many actors live at once")
+    gpus_per_worker: float = Field(
+        ge=0, description="GPUs that each captioner, segmenter or precomputer asks for, where the cluster has any"
+    )
     object_store_mb: int = Field(ge=80, description="shared memory of a local Ray, in MB")
 
 

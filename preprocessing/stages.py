@@ -5,8 +5,6 @@ that a model chokes on is refused with a reason and its shard goes on. If *every
 and its error is raised.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -22,6 +20,7 @@ from preprocessing.captioning import Captioner
 from preprocessing.catalog import REFUSED, PhotoRow
 from preprocessing.photos import Reason
 from preprocessing.precompute import Precomputer, subject_crop, subject_variants
+from preprocessing.recipes import Recipe
 from preprocessing.segmentation import People, Person, Segmenter, people_from_faces
 from preprocessing.shards import (
     Sample,
@@ -43,12 +42,16 @@ FORMATS = {"ingest": 1, "caption": 1, "segment": 1, "shard": 1}
 _WITHOUT_EFFECT = {"workers"}
 
 
-def stage_fingerprint(stage: str, settings: BaseModel, *inputs: str) -> str:
-    """16 hex digits that name how a stage makes its shards: from its settings, the code's format number and `inputs`,
-    the fingerprints of its models and of the stages that it reads."""
+def stage_recipe(stage: str, settings: BaseModel, inputs: Mapping[str, str]) -> Recipe:
+    """How a stage makes its shards: its settings, the code's format number and `inputs`, the fingerprints of its models
+    and of the stages that it reads, by name."""
     values = {name: value for name, value in settings.model_dump(mode="json").items() if name not in _WITHOUT_EFFECT}
-    text = json.dumps([stage, FORMATS[stage], values, list(inputs)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Recipe(stage, FORMATS[stage], values, dict(inputs))
+
+
+def stage_fingerprint(stage: str, settings: BaseModel, *inputs: str) -> str:
+    """16 hex digits that name a `stage_recipe`; the inputs in its order."""
+    return stage_recipe(stage, settings, {str(i): name for i, name in enumerate(inputs)}).fingerprint
 
 
 def caption_shard(

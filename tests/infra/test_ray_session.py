@@ -1,12 +1,27 @@
+"""Shards over actors: lazily in, one by one out, and whatever dies costs what it had in its hands."""
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from infra.errors import UserError
-from infra.ray_session import map_shards, ray_session
+from infra.ray_session import StagedWorker, map_shards, ray_session
 from infra.settings import RaySettings
 
-LOCAL = RaySettings(address="", num_cpus=2, object_store_mb=80)
+LOCAL = RaySettings(address="", num_cpus=2, gpus_per_worker=0, object_store_mb=80)
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as `flows.session` does
+    with ray_session(LOCAL), ray_session(LOCAL):  # the inner one joins the outer one
+        yield
 
 
 class Doubling:
@@ -21,24 +36,101 @@ class Doubling:
         return {**item, "number": item["number"] * self.factor, "calls": self.calls}
 
 
-def test_actors_keep_their_state_and_values_keep_their_types() -> None:
-    items = [{"number": n, "none": None if n % 2 else "x", "rows": [{"a": []}] * n, "raw": b"\0"} for n in range(6)]
-    with ray_session(LOCAL), ray_session(LOCAL):  # the inner one joins the outer one
-        assert list(map_shards(Doubling, [], 2, (2,))) == []
-        results = sorted(map_shards(Doubling, items, 2, (2,)), key=lambda result: result["number"])
-        assert [result["number"] for result in results] == [0, 2, 4, 6, 8, 10]
-        assert [{**result, "number": result["number"] // 2} | {"calls": 0} for result in results] == [
-            {**item, "calls": 0} for item in items
-        ]
-        assert max(result["calls"] for result in results) >= 3  # two actors for six items, not one actor per item
+class Dying:
+    """Kills its process at the items that say so, the first time that it meets them."""
 
-        with pytest.raises(UserError, match="A number is negative: send it elsewhere"):
-            list(map_shards(Doubling, [{"number": -1}], 1, (2,)))
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        with (self.folder / str(item["number"])).open("a") as file:
+            file.write("x")
+        if item.get("kills") and (self.folder / str(item["number"])).read_text() == "x":
+            os._exit(1)
+        time.sleep(item.get("seconds", 0.0))
+        return {"number": item["number"]}
+
+
+class InSteps(StagedWorker):
+    """Says at each step who else is at work."""
+
+    def __init__(self) -> None:
+        self.lock, self.working, self.under_way = threading.Lock(), 0, 0
+
+    def fetch(self, item: dict[str, Any]) -> int:
+        with self.lock:
+            self.under_way += 1
+        time.sleep(0.05)
+        return item["number"] * 10
+
+    def work(self, item: dict[str, Any], fetched: int) -> tuple[int, int, int]:
+        with self.lock:
+            self.working += 1
+            seen = self.working, self.under_way
+        time.sleep(0.05)
+        with self.lock:
+            self.working -= 1
+        return (fetched, *seen)
+
+    def put_away(self, item: dict[str, Any], made: tuple[int, int, int]) -> dict[str, Any]:
+        with self.lock:
+            self.under_way -= 1
+        return {"number": made[0], "working": made[1], "under_way": made[2]}
 
 
 def test_a_cluster_that_does_not_answer_is_named() -> None:
+    # First in this file: inside a session nothing is asked.
     with (
         pytest.raises(UserError, match="127.0.0.1:1.*ray.address"),
-        ray_session(RaySettings(address="127.0.0.1:1", num_cpus=1, object_store_mb=80)),
+        ray_session(LOCAL.model_copy(update={"address": "127.0.0.1:1"})),
     ):
         pass
+
+
+def test_actors_keep_their_state_and_values_keep_their_types(session: None) -> None:
+    items = [{"number": n, "none": None if n % 2 else "x", "rows": [{"a": []}] * n, "raw": b"\0"} for n in range(6)]
+    assert list(map_shards(Doubling, [], 2, (2,))) == []
+    results = sorted(map_shards(Doubling, items, 2, (2,)), key=lambda result: result["number"])
+    assert [result["number"] for result in results] == [0, 2, 4, 6, 8, 10]
+    assert [{**result, "number": result["number"] // 2} | {"calls": 0} for result in results] == [
+        {**item, "calls": 0} for item in items
+    ]
+    assert max(result["calls"] for result in results) >= 3  # two actors for six items, not one actor per item
+
+    with pytest.raises(UserError, match="A number is negative: send it elsewhere"):
+        list(map_shards(Doubling, [{"number": -1}], 1, (2,)))
+
+
+def test_items_are_made_as_they_are_needed_and_results_wait_for_nobody_in_heaps(session: None) -> None:
+    """Many tiny items travel in batches; nobody takes results for a while, and then no items are made either."""
+    made = 0
+
+    def items() -> Iterator[dict[str, Any]]:
+        nonlocal made
+        for number in range(3000):
+            made += 1
+            yield {"number": number}
+
+    results = map_shards(Doubling, items(), 2, (2,), total=3000)
+    first = next(results)
+    time.sleep(1.0)
+    assert made <= 8  # the window, of single items while nothing is known of their speed
+    rest = list(results)
+    assert sorted(result["number"] for result in (first, *rest)) == [2 * number for number in range(3000)]
+    unknown = map_shards(Doubling, ({"number": number} for number in range(30)), 2, (2,))
+    assert sorted(result["number"] for result in unknown) == [2 * number for number in range(30)]
+
+
+def test_a_worker_that_is_killed_costs_what_it_had_in_its_hands(session: None, tmp_path: Path) -> None:
+    items = [{"number": number, "kills": number in (3, 40)} for number in range(60)]
+    results = Counter(result["number"] for result in map_shards(Dying, items, 2, (tmp_path,)))
+    assert results == Counter(range(60))  # nothing lost, nothing twice
+    assert (tmp_path / "3").read_text() == (tmp_path / "40").read_text() == "xx"
+
+
+def test_fetching_and_putting_away_run_beside_the_work(session: None) -> None:
+    assert InSteps()({"number": 1})["number"] == 10
+    results = list(map_shards(InSteps, [{"number": number} for number in range(12)], 1, ()))
+    assert sorted(result["number"] for result in results) == [10 * number for number in range(12)]
+    assert {result["working"] for result in results} == {1}  # one at a time has the model
+    assert max(result["under_way"] for result in results) == 2  # the next one was being fetched

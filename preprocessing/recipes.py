@@ -1,0 +1,95 @@
+"""What a stage's fingerprint stands for, so that "done anew" can say why; and how fast stages were.
+
+Both are small objects beside the catalog, not rows of it: a recipe is written once per fingerprint, a speed once per
+run, and neither is read to make a shard, so the same photos still give the same rows and the same bytes.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from infra.storage import ObjectStore
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a stage makes its shards.
+
+    format: the code's format number. settings: those that have an effect. inputs: name -> fingerprint of the models
+    ("models.captioner") and stages ("ingest") that it uses, in a fixed order.
+    """
+
+    stage: str
+    format: int
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that name it."""
+        text = json.dumps([self.stage, self.format, self.settings, list(self.inputs.values())], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def save(self, store: ObjectStore) -> None:
+        """Write it down, unless it is."""
+        # Not sorted: the inputs' order belongs to the fingerprint.
+        store.create(_key(self.fingerprint), json.dumps(asdict(self)).encode())
+
+    def changes_since(self, older: "Recipe") -> list[str]:
+        """What differs, as "caption.num_beams 1 -> 5"; a changed input as its name alone."""
+        found = [] if self.format == older.format else [f"{self.stage}'s format {older.format} -> {self.format}"]
+        for name in dict.fromkeys([*older.settings, *self.settings]):
+            before, now = (json.dumps(one.settings.get(name)) for one in (older, self))
+            if before != now:
+                found.append(f"{self.stage}.{name} {before} -> {now}")
+        names = dict.fromkeys([*older.inputs, *self.inputs])
+        return found + [name for name in names if older.inputs.get(name) != self.inputs.get(name)]
+
+
+def load_recipe(store: ObjectStore, fingerprint: str) -> Recipe | None:
+    """The recipe that was written down under a fingerprint; None where none was, as by older versions."""
+    try:
+        return Recipe(**json.loads(store.get(_key(fingerprint))))
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How a run of a stage went: `seconds` for `shards` of `photos`, the first of them after `first_seconds` (that is
+    how long its workers took to start and to do one)."""
+
+    shards: int
+    photos: int
+    seconds: float
+    first_seconds: float
+    workers: int
+
+    def estimate(self, shards: int) -> float:
+        """Seconds that so many shards would take."""
+        if not shards:
+            return 0.0
+        each = (self.seconds - self.first_seconds) / (self.shards - 1) if self.shards > 1 else self.seconds
+        return self.first_seconds + (shards - 1) * max(each, 0.0)
+
+    def save(self, store: ObjectStore, stage: str) -> None:
+        """Add it to the stage's numbered entries."""
+        number = len(store.list(f"timings/{stage}/"))
+        while not store.create(f"timings/{stage}/{number:06}.json", json.dumps(asdict(self)).encode()):
+            number += 1
+
+
+def last_speed(store: ObjectStore, stage: str) -> Speed | None:
+    """How fast the stage's last run was; None where it never ran."""
+    for key in reversed(store.list(f"timings/{stage}/")):
+        try:
+            return Speed(**json.loads(store.get(key)))
+        except (KeyError, ValueError, TypeError):
+            continue
+    return None
+
+
+def _key(fingerprint: str) -> str:
+    return f"fingerprints/{fingerprint}.json"

@@ -1,0 +1,62 @@
+"""Two Ray nodes, of which one is lost in the middle of a stage: the same code, the same results."""
+
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.ray_session import map_shards, ray_session
+from infra.settings import RaySettings
+
+
+class Noting:
+    """Notes in which node it did an item, and how often it was begun."""
+
+    def __init__(self, folder: Path) -> None:
+        import ray
+
+        self.folder, self.node = folder, ray.get_runtime_context().get_node_id()
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        with (self.folder / str(item["number"])).open("a") as file:
+            file.write("x")
+        time.sleep(0.2)
+        return {"number": item["number"], "node": self.node}
+
+
+@pytest.mark.timeout(600)  # 40 s on an idle machine
+def test_a_lost_node_costs_its_shards_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setitem(os.environ, "RAY_worker_niceness", "0")
+    monkeypatch.setitem(os.environ, "PYTHONPATH", str(Path(__file__).parents[2]))
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "object_store_memory": 80 * 10**6, "include_dashboard": False},
+    )
+    try:
+        second = cluster.add_node(num_cpus=1, object_store_memory=80 * 10**6)
+        cluster.wait_for_nodes()
+        settings = RaySettings(address=cluster.address, num_cpus=1, gpus_per_worker=0, object_store_mb=80)
+        with ray_session(settings):
+            import ray
+
+            driver = ray.get_runtime_context().get_node_id()
+            results: list[dict[str, Any]] = []
+            killed = False
+            items = ({"number": number} for number in range(60))
+            for result in map_shards(Noting, items, 2, (tmp_path,), total=60):
+                results.append(result)
+                if not killed and len({one["node"] for one in results}) == 2:
+                    cluster.remove_node(second, allow_graceful=False)  # its processes are killed
+                    killed = True
+        assert killed
+        assert Counter(result["number"] for result in results) == Counter(range(60))  # nothing lost, nothing twice
+        assert {result["node"] for result in results[-10:]} == {driver}
+        again = [path for path in tmp_path.iterdir() if path.read_text() != "x"]
+        assert len(again) <= 20  # two batches: what the node had in its hands and what waited for it
+    finally:
+        cluster.shutdown()
