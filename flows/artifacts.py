@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -14,25 +15,48 @@ console = Console(stderr=True, highlight=False)
 _Item = TypeVar("_Item")
 
 
+class _Bars:
+    """The terminal's bars: one display for all that run at the same time, for a terminal has room for one."""
+
+    def __init__(self) -> None:
+        self._lock, self._open = threading.Lock(), 0
+        self._progress: Any = None
+
+    def add(self, title: str, total: float) -> tuple[Progress, Any]:
+        with self._lock:
+            if not self._open:
+                columns = (TextColumn("  {task.description:<34}"), BarColumn(24), MofNCompleteColumn())
+                self._progress = Progress(*columns, TimeElapsedColumn(), console=console)
+                self._progress.start()
+            self._open += 1
+            return self._progress, self._progress.add_task(title, total=total)
+
+    def leave(self) -> None:
+        with self._lock:
+            self._open -= 1
+            if not self._open:
+                self._progress.stop()
+
+
+_bars = _Bars()
+
+
 class Track:
     """A bar in the terminal and a progress artifact on the run's page. Use as a context manager."""
 
     def __init__(self, title: str, total: float) -> None:
         self.title, self.total, self.done = title, total, 0.0
-        columns = (TextColumn("  {task.description:<34}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bar = Progress(*columns, console=console)
         self._shown = -1.0
         self._artifact: Any = None
 
     def __enter__(self) -> "Track":
-        self._bar.start()
-        self._task = self._bar.add_task(self.title, total=self.total)
+        self._bar, self._task = _bars.add(self.title, self.total)
         self._artifact = _in_run() and _create_progress(self.title)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._tell()
-        self._bar.stop()
+        _bars.leave()
 
     def to(self, done: float, title: str = "") -> None:
         """Set how much is done."""

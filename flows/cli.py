@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.application_commands import applications
+from flows.catalog_commands import catalog, planning
 from flows.options import Changes, Preset, Workspace, read_settings
 from flows.zoo import zoo
 from infra.errors import UserError, UserNotice
@@ -26,6 +27,8 @@ app = typer.Typer(
     help="Photos in at one end; a verified, better checkpoint out at the other.",
 )
 app.add_typer(zoo, name="zoo")
+app.add_typer(catalog, name="catalog")
+app.add_typer(planning)
 app.add_typer(applications)
 
 _STOPPED = "moa: stopped; the same command continues where it was."

@@ -6,6 +6,9 @@
 Nothing new → the run ends early and says so. Every stage is a flow of its own and can be run alone.
 """
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 
 from prefect import flow
@@ -42,7 +45,7 @@ def retrain(settings: Settings, from_scratch: bool = False) -> Journey:
     run = Run(settings)
     prepare_world(settings)
     sweep(run.store, run.catalog, STAGES)  # what a killed run uploaded and never committed
-    stages = [_say(stage(settings)) for stage in (ingest, caption, segment, shard)]
+    stages = [_say(ingest(settings)), *map(_say, side_by_side(settings, [caption, segment])), _say(shard(settings))]
     if not run.training_shards():
         raise UserError(_nothing_usable(run))
     settled = run.settled(from_scratch)
@@ -56,6 +59,19 @@ def retrain(settings: Settings, from_scratch: bool = False) -> Journey:
     published = _say(publish(settings, run_id))
     stages += [trained, evaluated, published]
     return Journey(stages, published.facts["release"], run_id, published.facts["promoted"], False)
+
+
+def side_by_side(settings: Settings, stages: Sequence[Callable[[Settings], StageResult]]) -> list[StageResult]:
+    """Run stages that need nothing of each other at the same time; they share the GPUs.
+
+    The others are waited for where one fails, so that what they finish is committed; the first error is raised.
+    """
+    share = settings.ray.gpus_per_worker / len(stages)
+    shared = settings.model_copy(update={"ray": settings.ray.model_copy(update={"gpus_per_worker": share})})
+    with ThreadPoolExecutor(len(stages)) as pool:
+        # A copy of the context each: by it Prefect knows whose subflows they are.
+        futures = [pool.submit(copy_context().run, stage, shared) for stage in stages]
+    return [future.result() for future in futures]
 
 
 def _say(result: StageResult) -> StageResult:

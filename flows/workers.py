@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from infra.ray_session import StagedWorker
 from infra.settings import (
     CaptionSettings,
     IngestSettings,
@@ -20,6 +21,8 @@ from infra.settings import (
 )
 from infra.storage import ObjectStore
 from preprocessing.catalog import PhotoRow, ShardRow, load_shard, store_shard
+
+Made = tuple[bytes, list[PhotoRow]]  # a shard's tar, and the photos that were refused
 
 
 class IngestWorker:
@@ -42,7 +45,7 @@ class IngestWorker:
         return {"index": item["index"], "shard": shard, "photos": chunk.rows, "keys": chunk.keys}
 
 
-class CaptionWorker:
+class CaptionWorker(StagedWorker):
     """{"row": ingest's ShardRow} -> {"shard", "photos"}."""
 
     def __init__(
@@ -54,15 +57,19 @@ class CaptionWorker:
         self.store, self.settings, self.fingerprint = store, settings, fingerprint
         self.captioner = open_captioner(reference, settings)
 
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+    def fetch(self, item: dict[str, Any]) -> bytes:
+        return load_shard(self.store, item["row"])
+
+    def work(self, item: dict[str, Any], fetched: bytes) -> Made:
         from preprocessing.stages import caption_shard
 
-        row: ShardRow = item["row"]
-        tar, photos = caption_shard(load_shard(self.store, row), self.captioner, self.settings, row.shard)
-        return _finished(self.store, "caption", row, self.fingerprint, tar, photos)
+        return caption_shard(fetched, self.captioner, self.settings, item["row"].shard)
+
+    def put_away(self, item: dict[str, Any], made: Made) -> dict[str, Any]:
+        return _finished(self.store, "caption", item["row"], self.fingerprint, *made)
 
 
-class SegmentWorker:
+class SegmentWorker(StagedWorker):
     """{"row": ingest's ShardRow} -> {"shard", "photos"}."""
 
     def __init__(
@@ -74,15 +81,19 @@ class SegmentWorker:
         self.store, self.settings, self.fingerprint = store, settings, fingerprint
         self.segmenter = open_segmenter(reference, settings)
 
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+    def fetch(self, item: dict[str, Any]) -> bytes:
+        return load_shard(self.store, item["row"])
+
+    def work(self, item: dict[str, Any], fetched: bytes) -> Made:
         from preprocessing.stages import segment_shard
 
-        row: ShardRow = item["row"]
-        tar, photos = segment_shard(load_shard(self.store, row), self.segmenter, self.settings, row.shard)
-        return _finished(self.store, "segment", row, self.fingerprint, tar, photos)
+        return segment_shard(fetched, self.segmenter, self.settings, item["row"].shard)
+
+    def put_away(self, item: dict[str, Any], made: Made) -> dict[str, Any]:
+        return _finished(self.store, "segment", item["row"], self.fingerprint, *made)
 
 
-class PrecomputeWorker:
+class PrecomputeWorker(StagedWorker):
     """{"row": ingest's ShardRow, "caption": ShardRow, "segment": ShardRow} -> {"shard", "photos"}."""
 
     def __init__(self, store: ObjectStore, models: ModelsSettings, settings: ShardSettings, fingerprint: str) -> None:
@@ -92,13 +103,17 @@ class PrecomputeWorker:
         self.store, self.settings, self.fingerprint = store, settings, fingerprint
         self.precomputer = Precomputer(models.base, models.clip, settings)
 
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+    def fetch(self, item: dict[str, Any]) -> tuple[bytes, bytes, bytes]:
+        ingested, captions, segments = (load_shard(self.store, item[name]) for name in ("row", "caption", "segment"))
+        return ingested, captions, segments
+
+    def work(self, item: dict[str, Any], fetched: tuple[bytes, bytes, bytes]) -> Made:
         from preprocessing.stages import build_shard
 
-        row: ShardRow = item["row"]
-        ingested, captions, segments = (load_shard(self.store, item[name]) for name in ("row", "caption", "segment"))
-        tar, photos = build_shard(ingested, captions, segments, self.precomputer, self.settings, row.shard)
-        return _finished(self.store, "shard", row, self.fingerprint, tar, photos)
+        return build_shard(*fetched, self.precomputer, self.settings, item["row"].shard)
+
+    def put_away(self, item: dict[str, Any], made: Made) -> dict[str, Any]:
+        return _finished(self.store, "shard", item["row"], self.fingerprint, *made)
 
 
 class PaintWorker:

@@ -42,6 +42,10 @@ class ObjectStore(Protocol):
         """All keys that start with the prefix (a plain string: end it with "/" to name a folder), sorted."""
         ...
 
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """The keys of `list`, each with its object's size in bytes."""
+        ...
+
     def delete(self, key: str) -> None:
         """Remove the object; nothing happens when there is none."""
         ...
@@ -131,6 +135,9 @@ class DirectoryStore:
             keys += [(relative / name).as_posix() for name in names if not name.startswith(_PARTIAL)]
         return sorted(key for key in keys if key.startswith(prefix))
 
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        return {key: self._path(key).stat().st_size for key in self.list(prefix)}
+
     def delete(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
 
@@ -208,12 +215,17 @@ class S3Store:
         return True
 
     def list(self, prefix: str = "") -> list[str]:
+        return list(self.sizes(prefix))
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
         if folder := prefix.rpartition("/")[0]:
             check_key(folder)
         start = f"{self.prefix}/" if self.prefix else ""
         pages = self._connect().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start + prefix)
-        keys = (item["Key"][len(start) :] for page in pages for item in page.get("Contents", []))
-        return sorted(key for key in keys if not key.endswith("/"))  # empty objects by which others mark folders
+        found = ((item["Key"][len(start) :], item["Size"]) for page in pages for item in page.get("Contents", []))
+        return dict(
+            sorted(one for one in found if not one[0].endswith("/"))
+        )  # empty objects by which others mark folders
 
     def delete(self, key: str) -> None:
         self._connect().delete_object(Bucket=self.bucket, Key=self._name(key))
