@@ -41,8 +41,7 @@ def summary(catalog: Catalog, store: ObjectStore, fingerprints: Fingerprints, ve
     photos = fates.group_by("source").agg(seen=polars.len(), kept=kept.sum(), refused=(~kept).sum()).sort("source")
     reasons = fates.filter(~kept).group_by("source", "stage", "reason").agg(photos=polars.len())
     shards = catalog.shard_frame(version=version)
-    present = [polars.col("fingerprint") == value for value in (fingerprints or {}).values()]
-    shards = shards.with_columns(present=polars.any_horizontal(present) if present else polars.lit(True))
+    shards = _with_present(shards, fingerprints)
     stages = shards.group_by("stage").agg(
         shards=polars.col("present").sum(),
         samples=polars.col("samples").filter("present").sum(),
@@ -60,6 +59,13 @@ def summary(catalog: Catalog, store: ObjectStore, fingerprints: Fingerprints, ve
         ).to_dicts(),
         "shards": stages.sort("stage").to_dicts(),
     }
+
+
+def _with_present(shards: polars.DataFrame, fingerprints: Fingerprints) -> polars.DataFrame:
+    """The shards with a column that says which are of the present settings; all, where those are not known."""
+    if fingerprints is None:
+        return shards.with_columns(present=polars.lit(True))
+    return shards.with_columns(present=polars.col("fingerprint").is_in(list(fingerprints.values())))
 
 
 def versions(catalog: Catalog) -> list[dict[str, Any]]:
@@ -160,8 +166,9 @@ def query(catalog: Catalog, sql: str, fingerprints: Fingerprints, version: int) 
     """A question in DuckDB's SQL over three views of the version.
 
     photos: every photo once, with `fate` ("kept", "refused") and stage, reason and detail of a refusal; photo_rows: all
-    that stages wrote about photos; shards: every finished shard. Nothing can be written, and no file be read: the
-    database is in memory and shut off from the rest. Raises UserError where DuckDB does not understand.
+    that stages wrote about photos; shards: every finished shard, `present` where it is of the present settings. Nothing
+    can be written, and no file be read: the database is in memory and shut off from the rest. Raises UserError where
+    DuckDB does not understand.
     """
     import duckdb
 
@@ -170,7 +177,7 @@ def query(catalog: Catalog, sql: str, fingerprints: Fingerprints, version: int) 
     tables = {
         "photos": fates.with_columns(fate=fate),
         "photo_rows": catalog.photo_frame(version=version),
-        "shards": catalog.shard_frame(version=version),
+        "shards": _with_present(catalog.shard_frame(version=version), fingerprints),
     }
     settings: dict[str, Any] = {"enable_external_access": "false", "python_enable_replacements": "false"}
     with duckdb.connect(":memory:", config=settings) as database:

@@ -1,12 +1,36 @@
 """Progress and pictures outside of a flow run: the terminal's half."""
 
+from dataclasses import replace
+
 from PIL import Image
 
 from flows import artifacts
+from preprocessing.catalog import PhotoRow
 
 
 def test_items_pass_through() -> None:
     assert list(artifacts.tracked(iter([1, 2, 3]), 3, "counting")) == [1, 2, 3]
+
+
+def test_two_stages_at_once_have_a_bar_each() -> None:
+    """They end in any order; a terminal shows one display, and rich refuses a second."""
+    with artifacts.Track("one", 2) as one:
+        two = artifacts.Track("two", 2).__enter__()
+        one.advance()
+        two.advance()
+    two.advance()
+    two.__exit__()
+    assert (one.done, two.done) == (1, 2)
+    assert list(artifacts.tracked(iter("ab"), 2, "again")) == ["a", "b"]
+
+
+def test_refusals_are_counted_and_the_first_are_kept() -> None:
+    row = PhotoRow("ingest", "", "", "folder", "1.jpg", "refused", "truncated")
+    refusals = artifacts.Refusals("ingest", shown=3)
+    for rows in ([row, replace(row, status="kept", reason="")], [row] * 4):
+        refusals.add(rows)
+    assert refusals.count == 5 and len(refusals._rows) == 3
+    refusals.show()
 
 
 def test_nothing_is_sent_without_a_run() -> None:

@@ -117,3 +117,10 @@ def test_a_bucket_that_cannot_be_used_is_one_sentence(s3_store: S3Store) -> None
         with pytest.raises(UserError, match="storage.root") as caught:
             S3Store(bucket, "some/prefix", address).exists("key")
         assert bucket in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_sizes_are_those_of_what_is_listed(store: ObjectStore) -> None:
+    for name, data in {"a/1": b"", "a/2": b"xyz", "ab": b"x"}.items():
+        store.put(name, data)
+    assert store.sizes("a/") == {"a/1": 0, "a/2": 3}
+    assert list(store.sizes()) == store.list() == ["a/1", "a/2", "ab"]

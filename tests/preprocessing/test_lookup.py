@@ -1,12 +1,13 @@
 """What people ask of a catalog, on a directory and on S3."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
 
 from infra.errors import UserError
-from infra.storage import ObjectStore
+from infra.storage import DirectoryStore, ObjectStore
 from preprocessing import lookup
 from preprocessing.catalog import Catalog, PhotoRow, store_shard
 from preprocessing.photos import Reason
@@ -100,6 +101,17 @@ def test_sql_over_photos_and_shards(store: ObjectStore) -> None:
     assert lookup.query(catalog, "SELECT count(*) FROM photo_rows", PRESENT, 0).item() == 5
 
 
+def test_the_readmes_queries_answer(tmp_path: Path) -> None:
+    text = Path(lookup.__file__).with_name("README.md").read_text("utf-8")
+    queries = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+    catalog = filled(DirectoryStore(tmp_path))
+    answers = [lookup.query(catalog, sql, PRESENT, 2).rows() for sql in queries]
+    assert len(answers) == 3
+    assert ("ffhq", "segment", "no_person", 1) in answers[0] and len(answers[0]) == 3
+    assert answers[1] == [("a", 3, 2)]
+    assert [sorted(files) for _, files in answers[2]] == [["ffhq 00001/1.png", "ffhq 00004/4.png"]]
+
+
 @pytest.mark.parametrize(
     ("sql", "says"),
     [
@@ -115,8 +127,6 @@ def test_sql_over_photos_and_shards(store: ObjectStore) -> None:
     ],
 )
 def test_sql_that_cannot_be_answered_is_one_sentence(sql: str, says: str, tmp_path: Path) -> None:
-    from infra.storage import DirectoryStore
-
     catalog = filled(DirectoryStore(tmp_path))
     with pytest.raises(UserError, match=says) as error:
         lookup.query(catalog, sql, None, 2)
