@@ -36,9 +36,7 @@ def plan_run(settings: Settings) -> dict[str, Any]:
         if chunks:
             reasons.append(f"about {_count(chunks, 'shard')} of new photos")
         stages.append(_stage(run, stage, run.done(stage), len(pending) + chunks, reasons))
-    times = [stage["seconds"] for stage in stages if stage["pending"]]
-    known = sum(seconds for seconds in times if seconds is not None)
-    made = {"new_photos": photos, "stages": stages, "seconds": None if None in times else known}
+    made = {"new_photos": photos, "stages": stages, "seconds": _total(run, stages)}
     return {**made, "says": _says(run, made)}
 
 
@@ -55,6 +53,15 @@ def _stage(run: Run, stage: str, done: int, pending: int, why: list[str]) -> dic
     speed = last_speed(run.store, stage) if pending else None
     seconds = 0.0 if not pending else None if speed is None else round(speed.estimate(pending), 1)
     return {"stage": stage, "done": done, "pending": pending, "seconds": seconds, "why": why}
+
+
+def _total(run: Run, stages: list[dict[str, Any]]) -> float | None:
+    """Seconds of all stages; those that read ingest's shards alone run side by side."""
+    if any(stage["seconds"] is None for stage in stages):
+        return None
+    beside = [s for s in stages if set(run.recipes[s["stage"]].inputs) & set(run.recipes) == {"ingest"}]
+    others = sum(stage["seconds"] for stage in stages if stage not in beside)
+    return others + max((stage["seconds"] for stage in beside), default=0.0)
 
 
 def _new_photos(settings: Settings) -> int:

@@ -115,6 +115,9 @@ def test_new_photos_are_in_the_plan(settings: Settings) -> None:
     stages = plan_run(settings)["stages"]
     assert (stages[0]["pending"], stages[0]["why"]) == (2, ["3 new photos"])
     assert (stages[1]["pending"], stages[1]["why"]) == (2, ["about 2 shards of new photos"])
+    for stage, seconds in {"ingest": 1.0, "caption": 8.0, "segment": 5.0, "shard": 3.0}.items():
+        Speed(2, 4, seconds, seconds, 1).save(Run(settings).store, stage)
+    assert plan_run(settings)["seconds"] == 1.0 + 8.0 + 3.0  # caption and segment run side by side
 
 
 def test_photos_that_are_yet_to_be_drawn_are_new(settings: Settings) -> None:
