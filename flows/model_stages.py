@@ -26,9 +26,10 @@ def run_stage(
     samples = 0
     results = map_shards(worker, items, workers, (run.store, *arguments, run.fingerprints[stage]))
     for result in artifacts.tracked(results, len(items), f"{stage}: shards"):
-        run.catalog.commit([result["shard"]], result["photos"])
+        shards = [result["shard"], *result.get("more", ())]
+        run.catalog.commit(shards, result["photos"])
         photos += result["photos"]
-        samples += result["shard"].samples
+        samples += sum(shard.samples for shard in shards if shard.stage == stage)
     artifacts.refusals(stage, photos)
     note = f"{samples} samples in {len(items)} shards"
     artifacts.markdown(stage, f"{note}, {len(photos)} photos refused, {before} shards were there before.")

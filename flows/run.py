@@ -22,6 +22,13 @@ from preprocessing.sources import open_source
 from preprocessing.stages import stage_fingerprint
 
 STAGES = ("ingest", "caption", "segment", "shard")
+# What the shard stage keeps of its costly work, and the settings that each depends on: see preprocessing/columns.py.
+COLUMNS = {
+    "bind": ("reference_pixels", "batch_size"),
+    "moments": ("batch_size",),
+    "text": ("batch_size",),
+    "image_embeds": ("reference_pixels", "reference_variants", "batch_size"),
+}
 # What a training can change without changing what it learns.
 _TRAIN_WITHOUT_EFFECT = {"workers", "checkpoint_every", "warm_start"}
 
@@ -73,17 +80,35 @@ class Run:
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Stage name -> fingerprint of how its shards are made with these settings."""
+        """Stage or column name -> fingerprint of how its shards are made with these settings.
+
+        A column's covers what its arrays depend on and no more, so that a changed setting computes anew only what it
+        changes; `shard` joins them.
+        """
         settings, models = self.settings, self.settings.models
         ingest = stage_fingerprint("ingest", settings.ingest.model_copy(update={"source": ""}))
         caption = stage_fingerprint("caption", settings.caption, _weights(models.captioner), ingest)
         segment = stage_fingerprint("segment", settings.segment, _weights(models.segmenter), ingest)
-        inputs = (_weights(models.base), _weights(models.clip), caption, segment)
+
+        def column(name: str, *inputs: str) -> str:
+            return stage_fingerprint(name, settings.shard, *inputs, only=COLUMNS[name])
+
+        clip = _weights(models.clip)
+        bind = column("bind", _weights(models.base, "tokenizer"), clip, caption, segment)
+        columns = {
+            "moments": column("moments", _weights(models.base, "vae"), ingest),
+            "text": column("text", _weights(models.base, "text_encoder", "tokenizer"), bind),
+            "image_embeds": column("image_embeds", clip, bind),
+        }
+        wanted = [print_ for name, print_ in columns.items() if getattr(settings.shard, name)]
+        cut = ("max_photos", "max_bytes")
         return {
             "ingest": ingest,
             "caption": caption,
             "segment": segment,
-            "shard": stage_fingerprint("shard", settings.shard, *inputs),
+            "bind": bind,
+            **columns,
+            "shard": stage_fingerprint("shard", settings.shard, bind, *wanted, only=cut),
         }
 
     def shards(self, stage: str, version: int | None = None) -> list[ShardRow]:
@@ -154,11 +179,11 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _weights(reference: ModelReference) -> str:
+def _weights(reference: ModelReference, *parts: str) -> str:
     # A LAVIS model is neither a folder nor a hub id: its name and the commit of the LAVIS that runs it stand for it.
     if reference.backend == "lavis":
         return f"lavis:{reference.location}@{reference.revision}"
-    return f"{reference.backend}:{model_files.fingerprint(reference)}"
+    return f"{reference.backend}:{model_files.fingerprint(reference, parts)}"
 
 
 def describe(reference: ModelReference) -> str:

@@ -4,7 +4,8 @@ Shards come from the object store and go back to it; only rows of the catalog tr
 visible before its row is committed, so an actor that dies in the middle leaves litter at worst.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -85,22 +86,59 @@ class SegmentWorker:
 
 
 class PrecomputeWorker:
-    """{"row": ingest's ShardRow, "caption": ShardRow, "segment": ShardRow} -> {"shard", "photos"}."""
+    """{"row": ingest's ShardRow, "caption", "segment": ShardRow, "columns": {name: ShardRow} of those that are there}
+    -> {"shard": the training shard's ShardRow, "photos", "more": the rows of what was computed for it and, where it had
+    to be split, of its other parts}.
 
-    def __init__(self, store: ObjectStore, models: ModelsSettings, settings: ShardSettings, fingerprint: str) -> None:
+    `fingerprints`: of "bind" and of each column.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        models: ModelsSettings,
+        settings: ShardSettings,
+        fingerprints: Mapping[str, str],
+        fingerprint: str,
+    ) -> None:
         from preprocessing.precompute import Precomputer
 
         limit_threads()
-        self.store, self.settings, self.fingerprint = store, settings, fingerprint
+        self.store, self.settings, self.fingerprint, self.fingerprints = store, settings, fingerprint, fingerprints
         self.precomputer = Precomputer(models.base, models.clip, settings)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        from preprocessing.stages import build_shard
+        from preprocessing.columns import COLUMNS, wanted_columns
+        from preprocessing.stages import bind_shard, build_shard
 
         row: ShardRow = item["row"]
-        ingested, captions, segments = (load_shard(self.store, item[name]) for name in ("row", "caption", "segment"))
-        tar, photos = build_shard(ingested, captions, segments, self.precomputer, self.settings, row.shard)
-        return _finished(self.store, "shard", row, self.fingerprint, tar, photos)
+        ingested = load_shard(self.store, row)
+        more: list[ShardRow] = []
+
+        def column(name: str, compute: Callable[[], bytes]) -> bytes:
+            if name in item["columns"]:
+                return load_shard(self.store, item["columns"][name])
+            tar = compute()
+            more.append(_stored(self.store, name, row.shard, row, self.fingerprints[name], tar))
+            return tar
+
+        def bind() -> bytes:
+            captions, segments = (load_shard(self.store, item[name]) for name in ("caption", "segment"))
+            return bind_shard(ingested, captions, segments, self.precomputer)
+
+        bound = column("bind", bind)
+        columns = {
+            name: column(name, partial(COLUMNS[name], ingested, bound, self.precomputer, self.settings))
+            for name in wanted_columns(self.settings)
+        }
+        tars, photos = build_shard(ingested, bound, columns, self.settings, row.shard)
+        # The first part has the name of the shard that it was made of: that one is done.
+        names = [row.shard, *(f"{row.shard}-{number}" for number in range(2, len(tars) + 1))]
+        stored = [
+            _stored(self.store, "shard", name, row, self.fingerprint, tar)
+            for name, tar in zip(names, tars, strict=True)
+        ]
+        return {"shard": stored[0], "photos": photos, "more": [*stored[1:], *more]}
 
 
 class PaintWorker:
@@ -174,8 +212,10 @@ def limit_threads() -> None:
 def _finished(
     store: ObjectStore, stage: str, row: ShardRow, fingerprint: str, tar: bytes, photos: Sequence[PhotoRow]
 ) -> dict[str, Any]:
+    return {"shard": _stored(store, stage, row.shard, row, fingerprint, tar), "photos": list(photos)}
+
+
+def _stored(store: ObjectStore, stage: str, name: str, row: ShardRow, fingerprint: str, tar: bytes) -> ShardRow:
     from preprocessing.shards import read_tar
 
-    samples = sum(1 for _ in read_tar(tar))
-    shard = store_shard(store, stage, row.shard, fingerprint, tar, samples, row.source)
-    return {"shard": shard, "photos": list(photos)}
+    return store_shard(store, stage, name, fingerprint, tar, sum(1 for _ in read_tar(tar)), row.source)
