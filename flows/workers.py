@@ -109,6 +109,7 @@ class PrecomputeWorker:
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         from preprocessing.columns import COLUMNS, wanted_columns
+        from preprocessing.shards import tar_pieces
         from preprocessing.stages import bind_shard, build_shard
 
         row: ShardRow = item["row"]
@@ -131,12 +132,12 @@ class PrecomputeWorker:
             name: column(name, partial(COLUMNS[name], ingested, bound, self.precomputer, self.settings))
             for name in wanted_columns(self.settings)
         }
-        tars, photos = build_shard(ingested, bound, columns, self.settings, row.shard)
+        built, photos = build_shard(ingested, bound, columns, self.settings, row.shard)
         # The first part has the name of the shard that it was made of: that one is done.
-        names = [row.shard, *(f"{row.shard}-{number}" for number in range(2, len(tars) + 1))]
+        names = [row.shard, *(f"{row.shard}-{number}" for number in range(2, len(built) + 1))]
         stored = [
-            _stored(self.store, "shard", name, row, self.fingerprint, tar)
-            for name, tar in zip(names, tars, strict=True)
+            store_shard(self.store, "shard", name, self.fingerprint, tar_pieces(samples), len(samples), row.source)
+            for name, samples in zip(names, built, strict=True)
         ]
         return {"shard": stored[0], "photos": photos, "more": [*stored[1:], *more]}
 

@@ -25,6 +25,9 @@ _MAX_MASK_PIXELS = 100_000_000
 _REST = b"0" + bytes(100) + b"ustar\x0000" + bytes(247)
 _REST_SUM = sum(_REST) + 8 * ord(" ")
 
+# A sample that is to be written: its key, and its files by extension.
+KeyedParts = tuple[str, Mapping[str, bytes]]
+
 
 class UnsafeTar(ValueError):
     """A tar that this module would not have written: it is refused as a whole."""
@@ -45,8 +48,13 @@ class Sample:
         return value
 
 
-def write_tar(samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> bytes:
+def write_tar(samples: Iterable[KeyedParts]) -> bytes:
     """The samples as one uncompressed tar; the same samples in any order give the same bytes."""
+    return b"".join(tar_pieces(samples))
+
+
+def tar_pieces(samples: Iterable[KeyedParts]) -> list[bytes]:
+    """The tar of `write_tar` in pieces: headers, the samples' own bytes, zeros. Writing them copies no sample."""
     ordered = sorted(samples, key=lambda sample: sample[0])
     pieces: list[bytes] = []
     length = 0
@@ -57,18 +65,15 @@ def write_tar(samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> bytes:
             content = parts[extension]
             pieces += (_header(key, extension, len(content)), content, bytes(-len(content) % _BLOCK))
             length += _member_bytes(content)
-    # Joined once: a buffer that grows, and the copy that it ends in, would hold the shard twice more.
-    return b"".join([*pieces, bytes(_tail_bytes(length))])
+    return [*pieces, bytes(_tail_bytes(length))]
 
 
-def split_samples(
-    samples: Iterable[tuple[str, Mapping[str, bytes]]], max_photos: int, max_bytes: int
-) -> list[list[tuple[str, Mapping[str, bytes]]]]:
+def split_samples(samples: Iterable[KeyedParts], max_photos: int, max_bytes: int) -> list[list[KeyedParts]]:
     """The samples, sorted by key, in runs whose tars hold at most so many photos and bytes; at least one empty run.
 
     A sample that is larger than `max_bytes` on its own is a run of its own.
     """
-    runs: list[list[tuple[str, Mapping[str, bytes]]]] = [[]]
+    runs: list[list[KeyedParts]] = [[]]
     length = 0
     for key, parts in sorted(samples, key=lambda sample: sample[0]):
         more = sum(map(_member_bytes, parts.values()))

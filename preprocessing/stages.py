@@ -25,6 +25,7 @@ from preprocessing.photos import Reason
 from preprocessing.precompute import Precomputer, subject_crop
 from preprocessing.segmentation import People, Person, Segmenter, people_from_faces
 from preprocessing.shards import (
+    KeyedParts,
     Sample,
     decode_instances,
     decode_picture,
@@ -130,11 +131,11 @@ def bind_shard(ingest: bytes, captions: bytes, segments: bytes, precomputer: Pre
 
 def build_shard(
     ingest: bytes, bound: bytes, columns: Mapping[str, bytes], settings: ShardSettings, shard: str = ""
-) -> tuple[list[bytes], list[PhotoRow]]:
+) -> tuple[list[list[KeyedParts]], list[PhotoRow]]:
     """Join what is there of the same photos into training shards: no model, no picture is decoded.
 
-    bound: of `bind_shard`. columns: name -> shard of `{key}.{name}.npy`, of `columns.COLUMNS`. One shard comes out, an
-    empty one where nothing is left, or several where it would exceed `max_photos` or `max_bytes`.
+    bound: of `bind_shard`. columns: name -> shard of `{key}.{name}.npy`, of `columns.COLUMNS`. The samples of one shard
+    come out, of an empty one where nothing is left, or of several where it would exceed `max_photos` or `max_bytes`.
     """
     photos = {sample.key: sample for sample in read_tar(ingest)}
     arrays = {name: {sample.key: sample for sample in read_tar(tar)} for name, tar in columns.items()}
@@ -150,7 +151,7 @@ def build_shard(
         about = {**photo.json(), **sample.json()}
         parts = {"jpg": photo.parts["jpg"], **sample.parts, "json": encode_json(about)}
         written.append((sample.key, parts | {f"{name}.npy": found[name].parts[f"{name}.npy"] for name in arrays}))
-    return [write_tar(run) for run in split_samples(written, settings.max_photos, settings.max_bytes)], rows
+    return split_samples(written, settings.max_photos, settings.max_bytes), rows
 
 
 def _refusal(pieces: Iterable[Sample]) -> tuple[Reason, str] | None:

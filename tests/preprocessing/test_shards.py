@@ -178,6 +178,32 @@ def test_a_flipped_byte_is_read_or_refused(position: int, value: int) -> None:
         pass
 
 
+@st.composite
+def mutated_tars(draw: st.DrawFn) -> bytes:
+    """A shard with blocks cut out, doubled, moved or overwritten, and bytes of its headers changed."""
+    data = write_tar([("a", {"jpg": b"x" * 700, "json": b"{}"}), ("b", {"jpg": bytes(512), "instances.png": b""})])
+    links = hostile(member("a.jpg", tarfile.SYMTYPE, target="/etc/passwd"), member("c.jpg", size=3))
+    for _ in range(draw(st.integers(1, 4))):
+        start, length = 512 * draw(st.integers(0, 10)), 512 * draw(st.integers(0, 4))
+        place = start + draw(st.integers(0, 511))
+        changed = data[:place] + draw(st.binary(max_size=12)) + data[place:]
+        pieces = [changed, data[:start] + data[start + length :], data[:start] + links + data[start:]]
+        data = draw(st.sampled_from([*pieces, data[:start] + data[start : start + length] * 2 + data[start:]]))
+    return data
+
+
+@given(data=mutated_tars())
+@settings(max_examples=300, deadline=None)
+def test_a_mutated_tar_is_read_or_refused(data: bytes) -> None:
+    try:
+        samples = list(read_tar(data))
+    except UnsafeTar:
+        return
+    assert len({sample.key for sample in samples}) == len(samples)
+    parts = [part for sample in samples for part in sample.parts.values()]
+    assert all(parts_of.parts for parts_of in samples) and sum(map(len, parts)) < len(data)
+
+
 @given(data=st.binary(max_size=3000))
 def test_noise_is_refused(data: bytes) -> None:
     try:

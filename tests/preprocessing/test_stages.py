@@ -109,8 +109,8 @@ def shard_of(
     """All that the shard stage does, where one training shard comes out."""
     bound = bind_shard(ingest, captions, segments, precomputer)
     columns = {name: COLUMNS[name](ingest, bound, precomputer, settings) for name in wanted_columns(settings)}
-    (tar,), rows = build_shard(ingest, bound, columns, settings, shard)
-    return tar, rows
+    (samples,), rows = build_shard(ingest, bound, columns, settings, shard)
+    return write_tar(samples), rows
 
 
 def test_three_stages_one_after_the_other(models: Path, precomputer: Precomputer) -> None:
