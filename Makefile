@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench-model full-size claims clean
+.PHONY: help install demo test lint bench-model bench-data full-size claims clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -19,6 +19,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0 -c constraints.txt
 	$(BIN)/python -m pip install --quiet -e '.[test]' -c constraints.txt
+# wids, one of the readers of our shards under test: webdataset 1.0 no longer brings it.
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/wids webdataset==0.2.111
 	touch $@
 
 demo: $(STAMP)  ## photos in, a verified checkpoint and runs/demo/report.html out
@@ -34,6 +36,9 @@ lint: $(STAMP)  ## style, format and types
 
 bench-model: $(STAMP)  ## the model's speed beside the stock pipeline's and full fine-tuning's (20 GB)
 	$(BIN)/python -m tests.benchmarks.model
+
+bench-data: $(STAMP)  ## ingest, caption, segment and shards beside the bare work in them
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.data
 
 claims: $(STAMP)  ## train and measure what the paper claims, into evaluation/CLAIMS.md; hours, goes on where it was
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.claims

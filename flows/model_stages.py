@@ -31,10 +31,12 @@ def run_stage(
     results = map_shards(worker, items, workers, (run.store, *arguments, run.fingerprints[stage]), len(items), gpus)
     with written_down(run, stage, workers) as clock, CommitBuffer(run.catalog) as buffer:
         for result in artifacts.tracked(results, len(items), f"{stage}: shards"):
-            buffer.add([result["shard"]], result["photos"])
+            shards = [result["shard"], *result.get("more", ())]
+            made = sum(shard.samples for shard in shards if shard.stage == stage)
+            buffer.add(shards, result["photos"])
             refusals.add(result["photos"])
-            samples += result["shard"].samples
-            clock.tick(result["shard"].samples + len(result["photos"]))
+            samples += made
+            clock.tick(made + len(result["photos"]))
     refusals.show()
     note = f"{samples} samples in {len(items)} shards"
     artifacts.markdown(stage, f"{note}, {refusals.count} photos refused, {before} shards were there before.")
@@ -57,7 +59,8 @@ class Clock:
 @contextmanager
 def written_down(run: Run, stage: str, workers: int) -> Iterator[Clock]:
     """For `moa plan`: how the stage's shards are made, and afterwards how fast they were."""
-    run.recipes[stage].save(run.store)
+    for recipe in run.recipes.values():  # the columns and the stages before it, too
+        recipe.save(run.store)
     clock = Clock()
     try:
         yield clock

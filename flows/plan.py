@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 from flows.ingest import new_photos
-from flows.run import Run
+from flows.run import COLUMNS, Run
 from flows.world import read_wish
 from infra.errors import UserError
 from infra.settings import Settings
@@ -30,7 +30,8 @@ def plan_run(settings: Settings) -> dict[str, Any]:
     photos = _new_photos(settings)
     chunks = -(-photos // settings.ingest.photos_per_shard)
     stages = [_stage(run, "ingest", before, chunks, [_count(photos, "new photo")] if photos else [])]
-    for stage in (stage for stage in recipes if stage != "ingest"):
+    unwanted = {name for name in COLUMNS if not getattr(settings.shard, name, True)}
+    for stage in (stage for stage in recipes if stage != "ingest" and stage not in unwanted):
         pending = run.pending(stage)
         reasons = _reasons(run, stage, {row.shard for row in pending})
         if chunks:
@@ -50,8 +51,11 @@ def duration(seconds: float | None) -> str:
 
 
 def _stage(run: Run, stage: str, done: int, pending: int, why: list[str]) -> dict[str, Any]:
-    speed = last_speed(run.store, stage) if pending else None
-    seconds = 0.0 if not pending else None if speed is None else round(speed.estimate(pending), 1)
+    if not pending or stage in COLUMNS:
+        seconds: float | None = 0.0  # a column's time is the shard stage's
+    else:
+        speed = last_speed(run.store, stage)
+        seconds = None if speed is None else round(speed.estimate(pending), 1)
     return {"stage": stage, "done": done, "pending": pending, "seconds": seconds, "why": why}
 
 

@@ -18,10 +18,10 @@ from flows.caption import caption
 from flows.evaluate import evaluate
 from flows.ingest import ingest
 from flows.publish import publish
-from flows.run import STAGES, Run, StageResult
+from flows.run import COLUMNS, STAGES, Run, StageResult
 from flows.segment import segment
 from flows.shard import shard
-from flows.train import train
+from flows.train import check_columns, train
 from flows.world import prepare_world
 from infra.errors import UserError
 from infra.settings import Settings
@@ -43,8 +43,9 @@ class Journey:
 def retrain(settings: Settings, from_scratch: bool = False) -> Journey:
     """Bring production up to date with the source's photos."""
     run = Run(settings)
+    check_columns(settings)  # not after hours of captioning
     prepare_world(settings)
-    sweep(run.store, run.catalog, STAGES)  # what a killed run uploaded and never committed
+    sweep(run.store, run.catalog, (*STAGES, *COLUMNS))  # what a killed run uploaded and never committed
     stages = [_say(ingest(settings)), *map(_say, side_by_side(settings, [caption, segment])), _say(shard(settings))]
     if not run.training_shards():
         raise UserError(_nothing_usable(run))

@@ -7,6 +7,7 @@ so "is this shard done?" is one look into the catalog, and a changed setting red
 import hashlib
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,13 @@ from preprocessing.sources import open_source
 from preprocessing.stages import stage_recipe
 
 STAGES = ("ingest", "caption", "segment", "shard")
+# What the shard stage keeps of its costly work, and the settings that each depends on: see preprocessing/columns.py.
+COLUMNS = {
+    "bind": ("reference_pixels", "batch_size"),
+    "moments": ("batch_size",),
+    "text": ("batch_size",),
+    "image_embeds": ("reference_pixels", "reference_variants", "batch_size"),
+}
 # What a training can change without changing what it learns.
 _TRAIN_WITHOUT_EFFECT = {"workers", "checkpoint_every", "warm_start"}
 
@@ -74,20 +82,37 @@ class Run:
 
     @cached_property
     def recipes(self) -> dict[str, Recipe]:
-        """Stage name -> how its shards are made with these settings."""
+        """Stage or column name -> how its shards are made with these settings.
+
+        A column's covers what its arrays depend on and no more, so that a changed setting computes anew only what it
+        changes; `shard` joins them.
+        """
         settings, models = self.settings, self.settings.models
         ingest = stage_recipe("ingest", settings.ingest.model_copy(update={"source": ""}), {})
         photos = {"ingest": ingest.fingerprint}
         caption = stage_recipe("caption", settings.caption, {"models.captioner": _weights(models.captioner), **photos})
         segment = stage_recipe("segment", settings.segment, {"models.segmenter": _weights(models.segmenter), **photos})
-        used = {"models.base": _weights(models.base), "models.clip": _weights(models.clip)}
-        inputs = {**used, "caption": caption.fingerprint, "segment": segment.fingerprint}
-        shard = stage_recipe("shard", settings.shard, inputs)
-        return {recipe.stage: recipe for recipe in (ingest, caption, segment, shard)}
+
+        def column(name: str, inputs: Mapping[str, str]) -> Recipe:
+            return stage_recipe(name, settings.shard, inputs, COLUMNS[name])
+
+        clip = {"models.clip": _weights(models.clip)}
+        read = {"caption": caption.fingerprint, "segment": segment.fingerprint}
+        bind = column("bind", {"models.base tokenizer": _weights(models.base, "tokenizer"), **clip, **read})
+        bound = {"bind": bind.fingerprint}
+        encoder = _weights(models.base, "text_encoder", "tokenizer")
+        columns = [
+            column("moments", {"models.base vae": _weights(models.base, "vae"), **photos}),
+            column("text", {"models.base text_encoder": encoder, **bound}),
+            column("image_embeds", {**clip, **bound}),
+        ]
+        wanted = {one.stage: one.fingerprint for one in columns if getattr(settings.shard, one.stage)}
+        shard = stage_recipe("shard", settings.shard, {**bound, **wanted}, ("max_photos", "max_bytes"))
+        return {recipe.stage: recipe for recipe in (ingest, caption, segment, bind, *columns, shard)}
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Stage name -> fingerprint of how its shards are made with these settings."""
+        """Stage or column name -> fingerprint of how its shards are made with these settings."""
         return {stage: recipe.fingerprint for stage, recipe in self.recipes.items()}
 
     def shards(self, stage: str, version: int | None = None) -> list[ShardRow]:
@@ -162,11 +187,11 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _weights(reference: ModelReference) -> str:
+def _weights(reference: ModelReference, *parts: str) -> str:
     # A LAVIS model is neither a folder nor a hub id: its name and the commit of the LAVIS that runs it stand for it.
     if reference.backend == "lavis":
         return f"lavis:{reference.location}@{reference.revision}"
-    return f"{reference.backend}:{model_files.fingerprint(reference)}"
+    return f"{reference.backend}:{model_files.fingerprint(reference, parts)}"
 
 
 def describe(reference: ModelReference) -> str:

@@ -2,21 +2,36 @@
 
 from prefect import flow
 
+from flows import artifacts
 from flows.model_stages import run_stage
-from flows.run import Run, StageResult
+from flows.run import COLUMNS, Run, StageResult
 from flows.workers import PrecomputeWorker
 from infra.settings import Settings
+from preprocessing.dataset_index import store_index
 
 
 @flow(name="shard")
 def shard(settings: Settings) -> StageResult:
-    """Build the training shards whose captions and masks are there."""
+    """Build the training shards whose captions and masks are there, and the index of all that there are."""
     run = Run(settings)
     captions = {row.shard: row for row in run.shards("caption")}
     segments = {row.shard: row for row in run.shards("segment")}
+    columns = {name: {row.shard: row for row in run.shards(name)} for name in COLUMNS}
     items = [
-        {"row": row, "caption": captions[row.shard], "segment": segments[row.shard]}
+        {
+            "row": row,
+            "caption": captions[row.shard],
+            "segment": segments[row.shard],
+            "columns": {name: rows[row.shard] for name, rows in columns.items() if row.shard in rows},
+        }
         for row in run.pending("shard")
         if row.shard in captions and row.shard in segments
     ]
-    return run_stage(run, "shard", PrecomputeWorker, items, settings.shard.workers, (settings.models, settings.shard))
+    prints = {name: run.fingerprints[name] for name in COLUMNS}
+    result = run_stage(
+        run, "shard", PrecomputeWorker, items, settings.shard.workers, (settings.models, settings.shard, prints)
+    )
+    if rows := run.training_shards():
+        key = store_index(run.store, rows, settings.name)
+        artifacts.markdown("dataset", f"The index of these {len(rows)} training shards: {run.store.uri(key)}")
+    return result

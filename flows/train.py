@@ -27,6 +27,7 @@ SHIPPED_RELEASE = "release-1"
 def train(settings: Settings, from_scratch: bool = False) -> StageResult:
     """Train on what the catalog holds now and leave the adapter in the run's folder of the store."""
     started, run = time.monotonic(), Run(settings)
+    check_columns(settings)
     settled = run.settled(from_scratch)
     if settled is not None:
         facts = {"run_id": run.releases.manifest(settled)["lineage"]["run_id"]}
@@ -45,6 +46,15 @@ def train(settings: Settings, from_scratch: bool = False) -> StageResult:
     if continued:
         note += f", continued after step {continued}"
     return StageResult("train", 1, 0, seconds=time.monotonic() - started, note=note, facts=plan)
+
+
+def check_columns(settings: Settings) -> None:
+    """UserError where the settings leave out of the shards what training does not compute itself (it does the text)."""
+    for name in ("moments", "image_embeds"):
+        if not getattr(settings.shard, name):
+            raise UserError(
+                f"Training needs the column that shard.{name} = false leaves out: set shard.{name} to true."
+            )
 
 
 def plan_training(run: Run, from_scratch: bool) -> dict[str, Any]:

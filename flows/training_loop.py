@@ -29,6 +29,7 @@ from moa_model import (
     rate_scale,
     save_checkpoint,
 )
+from preprocessing.precompute import Precomputer
 
 _ROW_EVERY = 10  # steps that one row of the loss curve averages
 _PROBED = 16  # of the batches, spread over the run: on them the losses before and after training are compared
@@ -47,8 +48,12 @@ def train_worker(config: dict[str, Any]) -> None:
     if device.type == "cpu":
         torch.set_num_threads(1)
     rows = options.batch_size // workers
-    samples = TrainingSamples(job.store, job.shards)
-    unet, scheduler, scaling, shift, null_text = _base(job.settings)
+    precomputer = Precomputer(job.settings.models.base, job.settings.models.clip, job.settings.shard)
+    samples = TrainingSamples(job.store, job.shards, precomputer.text)
+    # By the code that made the samples' text, so that the two halves of the guidance agree.
+    null_text = torch.from_numpy(precomputer.text([""])[0]).float()
+    del precomputer  # and with it the text encoder
+    unet, scheduler, scaling, shift = _base(job.settings)
     adapter = _adapter(job, unet, samples.image_dim)
     module = MoATrainingModule(
         unet,
@@ -168,21 +173,16 @@ def _mean_losses(sums: Tensor, steps: int, workers: int) -> dict[str, float]:
     return {"loss": named.pop("total"), **named}
 
 
-def _base(settings: Settings) -> tuple[nn.Module, Any, float, float, Tensor]:
-    """The base's U-Net, scheduler configuration, latent scale and shift, and the text states of the empty prompt."""
+def _base(settings: Settings) -> tuple[nn.Module, Any, float, float]:
+    """The base's U-Net, scheduler configuration, latent scale and shift."""
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-
-    from preprocessing.precompute import Precomputer
 
     where, options = resolve(settings.models.base, "base")
     safe: dict[str, Any] = {**options, "use_safetensors": True}
     unet = UNet2DConditionModel.from_pretrained(where, subfolder="unet", **safe)
     scheduler = DDPMScheduler.load_config(where, subfolder="scheduler", **options)
     vae = AutoencoderKL.load_config(where, subfolder="vae", **options)
-    # By the code that made the samples' text, so that the two halves of the guidance agree.
-    precomputer = Precomputer(settings.models.base, settings.models.clip, settings.shard)
-    null_text = torch.from_numpy(precomputer.text([""])[0]).float()
-    return unet, scheduler, float(vae.get("scaling_factor", 0.18215)), float(vae.get("shift_factor") or 0.0), null_text
+    return unet, scheduler, float(vae.get("scaling_factor", 0.18215)), float(vae.get("shift_factor") or 0.0)
 
 
 def _adapter(job: TrainingJob, unet: nn.Module, image_dim: int) -> MoAAdapter:

@@ -3,7 +3,7 @@
 Axes: B batch, C latent channels, H W latent pixels, T text tokens, D text width, S subjects, F image feature.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,11 @@ from infra.errors import UserError
 from infra.storage import ObjectStore
 from moa_model import Batch, Draw, latents_from_moments
 from preprocessing.catalog import ShardRow, load_shard
-from preprocessing.shards import decode_instances, decode_npy, read_tar
+from preprocessing.shards import Sample, decode_instances, decode_npy, read_tar
+
+# Captions -> their text states [B, T, D]: `Precomputer.text`.
+TextEncoder = Callable[[Sequence[str]], np.ndarray]
+_TEXT_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,18 @@ class TrainingSample:
 class TrainingSamples:
     """All samples of some shards, sorted by shard and key: index i is the same sample on every worker, every time."""
 
-    def __init__(self, store: ObjectStore, rows: Sequence[ShardRow]) -> None:
-        """Read and verify the shards; UserError where they hold no sample."""
+    def __init__(self, store: ObjectStore, rows: Sequence[ShardRow], encode_text: TextEncoder | None = None) -> None:
+        """Read and verify the shards; UserError where they hold no sample, or lack a column that is not made here.
+
+        encode_text: for shards without text states (`shard.text` = false); a text encoder is small work.
+        """
         self.samples: list[TrainingSample] = []
         for row in sorted(rows, key=lambda row: row.shard):
-            for sample in read_tar(load_shard(store, row)):
-                moments = decode_npy(sample.parts["moments.npy"])
+            samples = list(read_tar(load_shard(store, row)))
+            for sample, text in zip(samples, _texts(samples, encode_text), strict=True):
+                moments, embeds = _array(sample, "moments"), _array(sample, "image_embeds")
                 tokens = tuple(int(subject["token"]) for subject in sample.json()["subjects"])
                 masks = _masks(decode_instances(sample.parts["instances.png"]), len(tokens), moments.shape[-2:])
-                text, embeds = decode_npy(sample.parts["text.npy"]), decode_npy(sample.parts["image_embeds.npy"])
                 self.samples.append(TrainingSample(moments, text, embeds, tokens, masks))
         if not self.samples:
             raise UserError("There is nothing to train on: no photo came through ingest, caption, segment and shard.")
@@ -85,6 +92,31 @@ class TrainingSamples:
             timesteps=numbers.timesteps,
             dropped=numbers.dropped,
         )
+
+
+def missing_column(name: str) -> UserError:
+    """What to say of training shards without a column that training does not compute."""
+    return UserError(f"Training needs the column {name}, which these shards lack: set shard.{name} to true.")
+
+
+def _array(sample: Sample, name: str) -> np.ndarray:
+    part = sample.parts.get(f"{name}.npy")
+    if part is None:
+        raise missing_column(name)
+    return decode_npy(part)
+
+
+def _texts(samples: Sequence[Sample], encode_text: TextEncoder | None) -> list[np.ndarray]:
+    """The text states of a shard's samples: read, or else computed."""
+    lacking = [sample for sample in samples if "text.npy" not in sample.parts]
+    if lacking and encode_text is None:
+        raise missing_column("text")
+    made: list[np.ndarray] = []
+    for start in range(0, len(lacking), _TEXT_BATCH):
+        assert encode_text is not None
+        made += list(encode_text([str(one.json()["caption"]) for one in lacking[start : start + _TEXT_BATCH]]))
+    computed = iter(made)
+    return [_array(sample, "text") if "text.npy" in sample.parts else next(computed) for sample in samples]
 
 
 def _masks(instances: np.ndarray, count: int, size: tuple[int, ...]) -> Float16[np.ndarray, "S H W"]:

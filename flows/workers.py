@@ -4,8 +4,8 @@ Shards come from the object store and go back to it; only rows of the catalog tr
 visible before its row is committed, so an actor that dies in the middle leaves litter at worst.
 """
 
-from collections.abc import Sequence, Set
-from typing import Any
+from collections.abc import Mapping, Sequence, Set
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
@@ -21,6 +21,9 @@ from infra.settings import (
 )
 from infra.storage import ObjectStore
 from preprocessing.catalog import PhotoRow, ShardRow, load_shard, store_shard
+
+if TYPE_CHECKING:
+    from preprocessing.shards import KeyedParts
 
 Made = tuple[bytes, list[PhotoRow]]  # a shard's tar, and the photos that were refused
 
@@ -93,27 +96,74 @@ class SegmentWorker(StagedWorker):
         return _finished(self.store, "segment", item["row"], self.fingerprint, *made)
 
 
-class PrecomputeWorker(StagedWorker):
-    """{"row": ingest's ShardRow, "caption": ShardRow, "segment": ShardRow} -> {"shard", "photos"}."""
+class Joined(NamedTuple):
+    """The parts of a training shard, the photos that were refused, and what was computed for it, by column."""
 
-    def __init__(self, store: ObjectStore, models: ModelsSettings, settings: ShardSettings, fingerprint: str) -> None:
+    built: list[list["KeyedParts"]]
+    photos: list[PhotoRow]
+    computed: dict[str, bytes]
+
+
+class PrecomputeWorker(StagedWorker):
+    """{"row": ingest's ShardRow, "caption", "segment": ShardRow, "columns": {name: ShardRow} of those that are there}
+    -> {"shard": the training shard's ShardRow, "photos", "more": the rows of what was computed for it and, where it had
+    to be split, of its other parts}.
+
+    `fingerprints`: of "bind" and of each column.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        models: ModelsSettings,
+        settings: ShardSettings,
+        fingerprints: Mapping[str, str],
+        fingerprint: str,
+    ) -> None:
         from preprocessing.precompute import Precomputer
 
         limit_threads()
-        self.store, self.settings, self.fingerprint = store, settings, fingerprint
+        self.store, self.settings, self.fingerprint, self.fingerprints = store, settings, fingerprint, fingerprints
         self.precomputer = Precomputer(models.base, models.clip, settings)
 
-    def fetch(self, item: dict[str, Any]) -> tuple[bytes, bytes, bytes]:
-        ingested, captions, segments = (load_shard(self.store, item[name]) for name in ("row", "caption", "segment"))
-        return ingested, captions, segments
+    def fetch(self, item: dict[str, Any]) -> dict[str, bytes]:
+        """The shards by name; captions and masks only where their binding is not there."""
+        rows = {"ingest": item["row"], **item["columns"]}
+        if "bind" not in rows:
+            rows |= {name: item[name] for name in ("caption", "segment")}
+        return {name: load_shard(self.store, row) for name, row in rows.items()}
 
-    def work(self, item: dict[str, Any], fetched: tuple[bytes, bytes, bytes]) -> Made:
-        from preprocessing.stages import build_shard
+    def work(self, item: dict[str, Any], fetched: dict[str, bytes]) -> Joined:
+        from preprocessing.columns import COLUMNS, wanted_columns
+        from preprocessing.stages import bind_shard, build_shard
 
-        return build_shard(*fetched, self.precomputer, self.settings, item["row"].shard)
+        computed: dict[str, bytes] = {}
+        if "bind" not in fetched:
+            computed["bind"] = bind_shard(fetched["ingest"], fetched["caption"], fetched["segment"], self.precomputer)
+        bound = computed.get("bind") or fetched["bind"]
+        wanted = wanted_columns(self.settings)
+        for name in wanted:
+            if name not in fetched:
+                computed[name] = COLUMNS[name](fetched["ingest"], bound, self.precomputer, self.settings)
+        columns = {name: computed.get(name) or fetched[name] for name in wanted}
+        built, photos = build_shard(fetched["ingest"], bound, columns, self.settings, item["row"].shard)
+        return Joined(built, photos, computed)
 
-    def put_away(self, item: dict[str, Any], made: Made) -> dict[str, Any]:
-        return _finished(self.store, "shard", item["row"], self.fingerprint, *made)
+    def put_away(self, item: dict[str, Any], made: Joined) -> dict[str, Any]:
+        from preprocessing.shards import tar_pieces
+
+        row: ShardRow = item["row"]
+        more = [
+            _stored(self.store, name, row.shard, row, self.fingerprints[name], tar)
+            for name, tar in made.computed.items()
+        ]
+        # The first part has the name of the shard that it was made of: that one is done.
+        names = [row.shard, *(f"{row.shard}-{number}" for number in range(2, len(made.built) + 1))]
+        stored = [
+            store_shard(self.store, "shard", name, self.fingerprint, tar_pieces(samples), len(samples), row.source)
+            for name, samples in zip(names, made.built, strict=True)
+        ]
+        return {"shard": stored[0], "photos": made.photos, "more": [*stored[1:], *more]}
 
 
 class PaintWorker:
@@ -187,8 +237,10 @@ def limit_threads() -> None:
 def _finished(
     store: ObjectStore, stage: str, row: ShardRow, fingerprint: str, tar: bytes, photos: Sequence[PhotoRow]
 ) -> dict[str, Any]:
+    return {"shard": _stored(store, stage, row.shard, row, fingerprint, tar), "photos": list(photos)}
+
+
+def _stored(store: ObjectStore, stage: str, name: str, row: ShardRow, fingerprint: str, tar: bytes) -> ShardRow:
     from preprocessing.shards import read_tar
 
-    samples = sum(1 for _ in read_tar(tar))
-    shard = store_shard(store, stage, row.shard, fingerprint, tar, samples, row.source)
-    return {"shard": shard, "photos": list(photos)}
+    return store_shard(store, stage, name, fingerprint, tar, sum(1 for _ in read_tar(tar)), row.source)

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -65,8 +66,11 @@ def local_folder(reference: ModelReference) -> Path | None:
     return Path(location).expanduser().absolute()
 
 
-def fingerprint(reference: ModelReference) -> str:
+def fingerprint(reference: ModelReference, parts: Sequence[str] = ()) -> str:
     """A name for exactly these weights: "owner/name@revision" on the hub, else a SHA-256 of the files' names and bytes.
+
+    parts: of a local pipeline's folder, only these subfolders ("vae"): what is made with one part does not depend on
+    the others.
 
     A file that has the size and modification time it had before is not read again within a process.
     """
@@ -80,6 +84,8 @@ def fingerprint(reference: ModelReference) -> str:
         name = path.relative_to(folder)
         if not path.is_file() or any(part.startswith(".") for part in name.parts):
             continue  # a download's or a desktop's notes are not the model
+        if parts and name.parts[0] not in parts:
+            continue
         status = path.stat()
         digest.update(f"{name.as_posix()}\0{_file_sha256(path, status.st_size, status.st_mtime_ns)}\n".encode())
     return digest.hexdigest()

@@ -90,6 +90,11 @@ class SegmentSettings(_Frozen):
 class ShardSettings(_Frozen):
     reference_pixels: Count = Field(description="side of the subject's crop given to CLIP's image tower, in pixels")
     reference_variants: Count = Field(description="differently augmented crops per subject")
+    moments: bool = Field(description="precompute the VAE's moments; without them the shards cannot be trained on")
+    text: bool = Field(description="precompute the caption's text states; without them training computes them anew")
+    image_embeds: bool = Field(description="precompute the subjects' features; without them no training either")
+    max_photos: Count = Field(description="samples per training shard; a stage's shard with more becomes several")
+    max_bytes: Count = Field(description="bytes per training shard; a stage's shard with more becomes several")
     batch_size: Count = Field(description="pictures per forward pass of the VAE and of CLIP")
     workers: Count = Field(description="actors, each with VAE, text encoder and CLIP")
 

@@ -9,6 +9,7 @@ Questions are answered in columns (polars); only what leaves as `ShardRow` or `P
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -234,13 +235,30 @@ def shard_object_key(stage: str, shard: str, sha256: str) -> str:
 
 
 def store_shard(
-    store: ObjectStore, stage: str, shard: str, fingerprint: str, tar: bytes, samples: int, source: str = ""
+    store: ObjectStore,
+    stage: str,
+    shard: str,
+    fingerprint: str,
+    tar: bytes | Sequence[bytes],
+    samples: int,
+    source: str = "",
 ) -> ShardRow:
-    """Upload a shard and return the row that makes it visible once committed; repeating it is harmless."""
-    sha256 = hashlib.sha256(tar).hexdigest()
-    object_key = shard_object_key(stage, shard, sha256)
-    store.put(object_key, tar)
-    return ShardRow(stage, shard, fingerprint, object_key, sha256, samples, source)
+    """Upload a shard, whole or in pieces, and return the row that makes it visible once committed.
+
+    Repeating it is harmless.
+    """
+    with ThreadPoolExecutor(1) as hashing:  # while it is written
+        sha256 = hashing.submit(_sha256, [tar] if isinstance(tar, bytes) else tar)
+        store.put(lambda: shard_object_key(stage, shard, sha256.result()), tar)
+    object_key = shard_object_key(stage, shard, sha256.result())
+    return ShardRow(stage, shard, fingerprint, object_key, sha256.result(), samples, source)
+
+
+def _sha256(pieces: Sequence[bytes]) -> str:
+    hashed = hashlib.sha256()
+    for piece in pieces:
+        hashed.update(piece)
+    return hashed.hexdigest()
 
 
 def load_shard(store: ObjectStore, row: ShardRow) -> bytes:

@@ -23,6 +23,7 @@ _FORMATS: list[str] = [name for name in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "
 _MANY_FRAMES = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
+_AVIF_BRANDS = (b"ftypavif", b"ftypavis")
 _MAX_FILE_BYTES = 1 << 30
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -175,7 +176,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
             width, height = struct.unpack_from(">II", data, len(_PNG_START))
             if width * height > max_pixels:
                 raise PhotoRefused(Reason.TOO_LARGE, _size_above(width, height, max_pixels)) from error
-        if data.startswith(_STARTS):
+        if data.startswith(_STARTS) or data[4:12] in _AVIF_BRANDS or data[8:12] == b"WEBP":
             raise PhotoRefused(Reason.TRUNCATED, "the header is damaged or ends too early") from error
         raise PhotoRefused(Reason.NOT_AN_IMAGE, f"begins with {data[:8]!r}") from error
 
@@ -219,9 +220,8 @@ def _srgb(image: Image.Image) -> Image.Image:
         image = Image.alpha_composite(white, image).convert("RGB")
     if profile and image.mode in ("RGB", "CMYK", "L"):
         image = _apply_profile(image, profile)
-    rgb = image.convert("RGB")
-    clean = Image.new("RGB", rgb.size)
-    clean.paste(rgb)  # without EXIF, comments and profile
+    clean = image.convert("RGB")  # always a copy, of Pillow's plain class: what its file's class keeps stays behind
+    clean.info.clear()  # EXIF, comments and profile
     return clean
 
 

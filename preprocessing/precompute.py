@@ -11,6 +11,7 @@ Axes: B pictures, C latent channels, h w latent rows and columns, L prompt token
 import hashlib
 import random
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -94,25 +95,58 @@ def subject_variants(
 
 
 class Precomputer:
-    """The base model's VAE and text encoder and CLIP's towers, loaded once per process; safetensors only."""
+    """The base model's VAE and text encoder and CLIP's towers; safetensors only.
+
+    Each is loaded when it is first needed, once per process: a shard whose moments are there needs no VAE.
+    """
 
     def __init__(self, base: ModelReference, clip: ModelReference, settings: ShardSettings) -> None:
-        import infra.torchvision_ops  # noqa: F401, I001  # before diffusers and transformers
-        from diffusers import AutoencoderKL
-        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPTextModel
+        """UserError where a model's folder or revision cannot be used."""
+        import infra.torchvision_ops  # noqa: F401  # before diffusers and transformers, which come with the models
 
         self.settings = settings
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        where, arguments = resolve(base, "base")
-        safe: dict[str, Any] = {**arguments, "use_safetensors": True}
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(where, subfolder="tokenizer", **arguments)
-        self._vae: Any = self._ready(AutoencoderKL.from_pretrained(where, subfolder="vae", **safe))
-        self._text: Any = self._ready(CLIPTextModel.from_pretrained(where, subfolder="text_encoder", **safe))
-        where, arguments = resolve(clip, "clip")
-        safe = {**arguments, "use_safetensors": True}
-        self._clip: Any = self._ready(CLIPModel.from_pretrained(where, **safe))
-        self._clip_tokenizer: Any = AutoTokenizer.from_pretrained(where, **arguments)
-        self._clip_images: Any = AutoImageProcessor.from_pretrained(where, **arguments)
+        self._base, self._clip_place = resolve(base, "base"), resolve(clip, "clip")
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The base model's."""
+        from transformers import AutoTokenizer
+
+        where, arguments = self._base
+        return AutoTokenizer.from_pretrained(where, subfolder="tokenizer", **arguments)
+
+    @cached_property
+    def _vae(self) -> Any:
+        from diffusers import AutoencoderKL
+
+        return self._ready(AutoencoderKL, self._base, subfolder="vae")
+
+    @cached_property
+    def _text(self) -> Any:
+        from transformers import CLIPTextModel
+
+        return self._ready(CLIPTextModel, self._base, subfolder="text_encoder")
+
+    @cached_property
+    def _clip(self) -> Any:
+        from transformers import CLIPModel
+
+        return self._ready(CLIPModel, self._clip_place)
+
+    @cached_property
+    def _clip_tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        where, arguments = self._clip_place
+        return AutoTokenizer.from_pretrained(where, **arguments)
+
+    @cached_property
+    def _clip_images(self) -> Any:
+        from transformers import AutoImageProcessor
+
+        where, arguments = self._clip_place
+        return AutoImageProcessor.from_pretrained(where, **arguments)
 
     @property
     def embed_width(self) -> int:
@@ -173,7 +207,9 @@ class Precomputer:
             embeds.append(self._clip.visual_projection(self._clip.vision_model(pixel_values=pixels).pooler_output))
         return torch.cat(embeds)
 
-    def _ready(self, model: Any) -> Any:
+    def _ready(self, model_class: Any, place: tuple[str, dict[str, str]], **options: str) -> Any:
+        where, arguments = place
+        model = model_class.from_pretrained(where, use_safetensors=True, **options, **arguments)
         return model.eval().requires_grad_(False).to(self._device)
 
 

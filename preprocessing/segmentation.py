@@ -81,7 +81,7 @@ def separate_people(
     are shared out anew, until none is left (dropping all at once would leave the winners with holes).
     """
     height, width = mask_logits_QHW.shape[1:]
-    score_Q = class_logits_QC.float().softmax(-1)[:, list(person_labels)].sum(-1)
+    score_Q = _person_score(class_logits_QC, person_labels)
     chosen = score_Q > settings.score_threshold
     score_P, prob_PHW = score_Q[chosen], mask_logits_QHW[chosen].float().sigmoid()
     wanted_PHW = prob_PHW > settings.mask_threshold
@@ -170,9 +170,14 @@ class TransformersSegmenter:
             padded = tuple(inputs["pixel_values"].shape[-2:])
             for i, image in enumerate(batch):
                 valid = (int(inputs["pixel_mask"][i].any(1).sum()), int(inputs["pixel_mask"][i].any(0).sum()))
-                mask_logits = _to_picture(outputs.masks_queries_logits[i], padded, valid, (image.height, image.width))
                 classes = outputs.class_queries_logits[i]
-                found.append(separate_people(classes, mask_logits, self._person_labels, self._settings))
+                # Enlarging a mask costs more than all else here, and of 100 or 200 queries few are people.
+                score_Q = _person_score(classes, self._person_labels)
+                likely = score_Q > self._settings.score_threshold
+                likely[score_Q.argmax()] = True  # none at all cannot be enlarged
+                mask_logits = outputs.masks_queries_logits[i][likely]
+                full = _to_picture(mask_logits, padded, valid, (image.height, image.width))
+                found.append(separate_people(classes[likely], full, self._person_labels, self._settings))
         return found
 
 
@@ -246,6 +251,13 @@ SEGMENTERS: dict[str, Callable[[ModelReference, SegmentSettings], Segmenter]] = 
 }
 
 
+def _person_score(
+    class_logits_QC: Float[Tensor, "queries classes_and_none"], person_labels: Sequence[int]
+) -> Float[Tensor, " queries"]:
+    """Each query's probability to be a person."""
+    return class_logits_QC.float().softmax(-1)[:, list(person_labels)].sum(-1)
+
+
 def _owners(
     alive: Sequence[int],
     score_P: Float[Tensor, " people"],
@@ -265,4 +277,6 @@ def _to_picture(
     """Mask logits at the network's stride as logits at the picture's (height, width), the padding cut away."""
     full = interpolate(logits_QHW[None].float(), size=tuple(padded), mode="bilinear", align_corners=False)
     cut = full[:, :, : valid[0], : valid[1]]
+    if tuple(cut.shape[-2:]) == tuple(size):
+        return cut[0]
     return interpolate(cut, size=size, mode="bilinear", align_corners=False)[0]

@@ -16,10 +16,17 @@ from jaxtyping import UInt8
 from PIL import Image
 
 _BLOCK = 512
+_RECORD = 20 * _BLOCK  # what tar writes at once; the end mark fills the last one
 _NAME = re.compile(r"(?P<key>[0-9A-Za-z][0-9A-Za-z_-]{0,63})\.(?P<extension>[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)?)")
 # A sample of the largest preset is below 1 MB; nothing that claims more is one of ours.
 MAX_PART_BYTES = 64 * 2**20
 _MAX_MASK_PIXELS = 100_000_000
+# A header after its checksum: plain file, no link, no owner, no device. The sum takes the checksum itself as blanks.
+_REST = b"0" + bytes(100) + b"ustar\x0000" + bytes(247)
+_REST_SUM = sum(_REST) + 8 * ord(" ")
+
+# A sample that is to be written: its key, and its files by extension.
+KeyedParts = tuple[str, Mapping[str, bytes]]
 
 
 class UnsafeTar(ValueError):
@@ -41,21 +48,66 @@ class Sample:
         return value
 
 
-def write_tar(samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> bytes:
+def write_tar(samples: Iterable[KeyedParts]) -> bytes:
     """The samples as one uncompressed tar; the same samples in any order give the same bytes."""
+    return b"".join(tar_pieces(samples))
+
+
+def tar_pieces(samples: Iterable[KeyedParts]) -> list[bytes]:
+    """The tar of `write_tar` in pieces: headers, the samples' own bytes, zeros. Writing them copies no sample."""
     ordered = sorted(samples, key=lambda sample: sample[0])
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for position, (key, parts) in enumerate(ordered):
-            if position and ordered[position - 1][0] == key:
-                raise ValueError(f"two samples have the key {key!r}")
-            for extension in sorted(parts):
-                name = f"{key}.{extension}"
-                _split(name, key)
-                member = tarfile.TarInfo(name)  # mtime, uid and gid 0, no owner, mode 0644
-                member.size = len(parts[extension])
-                tar.addfile(member, io.BytesIO(parts[extension]))
-    return buffer.getvalue()
+    pieces: list[bytes] = []
+    length = 0
+    for position, (key, parts) in enumerate(ordered):
+        if position and ordered[position - 1][0] == key:
+            raise ValueError(f"two samples have the key {key!r}")
+        for extension in sorted(parts):
+            content = parts[extension]
+            pieces += (_header(key, extension, len(content)), content, bytes(-len(content) % _BLOCK))
+            length += _member_bytes(content)
+    return [*pieces, bytes(_tail_bytes(length))]
+
+
+def split_samples(samples: Iterable[KeyedParts], max_photos: int, max_bytes: int) -> list[list[KeyedParts]]:
+    """The samples, sorted by key, in runs whose tars hold at most so many photos and bytes; at least one empty run.
+
+    A sample that is larger than `max_bytes` on its own is a run of its own.
+    """
+    runs: list[list[KeyedParts]] = [[]]
+    length = 0
+    for key, parts in sorted(samples, key=lambda sample: sample[0]):
+        more = sum(map(_member_bytes, parts.values()))
+        together = length + more
+        if runs[-1] and (len(runs[-1]) == max_photos or together + _tail_bytes(together) > max_bytes):
+            runs.append([])
+            length = 0
+        runs[-1].append((key, parts))
+        length += more
+    return runs
+
+
+def _header(key: str, extension: str, size: int) -> bytes:
+    """A ustar header (POSIX.1-1988) of a plain file, mode 0644, with time, owner and group zero.
+
+    Byte for byte what tarfile writes, in a tenth of its time: with members of a few kilobytes that is half of the work.
+    """
+    name = f"{key}.{extension}"
+    match = _NAME.fullmatch(name)
+    if match is None or match["key"] != key or len(name) > 100:
+        raise ValueError(f"{name!r} cannot be a file of a shard")
+    if size >= 8**11:
+        raise ValueError(f"{name!r} has {size} bytes, more than a tar's header can say")
+    before = name.encode().ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"0" * 11 + b"\0"
+    return before + b"%06o\0 " % (sum(before) + _REST_SUM) + _REST
+
+
+def _member_bytes(content: bytes) -> int:
+    return _BLOCK + len(content) + -len(content) % _BLOCK
+
+
+def _tail_bytes(length: int) -> int:
+    """Zeros after `length` bytes of members: two empty blocks, and on to a whole record."""
+    return 2 * _BLOCK + -(length + 2 * _BLOCK) % _RECORD
 
 
 def read_tar(data: bytes) -> Iterator[Sample]:
@@ -106,12 +158,6 @@ def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
             raise UnsafeTar(f"{member.name!r} is cut off")
         yield member.name, data[start : start + member.size]
         offset = start + -(-member.size // _BLOCK) * _BLOCK
-
-
-def _split(name: str, key: str) -> None:
-    match = _NAME.fullmatch(name)
-    if match is None or match["key"] != key:
-        raise ValueError(f"{name!r} cannot be a file of a shard")
 
 
 def encode_json(value: Mapping[str, Any]) -> bytes:

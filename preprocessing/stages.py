@@ -1,11 +1,12 @@
-"""One shard in, one shard out: the bodies of the caption, segment and shard stages.
+"""One shard in, one shard out: the bodies of caption, segment and shard; `columns.py` has what is costly of the last.
 
 Plain functions of bytes, so that a repeat after a crash gives the same bytes and any scheduler can run them. One photo
 that a model chokes on is refused with a reason and its shard goes on. If *every* photo fails, the model is at fault,
 and its error is raised.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -19,39 +20,43 @@ from preprocessing.binding import Subject, bind, person_words
 from preprocessing.captioning import Captioner
 from preprocessing.catalog import REFUSED, PhotoRow
 from preprocessing.photos import Reason
-from preprocessing.precompute import Precomputer, subject_crop, subject_variants
+from preprocessing.precompute import Precomputer, subject_crop
 from preprocessing.recipes import Recipe
 from preprocessing.segmentation import People, Person, Segmenter, people_from_faces
 from preprocessing.shards import (
+    KeyedParts,
     Sample,
     decode_instances,
     decode_picture,
     encode_instances,
     encode_json,
-    encode_npy,
     read_tar,
+    split_samples,
     write_tar,
 )
 
 _Input = TypeVar("_Input")
+_Ready = TypeVar("_Ready")
 _Output = TypeVar("_Output")
 
-# Raise a stage's number when its code changes what it writes: its shards are then made anew.
-FORMATS = {"ingest": 1, "caption": 1, "segment": 1, "shard": 1}
+# Raise a stage's number when its code changes what it writes: its shards are then made anew. The four in the middle are
+# the columns that `shard` joins, each kept by itself.
+FORMATS = {
+    "ingest": 1, "caption": 1, "segment": 1, "bind": 1, "moments": 1, "text": 1, "image_embeds": 1, "shard": 2,
+}  # fmt: skip
 # How many run at once changes no byte of the result.
 _WITHOUT_EFFECT = {"workers"}
 
 
-def stage_recipe(stage: str, settings: BaseModel, inputs: Mapping[str, str]) -> Recipe:
+def stage_recipe(
+    stage: str, settings: BaseModel, inputs: Mapping[str, str], only: Collection[str] | None = None
+) -> Recipe:
     """How a stage makes its shards: its settings, the code's format number and `inputs`, the fingerprints of its models
-    and of the stages that it reads, by name."""
+    and of the stages that it reads, by name. `only`: the settings that it looks at, None = all."""
     values = {name: value for name, value in settings.model_dump(mode="json").items() if name not in _WITHOUT_EFFECT}
+    if only is not None:
+        values = {name: values[name] for name in only}
     return Recipe(stage, FORMATS[stage], values, dict(inputs))
-
-
-def stage_fingerprint(stage: str, settings: BaseModel, *inputs: str) -> str:
-    """16 hex digits that name a `stage_recipe`; the inputs in its order."""
-    return stage_recipe(stage, settings, {str(i): name for i, name in enumerate(inputs)}).fingerprint
 
 
 def caption_shard(
@@ -59,7 +64,7 @@ def caption_shard(
 ) -> tuple[bytes, list[PhotoRow]]:
     """Ingested shard -> `{key}.json` with the caption for every photo, and a row for every photo refused."""
     samples = list(read_tar(tar))
-    results = _one_bad_apple(lambda batch: captioner.caption(_pictures(batch)), samples, settings.batch_size)
+    results = one_bad_apple(captioner.caption, samples, settings.batch_size, picture_of)
     written, rows = [], []
     for sample, result in zip(samples, results, strict=True):
         if isinstance(result, Exception):
@@ -76,7 +81,7 @@ def segment_shard(
 ) -> tuple[bytes, list[PhotoRow]]:
     """Ingested shard -> `{key}.instances.png` and `{key}.json` (people, mask_source), and a row per refused photo."""
     samples = list(read_tar(tar))
-    results = _one_bad_apple(lambda batch: segmenter.segment(_pictures(batch)), samples, settings.batch_size)
+    results = one_bad_apple(segmenter.segment, samples, settings.batch_size, picture_of)
     written, rows = [], []
     for sample, result in zip(samples, results, strict=True):
         if isinstance(result, Exception):
@@ -94,51 +99,87 @@ def segment_shard(
     return write_tar(written), rows
 
 
-def build_shard(
-    ingest: bytes, captions: bytes, segments: bytes, precomputer: Precomputer, settings: ShardSettings, shard: str = ""
-) -> tuple[bytes, list[PhotoRow]]:
-    """Join the three shards of the same photos: bind words to people, precompute, write training samples.
+def bind_shard(ingest: bytes, captions: bytes, segments: bytes, precomputer: Precomputer) -> bytes:
+    """Join caption and people of the same photos: `{key}.json` (caption, mask_source, subjects) and the subjects' map.
 
     A photo that caption or segment refused is passed over: it has its row already. Subjects are numbered anew, 1 to S
-    in the order of their words; people whom no word names become background.
+    in the order of their words; people whom no word names become background. A photo that comes to nothing here has a
+    json that says why ({"refused", "detail"}), and `build_shard` makes a row of it.
     """
     captioned = {sample.key: sample for sample in read_tar(captions)}
     segmented = {sample.key: sample for sample in read_tar(segments)}
     samples = [sample for sample in read_tar(ingest) if sample.key in captioned and sample.key in segmented]
-    rows: list[PhotoRow] = []
-    bound: list[tuple[Sample, _Bound]] = []
-    results = _one_bad_apple(
-        lambda batch: [_bind(s, captioned[s.key], segmented[s.key], precomputer) for s in batch], samples, 1
+    results = one_bad_apple(
+        lambda batch: [_bind(s, captioned[s.key], segmented[s.key], precomputer) for s in batch],
+        samples,
+        1,
+        lambda sample: sample,
     )
+    written: list[tuple[str, dict[str, bytes]]] = []
     for sample, result in zip(samples, results, strict=True):
         if isinstance(result, Exception):
-            rows.append(_refused("shard", shard, sample, Reason.MODEL_FAILED, _say(result)))
+            written.append((sample.key, failed(result)))
         elif not result.subjects:
-            rows.append(_refused("shard", shard, sample, Reason.NO_PERSON_WORD, f"caption: {result.caption}"))
+            why = {"refused": Reason.NO_PERSON_WORD.value, "detail": f"caption: {result.caption}"}
+            written.append((sample.key, {"json": encode_json(why)}))
         else:
-            bound.append((sample, result))
-    written = []
-    made = _one_bad_apple(lambda batch: _training_parts(batch, precomputer, settings), bound, settings.batch_size)
-    for (sample, _), parts in zip(bound, made, strict=True):
-        if isinstance(parts, Exception):
-            rows.append(_refused("shard", shard, sample, Reason.MODEL_FAILED, _say(parts)))
-        else:
+            parts = {"json": encode_json(result.record()), "instances.png": encode_instances(result.instances)}
             written.append((sample.key, parts))
-    return write_tar(written), rows
+    return write_tar(written)
+
+
+def build_shard(
+    ingest: bytes, bound: bytes, columns: Mapping[str, bytes], settings: ShardSettings, shard: str = ""
+) -> tuple[list[list[KeyedParts]], list[PhotoRow]]:
+    """Join what is there of the same photos into training shards: no model, no picture is decoded.
+
+    bound: of `bind_shard`. columns: name -> shard of `{key}.{name}.npy`, of `columns.COLUMNS`. The samples of one shard
+    come out, of an empty one where nothing is left, or of several where it would exceed `max_photos` or `max_bytes`.
+    """
+    photos = {sample.key: sample for sample in read_tar(ingest)}
+    arrays = {name: {sample.key: sample for sample in read_tar(tar)} for name, tar in columns.items()}
+    rows: list[PhotoRow] = []
+    written: list[tuple[str, dict[str, bytes]]] = []
+    for sample in read_tar(bound):
+        photo = photos[sample.key]
+        found = {name: column[sample.key] for name, column in arrays.items() if sample.key in column}
+        refusal = _refusal([sample, *found.values()])
+        if refusal is not None:
+            rows.append(_refused("shard", shard, photo, *refusal))
+            continue
+        about = {**photo.json(), **sample.json()}
+        parts = {"jpg": photo.parts["jpg"], **sample.parts, "json": encode_json(about)}
+        written.append((sample.key, parts | {f"{name}.npy": found[name].parts[f"{name}.npy"] for name in arrays}))
+    return split_samples(written, settings.max_photos, settings.max_bytes), rows
+
+
+def _refusal(pieces: Iterable[Sample]) -> tuple[Reason, str] | None:
+    """Why a photo does not go into a training shard, from what its columns say; None: it goes in."""
+    for piece in pieces:
+        if "json" in piece.parts and (about := piece.json()).get("refused"):
+            return Reason(about["refused"]), str(about["detail"])
+    return None
 
 
 class _Bound:
-    """A sample with its words bound: what precomputing needs."""
+    """A sample with its words bound: who is named by which word."""
 
-    def __init__(self, picture: Image.Image, caption: str, people: People, subjects: list[tuple[Subject, int]]) -> None:
-        self.picture, self.caption, self.people, self.subjects = picture, caption, people, subjects
+    def __init__(self, caption: str, people: People, subjects: list[tuple[Subject, int]]) -> None:
+        self.caption, self.people, self.subjects = caption, people, subjects
         self.instances = np.zeros_like(people.instances)
         for number, (subject, _) in enumerate(subjects, start=1):
             self.instances[people.instances == subject.instance] = number
 
+    def record(self) -> dict[str, Any]:
+        """What a training sample's json says beyond its photo's."""
+        subjects = [
+            {**replace(subject, instance=number).record(), "token": token}
+            for number, (subject, token) in enumerate(self.subjects, start=1)
+        ]
+        return {"caption": self.caption, "mask_source": self.people.mask_source, "subjects": subjects}
+
 
 def _bind(sample: Sample, captioned: Sample, segmented: Sample, precomputer: Precomputer) -> _Bound:
-    picture = decode_picture(sample.parts["jpg"])
     about = segmented.json()
     instances = decode_instances(segmented.parts["instances.png"])
     people = People(
@@ -148,13 +189,13 @@ def _bind(sample: Sample, captioned: Sample, segmented: Sample, precomputer: Pre
     words = person_words(caption)
     scores = None
     if len({word.text.lower() for word in words}) > 1 and len(people.people) > 1:
-        pixels = precomputer.settings.reference_pixels
+        picture, pixels = picture_of(sample), precomputer.settings.reference_pixels
         crops = [subject_crop(picture, None, person.box, pixels) for person in people.people]
         scores = precomputer.word_scores(crops, words)
     subjects = bind(words, people.people, scores, faces_of(people, sample.json().get("faces") or []))
     tokens = [(subject, precomputer.token(caption, subject)) for subject in subjects]
     # A word beyond the prompt's last token cannot carry anybody.
-    return _Bound(picture, caption, people, [(subject, token) for subject, token in tokens if token is not None])
+    return _Bound(caption, people, [(subject, token) for subject, token in tokens if token is not None])
 
 
 def faces_of(people: People, faces: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
@@ -173,74 +214,65 @@ def faces_of(people: People, faces: Iterable[Mapping[str, Any]]) -> dict[int, Ma
     return found
 
 
-def _training_parts(
-    batch: Sequence[tuple[Sample, _Bound]], precomputer: Precomputer, settings: ShardSettings
-) -> list[dict[str, bytes]]:
-    moments = precomputer.moments([bound.picture for _, bound in batch])
-    text = precomputer.text([bound.caption for _, bound in batch])
-    crops = [
-        crop
-        for sample, bound in batch
-        for number, (subject, _) in enumerate(bound.subjects, start=1)
-        for crop in subject_variants(
-            bound.picture, bound.instances == number, subject.box, settings, f"{sample.key} {number}"
-        )
-    ]
-    embeds = precomputer.image_embeds(crops).reshape(-1, settings.reference_variants, precomputer.embed_width)
-    parts, first = [], 0
-    for i, (sample, bound) in enumerate(batch):
-        count = len(bound.subjects)
-        subjects = [
-            {**replace(subject, instance=number).record(), "token": token}
-            for number, (subject, token) in enumerate(bound.subjects, start=1)
-        ]
-        about = {
-            **sample.json(),
-            "caption": bound.caption,
-            "mask_source": bound.people.mask_source,
-            "subjects": subjects,
-        }
-        parts.append(
-            {
-                "jpg": sample.parts["jpg"],
-                "json": encode_json(about),
-                "instances.png": encode_instances(bound.instances),
-                "moments.npy": encode_npy(moments[i]),
-                "text.npy": encode_npy(text[i]),
-                "image_embeds.npy": encode_npy(embeds[first : first + count]),
-            }
-        )
-        first += count
-    return parts
+def picture_of(sample: Sample) -> Image.Image:
+    """The sample's photo, RGB."""
+    return decode_picture(sample.parts["jpg"])
 
 
-def _pictures(samples: Iterable[Sample]) -> list[Image.Image]:
-    return [decode_picture(sample.parts["jpg"]) for sample in samples]
-
-
-def _one_bad_apple(
-    work: Callable[[list[_Input]], list[_Output]], items: Sequence[_Input], batch_size: int
+def one_bad_apple(
+    work: Callable[[list[_Ready]], Sequence[_Output]],
+    items: Sequence[_Input],
+    batch_size: int,
+    prepare: Callable[[_Input], _Ready],
 ) -> list[_Output | Exception]:
-    """`work` in batches; where a batch fails, its items one by one. The first error is raised if everything failed."""
+    """`work` on the prepared items in batches; where a batch fails, its items one by one.
+
+    The next batch is prepared (decoded, cut) while `work` is at this one: a GPU does not wait for the JPEG decoder. An
+    item that cannot be prepared costs itself. The first error is raised if everything failed.
+    """
+
+    def prepared(batch: Sequence[_Input]) -> list[_Ready | Exception]:
+        return [_tried(prepare, item) for item in batch]
+
     results: list[_Output | Exception] = []
-    for start in range(0, len(items), batch_size):
-        batch = list(items[start : start + batch_size])
-        try:
-            results += work(batch)
-        except UserError:  # about the installation, not about a photo
-            raise
-        except Exception as error:
-            if len(batch) == 1:
-                results.append(error)
-                continue
-            for item in batch:
-                try:
-                    results += work([item])
-                except Exception as alone:
-                    results.append(alone)
+    batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+    with ThreadPoolExecutor(1) as ahead:
+        following = ahead.submit(prepared, batches[0]) if batches else None
+        for position in range(len(batches)):
+            assert following is not None
+            ready = following.result()
+            if position + 1 < len(batches):
+                following = ahead.submit(prepared, batches[position + 1])
+            done = iter(_worked(work, [item for item in ready if not isinstance(item, Exception)]))
+            results += [item if isinstance(item, Exception) else next(done) for item in ready]
     if len(results) > 1 and all(isinstance(result, Exception) for result in results):
         raise next(result for result in results if isinstance(result, Exception))
     return results
+
+
+def _worked(work: Callable[[list[_Ready]], Sequence[_Output]], batch: list[_Ready]) -> list[_Output | Exception]:
+    if not batch:
+        return []
+    together = _tried(work, batch)
+    if not isinstance(together, Exception):
+        return list(together)
+    if len(batch) == 1:
+        return [together]
+    return [_tried(lambda item: work([item])[0], item) for item in batch]
+
+
+def _tried(action: Callable[[_Input], _Output], item: _Input) -> _Output | Exception:
+    try:
+        return action(item)
+    except UserError:  # about the installation, not about a photo
+        raise
+    except Exception as error:
+        return error
+
+
+def failed(error: Exception) -> dict[str, bytes]:
+    """A column's entry for a photo on which its model failed."""
+    return {"json": encode_json({"refused": Reason.MODEL_FAILED.value, "detail": _say(error)})}
 
 
 def _refused(stage: str, shard: str, sample: Sample, reason: Reason, detail: str) -> PhotoRow:

@@ -68,10 +68,10 @@ def _catalog_without_a_crash(settings: Settings) -> str:
         run.catalog.commit([done["shard"]] if done["shard"] else [], done["photos"])
     captioner = workers.CaptionWorker(run.store, models.captioner, settings.caption, prints["caption"])
     segmenter = workers.SegmentWorker(run.store, models.segmenter, settings.segment, prints["segment"])
-    precomputer = workers.PrecomputeWorker(run.store, models, settings.shard, prints["shard"])
+    precomputer = workers.PrecomputeWorker(run.store, models, settings.shard, prints, prints["shard"])
     for row in run.shards("ingest"):
         captions, segments = captioner({"row": row}), segmenter({"row": row})
-        built = precomputer({"row": row, "caption": captions["shard"], "segment": segments["shard"]})
+        built = precomputer({"row": row, "caption": captions["shard"], "segment": segments["shard"], "columns": {}})
         for done in (captions, segments, built):
-            run.catalog.commit([done["shard"]], done["photos"])
+            run.catalog.commit([done["shard"], *done.get("more", [])], done["photos"])
     return run.catalog.content_digest()

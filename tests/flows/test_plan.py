@@ -11,7 +11,7 @@ from flows.cli import app
 from flows.ingest import new_photos
 from flows.model_stages import written_down
 from flows.plan import duration, plan_run
-from flows.run import Run
+from flows.run import COLUMNS, Run
 from flows.workers import IngestWorker
 from infra.errors import UserError
 from infra.settings import Settings, load_settings
@@ -65,7 +65,7 @@ def test_a_plan_follows_what_is_done(settings: Settings, tmp_path: Path) -> None
     assert not settings.workspace.exists()  # nothing was written, not even a folder
     assert plan["new_photos"] == 6
     assert [(one["stage"], one["done"], one["pending"]) for one in plan["stages"]] == [
-        (stage, 0, 3) for stage in ("ingest", "caption", "segment", "shard")
+        (stage, 0, 3) for stage in ("ingest", "caption", "segment", *COLUMNS, "shard")
     ]
     assert plan["seconds"] is None and "never ran here" in plan["says"]
 
@@ -80,6 +80,7 @@ def test_a_plan_follows_what_is_done(settings: Settings, tmp_path: Path) -> None
         ("ingest", 3, 0),
         ("caption", 3, 0),
         ("segment", 0, 3),
+        *((column, 0, 3) for column in COLUMNS),
         ("shard", 0, 3),
     ]
     assert plan["stages"][2]["why"] == ["3 shards not done yet"]

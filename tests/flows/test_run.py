@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.run import Run, check_inputs
+from flows.run import COLUMNS, STAGES, Run, check_inputs
 from infra.errors import UserError
 from infra.settings import Settings, load_settings
 from preprocessing.catalog import ShardRow
@@ -39,6 +39,43 @@ def test_nothing_is_new_once_the_gates_decision_is_carried_out(settings: Setting
     assert run.settled() == first
     run.catalog.commit([ShardRow("shard", "b", run.fingerprints["shard"], "shards/shard/b.tar", "1" * 64, 3)])
     assert run.settled() is None
+
+
+@pytest.mark.parametrize(
+    "change, remade",
+    [
+        ({"ingest.pixels": "32"}, {*STAGES, *COLUMNS}),
+        ({"caption.num_beams": "3"}, {"caption", "bind", "text", "image_embeds", "shard"}),
+        ({"segment.min_area": "0.5"}, {"segment", "bind", "text", "image_embeds", "shard"}),
+        ({"shard.reference_variants": "2"}, {"image_embeds", "shard"}),
+        ({"shard.reference_pixels": "32"}, {"bind", "text", "image_embeds", "shard"}),
+        ({"shard.max_photos": "7"}, {"shard"}),
+        ({"shard.text": "false"}, {"shard"}),
+        ({"shard.workers": "9", "ingest.source": "folder:/somewhere"}, set()),
+        ({"train.steps": "9"}, set()),
+    ],
+    ids=lambda value: "-".join(value),
+)
+def test_a_setting_remakes_what_depends_on_it(
+    change: dict[str, str], remade: set[str], settings: Settings, tmp_path: Path
+) -> None:
+    models = {f"models.{name}.location": getattr(settings.models, name).location for name in MODELS}
+    other = load_settings("demo", tmp_path / "workspace", {**models, **change})
+    before, after = Run(settings).fingerprints, Run(other).fingerprints
+    assert {name for name in before if before[name] != after[name]} == remade
+
+
+def test_another_vae_leaves_all_but_the_moments(settings: Settings, tmp_path: Path) -> None:
+    for part in ("vae", "text_encoder", "tokenizer"):
+        (tmp_path / "base" / part).mkdir(parents=True)
+        (tmp_path / "base" / part / "config.json").write_text("{}")
+    (tmp_path / "base" / "model_index.json").write_text("{}")
+    base = settings.models.base.model_copy(update={"location": str(tmp_path / "base")})
+    settings = settings.model_copy(update={"models": settings.models.model_copy(update={"base": base})})
+    before = Run(settings).fingerprints
+    (tmp_path / "base" / "vae" / "config.json").write_text('{"another": 1}')
+    after = Run(settings).fingerprints
+    assert {name for name in before if before[name] != after[name]} == {"moments", "shard"}
 
 
 def test_from_scratch_is_not_settled_by_a_warm_start(settings: Settings) -> None:

@@ -58,6 +58,17 @@ def test_a_half_copied_folder_is_noticed(tmp_path: Path) -> None:
         resolve(ModelReference(location=str(tmp_path), backend="diffusers"), "base")
 
 
+def test_a_parts_fingerprint_follows_that_part_alone(tmp_path: Path) -> None:
+    model = _model(tmp_path / "1")
+    for part in ("vae", "tokenizer"):
+        (tmp_path / "1" / part).mkdir()
+        (tmp_path / "1" / part / "config.json").write_text(part)
+    vae, tokenizer = fingerprint(model, ["vae"]), fingerprint(model, ["tokenizer"])
+    assert len({vae, tokenizer, fingerprint(model), fingerprint(model, ["vae", "tokenizer"])}) == 4
+    (tmp_path / "1" / "vae" / "config.json").write_text("another")
+    assert fingerprint(model, ["vae"]) != vae and fingerprint(model, ["tokenizer"]) == tokenizer
+
+
 def test_a_fingerprint_follows_names_and_contents(tmp_path: Path) -> None:
     one, same, other = _model(tmp_path / "1"), _model(tmp_path / "2"), _model(tmp_path / "3", b"v")
     assert fingerprint(one) == fingerprint(same) != fingerprint(other)

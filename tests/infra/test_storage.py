@@ -34,6 +34,17 @@ def test_objects_are_written_read_listed_and_deleted(store: ObjectStore) -> None
     assert store.uri("ab.bin").endswith("/ab.bin")
 
 
+def test_an_object_comes_in_pieces_and_its_name_after_them(store: ObjectStore) -> None:
+    pieces = [bytes([number % 256]) * (number % 7) for number in range(1500)]  # more than one call writes, some empty
+    store.put("whole", b"".join(pieces))
+    store.put(lambda: "folder/pieces", pieces)
+    store.put("none", [])
+    assert store.get("folder/pieces") == store.get("whole") and store.get("none") == b""
+    assert store.list() == ["folder/pieces", "none", "whole"]
+    with pytest.raises(ValueError, match="not a plain relative path"):
+        store.put(lambda: "../outside", pieces)
+
+
 def test_create_writes_only_what_is_absent(store: ObjectStore) -> None:
     assert store.create("log/1.json", b"first")
     assert not store.create("log/1.json", b"second")

@@ -14,7 +14,17 @@ from preprocessing.binding import Subject, person_words
 from preprocessing.precompute import Precomputer, subject_crop, subject_variants
 from tests.tiny_models import tiny_clip, tiny_pipeline
 
-SETTINGS = ShardSettings(reference_pixels=32, reference_variants=4, batch_size=2, workers=1)
+SETTINGS = ShardSettings(
+    reference_pixels=32,
+    reference_variants=4,
+    moments=True,
+    text=True,
+    image_embeds=True,
+    max_photos=100,
+    max_bytes=10**9,
+    batch_size=2,
+    workers=1,
+)
 GREY = [127, 127, 127]
 
 

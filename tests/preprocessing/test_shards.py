@@ -19,6 +19,7 @@ from preprocessing.shards import (
     encode_json,
     encode_npy,
     read_tar,
+    split_samples,
     write_tar,
 )
 
@@ -41,6 +42,44 @@ def test_the_tar_says_nothing_of_time_and_machine(samples: dict[str, dict[str, b
             assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
 
 
+def by_tarfile(samples: dict[str, dict[str, bytes]]) -> bytes:
+    """The same shard by the standard library's writer."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for key in sorted(samples):
+            for extension in sorted(samples[key]):
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(samples[key][extension])
+                tar.addfile(info, io.BytesIO(samples[key][extension]))
+    return buffer.getvalue()
+
+
+@given(samples=SAMPLES)
+def test_the_bytes_are_those_of_the_standard_library(samples: dict[str, dict[str, bytes]]) -> None:
+    assert write_tar(samples.items()) == by_tarfile(samples)
+
+
+@pytest.mark.parametrize("content", [8192, 8704, 9216, 9728, 10240])  # around the end of tar's record of 10240 bytes
+def test_a_tar_ends_on_a_whole_record(content: int) -> None:
+    samples = {"a": {"jpg": bytes(content - 512)}}
+    assert write_tar(samples.items()) == by_tarfile(samples)
+
+
+@given(samples=SAMPLES, most=st.integers(1, 4), limit=st.integers(1, 30_000))
+def test_no_part_is_above_the_limits_and_nothing_is_lost(
+    samples: dict[str, dict[str, bytes]], most: int, limit: int
+) -> None:
+    runs = split_samples(samples.items(), most, limit)
+    assert [sample for run in runs for sample in run] == sorted(samples.items())
+    assert all(runs) or runs == [[]]
+    for number, run in enumerate(runs):
+        assert len(run) <= most
+        assert len(write_tar(run)) <= limit or len(run) <= 1
+        if number:  # no shard is begun before it is needed
+            together = [*runs[number - 1], run[0]]
+            assert len(together) > most or len(write_tar(together)) > limit
+
+
 def test_webdataset_reads_it(tmp_path: Path) -> None:
     import webdataset
 
@@ -55,7 +94,16 @@ def test_webdataset_reads_it(tmp_path: Path) -> None:
 
 
 def test_names_that_cannot_be_read_back_are_not_written() -> None:
-    for key, extension in [("a/b", "jpg"), ("..", "jpg"), ("a.b", "jpg"), ("a", "JPG"), ("", "jpg"), ("a", "../x")]:
+    unusable = [
+        ("a/b", "jpg"),
+        ("..", "jpg"),
+        ("a.b", "jpg"),
+        ("a", "JPG"),
+        ("", "jpg"),
+        ("a", "../x"),
+        ("a", "x" * 99),
+    ]
+    for key, extension in unusable:
         with pytest.raises(ValueError, match="cannot be a file of a shard"):
             write_tar([(key, {extension: b""})])
     with pytest.raises(ValueError, match="two samples"):
@@ -128,6 +176,32 @@ def test_a_flipped_byte_is_read_or_refused(position: int, value: int) -> None:
         assert all(sample.key for sample in read_tar(bytes(tar)))
     except UnsafeTar:
         pass
+
+
+@st.composite
+def mutated_tars(draw: st.DrawFn) -> bytes:
+    """A shard with blocks cut out, doubled, moved or overwritten, and bytes of its headers changed."""
+    data = write_tar([("a", {"jpg": b"x" * 700, "json": b"{}"}), ("b", {"jpg": bytes(512), "instances.png": b""})])
+    links = hostile(member("a.jpg", tarfile.SYMTYPE, target="/etc/passwd"), member("c.jpg", size=3))
+    for _ in range(draw(st.integers(1, 4))):
+        start, length = 512 * draw(st.integers(0, 10)), 512 * draw(st.integers(0, 4))
+        place = start + draw(st.integers(0, 511))
+        changed = data[:place] + draw(st.binary(max_size=12)) + data[place:]
+        pieces = [changed, data[:start] + data[start + length :], data[:start] + links + data[start:]]
+        data = draw(st.sampled_from([*pieces, data[:start] + data[start : start + length] * 2 + data[start:]]))
+    return data
+
+
+@given(data=mutated_tars())
+@settings(max_examples=300, deadline=None)
+def test_a_mutated_tar_is_read_or_refused(data: bytes) -> None:
+    try:
+        samples = list(read_tar(data))
+    except UnsafeTar:
+        return
+    assert len({sample.key for sample in samples}) == len(samples)
+    parts = [part for sample in samples for part in sample.parts.values()]
+    assert all(parts_of.parts for parts_of in samples) and sum(map(len, parts)) < len(data)
 
 
 @given(data=st.binary(max_size=3000))

@@ -11,10 +11,12 @@ from PIL import Image
 from infra.errors import UserError
 from infra.settings import CaptionSettings, ModelReference, SegmentSettings, ShardSettings
 from preprocessing.captioning import open_captioner
+from preprocessing.catalog import PhotoRow
+from preprocessing.columns import COLUMNS, wanted_columns
 from preprocessing.precompute import Precomputer
 from preprocessing.segmentation import People, Person, open_segmenter
 from preprocessing.shards import decode_instances, decode_npy, encode_instances, encode_json, read_tar, write_tar
-from preprocessing.stages import build_shard, caption_shard, faces_of, segment_shard, stage_fingerprint
+from preprocessing.stages import bind_shard, build_shard, caption_shard, faces_of, segment_shard, stage_recipe
 from tests.tiny_models import tiny_blip2, tiny_clip, tiny_mask2former, tiny_pipeline
 
 CAPTION = CaptionSettings(batch_size=2, max_new_tokens=5, num_beams=1, workers=1)
@@ -27,7 +29,17 @@ SEGMENT = SegmentSettings(
     batch_size=2,
     workers=1,
 )
-SHARD = ShardSettings(reference_pixels=32, reference_variants=4, batch_size=2, workers=1)
+SHARD = ShardSettings(
+    reference_pixels=32,
+    reference_variants=4,
+    moments=True,
+    text=True,
+    image_embeds=True,
+    max_photos=100,
+    max_bytes=10**9,
+    batch_size=2,
+    workers=1,
+)
 
 
 def photo(seed: int) -> bytes:
@@ -86,6 +98,21 @@ def precomputer(models: Path) -> Precomputer:
     return Precomputer(base, ModelReference(location=str(models / "clip")), SHARD)
 
 
+def shard_of(
+    ingest: bytes,
+    captions: bytes,
+    segments: bytes,
+    precomputer: Precomputer,
+    settings: ShardSettings = SHARD,
+    shard: str = "",
+) -> tuple[bytes, list[PhotoRow]]:
+    """All that the shard stage does, where one training shard comes out."""
+    bound = bind_shard(ingest, captions, segments, precomputer)
+    columns = {name: COLUMNS[name](ingest, bound, precomputer, settings) for name in wanted_columns(settings)}
+    (samples,), rows = build_shard(ingest, bound, columns, settings, shard)
+    return write_tar(samples), rows
+
+
 def test_three_stages_one_after_the_other(models: Path, precomputer: Precomputer) -> None:
     captioner = open_captioner(ModelReference(location=str(models / "captioner")), CAPTION)
     segmenter = open_segmenter(ModelReference(location=str(models / "segmenter")), SEGMENT)
@@ -94,7 +121,7 @@ def test_three_stages_one_after_the_other(models: Path, precomputer: Precomputer
     def run() -> tuple[bytes, bytes, bytes, int]:
         captioned, refused = caption_shard(tar, captioner, CAPTION, "s")
         segmented, nobody = segment_shard(tar, segmenter, SEGMENT, "s")
-        built, unbound = build_shard(tar, captioned, segmented, precomputer, SHARD, "s")
+        built, unbound = shard_of(tar, captioned, segmented, precomputer, SHARD, "s")
         return captioned, segmented, built, len({row.key for row in [*refused, *nobody, *unbound]})
 
     captioned, segmented, built, refused = run()
@@ -105,7 +132,7 @@ def test_three_stages_one_after_the_other(models: Path, precomputer: Precomputer
 
 def test_a_training_sample_holds_everything(precomputer: Precomputer) -> None:
     face = {"box": [13, 6, 17, 12], "landmarks": [], "score": 1.0}
-    tar, rows = build_shard(
+    tar, rows = shard_of(
         ingested(1, [face]), captions("a man beside a man on the beach"), segments(2), precomputer, SHARD
     )
     assert rows == []
@@ -130,13 +157,13 @@ def test_a_training_sample_holds_everything(precomputer: Precomputer) -> None:
 
 
 def test_different_words_are_bound_too(precomputer: Precomputer) -> None:
-    tar, rows = build_shard(ingested(1), captions("a man and a woman"), segments(2), precomputer, SHARD)
+    tar, rows = shard_of(ingested(1), captions("a man and a woman"), segments(2), precomputer, SHARD)
     (sample,) = read_tar(tar)
     assert rows == [] and [subject["instance"] for subject in sample.json()["subjects"]] == [1, 2]
 
 
 def test_people_whom_no_word_names_are_background(precomputer: Precomputer) -> None:
-    tar, _ = build_shard(ingested(1), captions("a man"), segments(2), precomputer, SHARD)
+    tar, _ = shard_of(ingested(1), captions("a man"), segments(2), precomputer, SHARD)
     (sample,) = read_tar(tar)
     assert [subject["instance"] for subject in sample.json()["subjects"]] == [1]
     assert set(np.unique(decode_instances(sample.parts["instances.png"]))) == {0, 1}
@@ -144,7 +171,7 @@ def test_people_whom_no_word_names_are_background(precomputer: Precomputer) -> N
 
 def test_a_caption_without_people_and_a_word_beyond_the_prompt_are_refused(precomputer: Precomputer) -> None:
     texts = captions("a man", "an empty beach", "x " * 40 + "man")
-    tar, rows = build_shard(ingested(), texts, segments(1, 1, 1), precomputer, SHARD, "s")
+    tar, rows = shard_of(ingested(), texts, segments(1, 1, 1), precomputer, SHARD, "s")
     assert [sample.key for sample in read_tar(tar)] == ["key0"]
     assert [(row.key, row.reason, row.shard, row.origin) for row in rows] == [
         ("key1", "no_person_word", "s", "1.jpg"),
@@ -154,14 +181,14 @@ def test_a_caption_without_people_and_a_word_beyond_the_prompt_are_refused(preco
 
 
 def test_photos_refused_before_are_passed_over(precomputer: Precomputer) -> None:
-    tar, rows = build_shard(ingested(), captions("a man", "", "a man"), segments(1, 1), precomputer, SHARD)
+    tar, rows = shard_of(ingested(), captions("a man", "", "a man"), segments(1, 1), precomputer, SHARD)
     assert [sample.key for sample in read_tar(tar)] == ["key0"] and rows == []
 
 
 def test_batches_do_not_change_what_a_photo_becomes(precomputer: Precomputer) -> None:
     parts = captions("a man", "a man and a man", "a woman"), segments(1, 2, 1)
-    together, _ = build_shard(ingested(), *parts, precomputer, SHARD.model_copy(update={"batch_size": 3}))
-    alone, _ = build_shard(ingested(), *parts, precomputer, SHARD.model_copy(update={"batch_size": 1}))
+    together, _ = shard_of(ingested(), *parts, precomputer, SHARD.model_copy(update={"batch_size": 3}))
+    alone, _ = shard_of(ingested(), *parts, precomputer, SHARD.model_copy(update={"batch_size": 1}))
     for one, other in zip(read_tar(together), read_tar(alone), strict=True):
         assert one.json() == other.json()
         for name in ("moments.npy", "text.npy", "image_embeds.npy"):
@@ -205,7 +232,7 @@ def test_a_damaged_picture_inside_a_shard_costs_one_row(precomputer: Precomputer
     tar = write_tar(samples)
     captioned, rows = caption_shard(tar, Fussy(lambda pixel: False), CAPTION)
     assert [row.key for row in rows] == ["key1"] and len(list(read_tar(captioned))) == 2
-    built, rows = build_shard(tar, captions(*["a man"] * 3), segments(1, 1, 1), precomputer, SHARD)
+    built, rows = shard_of(tar, captions(*["a man"] * 3), segments(1, 1, 1), precomputer, SHARD)
     assert [row.key for row in rows] == ["key1"] and len(list(read_tar(built))) == 2
 
 
@@ -232,7 +259,7 @@ def test_nobody_found_falls_back_on_faces() -> None:
 def test_an_empty_shard_stays_empty(precomputer: Precomputer) -> None:
     empty = write_tar([])
     assert caption_shard(empty, Fussy(lambda pixel: True), CAPTION) == (empty, [])
-    assert build_shard(empty, empty, empty, precomputer, SHARD) == (empty, [])
+    assert shard_of(empty, empty, empty, precomputer, SHARD) == (empty, [])
 
 
 def test_the_largest_face_on_a_mask_is_the_persons() -> None:
@@ -244,8 +271,12 @@ def test_the_largest_face_on_a_mask_is_the_persons() -> None:
 
 
 def test_fingerprints_follow_what_changes_the_bytes() -> None:
-    first = stage_fingerprint("caption", CAPTION, "model")
+    def named(changes: dict[str, int], model: str) -> str:
+        settings = CAPTION.model_copy(update=changes)
+        return stage_recipe("caption", settings, {"models.captioner": model}).fingerprint
+
+    first = named({}, "model")
     assert len(first) == 16
-    assert first == stage_fingerprint("caption", CAPTION.model_copy(update={"workers": 9}), "model")
-    assert first != stage_fingerprint("caption", CAPTION.model_copy(update={"num_beams": 5}), "model")
-    assert first != stage_fingerprint("caption", CAPTION, "other")
+    assert first == named({"workers": 9}, "model")
+    assert first != named({"num_beams": 5}, "model")
+    assert first != named({}, "other")

@@ -1,0 +1,86 @@
+"""The costly parts of a training sample, one shard of arrays each: computed once and joined by `stages.build_shard`.
+
+A column depends on less than the sample does, and has a fingerprint of its own: other crops of the subjects leave the
+VAE's moments as they are, another caption leaves both. What each reads:
+
+    moments       ingest's pictures, the base's VAE
+    text          the bound captions, the base's text encoder
+    image_embeds  ingest's pictures, the bound subjects, CLIP's image tower, the reference settings
+
+A batch is cut from the photos in their order, so the same input shards give the same bytes.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from infra.settings import ShardSettings
+from preprocessing.precompute import Precomputer, subject_variants
+from preprocessing.shards import Sample, decode_instances, encode_npy, read_tar, write_tar
+from preprocessing.stages import failed, one_bad_apple, picture_of
+
+
+def moments_column(ingest: bytes, bound: bytes, precomputer: Precomputer, settings: ShardSettings) -> bytes:
+    """Every ingested photo, bound or not: who is named in it does not change its moments."""
+    samples = list(read_tar(ingest))
+    made = one_bad_apple(lambda batch: list(precomputer.moments(batch)), samples, settings.batch_size, picture_of)
+    return _column("moments", samples, made)
+
+
+def text_column(ingest: bytes, bound: bytes, precomputer: Precomputer, settings: ShardSettings) -> bytes:
+    """The caption of every bound photo."""
+    samples = _bound_samples(bound)
+
+    def caption_of(sample: Sample) -> str:
+        return str(sample.json()["caption"])
+
+    made = one_bad_apple(lambda batch: list(precomputer.text(batch)), samples, settings.batch_size, caption_of)
+    return _column("text", samples, made)
+
+
+def image_embeds_column(ingest: bytes, bound: bytes, precomputer: Precomputer, settings: ShardSettings) -> bytes:
+    """The subjects of every bound photo, `reference_variants` crops of each."""
+    photos = {sample.key: sample for sample in read_tar(ingest)}
+    samples = _bound_samples(bound)
+
+    def crops_of(sample: Sample) -> list[Image.Image]:
+        picture, instances = picture_of(photos[sample.key]), decode_instances(sample.parts["instances.png"])
+        return [
+            crop
+            for number, subject in enumerate(sample.json()["subjects"], start=1)
+            for crop in subject_variants(
+                picture, instances == number, subject["box"], settings, f"{sample.key} {number}"
+            )
+        ]
+
+    def embeds_of(batch: list[list[Image.Image]]) -> list[np.ndarray]:
+        embeds = precomputer.image_embeds([crop for crops in batch for crop in crops])
+        ends = np.cumsum([len(crops) for crops in batch])[:-1]
+        return [one.reshape(-1, settings.reference_variants, embeds.shape[-1]) for one in np.split(embeds, ends)]
+
+    return _column("image_embeds", samples, one_bad_apple(embeds_of, samples, settings.batch_size, crops_of))
+
+
+# Ingest shard, bound shard, models and settings -> shard of `{key}.{name}.npy`, or `.json` where the model failed.
+COLUMNS: dict[str, Callable[[bytes, bytes, Precomputer, ShardSettings], bytes]] = {
+    "moments": moments_column,
+    "text": text_column,
+    "image_embeds": image_embeds_column,
+}
+
+
+def wanted_columns(settings: ShardSettings) -> tuple[str, ...]:
+    """The columns that the settings switch on."""
+    return tuple(name for name in COLUMNS if getattr(settings, name))
+
+
+def _bound_samples(bound: bytes) -> list[Sample]:
+    return [sample for sample in read_tar(bound) if "instances.png" in sample.parts]
+
+
+def _column(name: str, samples: Sequence[Sample], made: Sequence[np.ndarray | Exception]) -> bytes:
+    return write_tar(
+        (sample.key, failed(value) if isinstance(value, Exception) else {f"{name}.npy": encode_npy(value)})
+        for sample, value in zip(samples, made, strict=True)
+    )

@@ -1,0 +1,421 @@
+"""How fast the data plane is beside the bare work in it: `make bench-data`.
+
+Each ratio is bare ÷ ours, in one run, turn and turn about. Ingest, caption and segment are bound by the processor and
+compared by the processor time that they take (user and system, all threads), which other work on the machine disturbs
+least; shards are also bound by the disk and compared by the clock, the best round of each.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import infra.torchvision_ops  # noqa: F401
+
+import numpy as np
+import torch
+from PIL import Image, features
+from rich.console import Console
+from torch import nn
+
+from infra.settings import Settings, load_settings
+from infra.storage import DirectoryStore
+from preprocessing.captioning import open_captioner
+from preprocessing.catalog import store_shard
+from preprocessing.ingesting import ingest_chunk
+from preprocessing.segmentation import open_segmenter
+from preprocessing.shards import encode_json, encode_npy, tar_pieces, write_tar
+from preprocessing.sources import Record
+from preprocessing.sources.paperfolk_drawing import draw
+from preprocessing.sources.paperfolk_world import picture_at
+from preprocessing.stages import build_shard, caption_shard, segment_shard
+
+FFHQ = 70_000
+# Pictures a second of one 80 GB Hopper GPU in half precision. Assumptions, not measurements: no GPU was at hand.
+ASSUMED = {
+    "BLIP-2 OPT-6.7b, 5 beams": 8.0,
+    "Mask2Former Swin-L": 12.0,
+    "VAE, text and CLIP towers": 60.0,
+}
+GPUS, GPU_NODE_CORES, NODE_DOLLARS_AN_HOUR = 8, 96, 24.0
+console = Console()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Processor seconds of this process, its threads and its ended children, and seconds by the clock."""
+
+    cpu: float
+    wall: float
+
+
+def cost_of(work: Callable[[], object]) -> Cost:
+    """Do the work and say what it cost."""
+
+    def spent() -> float:
+        own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+    cpu, wall = spent(), time.perf_counter()
+    work()
+    return Cost(spent() - cpu, time.perf_counter() - wall)
+
+
+def in_turn(rounds: int, **works: Callable[[], object]) -> dict[str, list[Cost]]:
+    """Each work once to warm up, then in turn."""
+    for work in works.values():
+        work()
+    costs: dict[str, list[Cost]] = {name: [] for name in works}
+    for turn in range(rounds):
+        for name, work in works.items():
+            costs[name].append(cost_of(work))
+        console.print(
+            f"  {turn + 1}: " + "  ".join(f"{n} {c[-1].cpu:.2f} s ({c[-1].wall:.2f})" for n, c in costs.items())
+        )
+    return costs
+
+
+def cpu_ratio(costs: dict[str, list[Cost]], bare: str, ours: str) -> float:
+    """Median over the rounds of bare ÷ ours in processor time."""
+    return statistics.median(b.cpu / o.cpu for b, o in zip(costs[bare], costs[ours], strict=True))
+
+
+# ---- ingest
+
+
+def ingest(settings: Settings, folder: Path, count: int, rounds: int) -> dict[str, Any]:
+    """FFHQ's 1024² PNGs and cameras' JPEGs to 512²: read, decoded, resized, encoded; ours also checks and stores."""
+    limits = settings.ingest.model_copy(update={"pixels": 512, "min_side": 256})
+    store, found = DirectoryStore(folder / "store"), {}
+    for kind, options in (("JPEG", {"quality": 92}), ("PNG", {})):
+        paths = []
+        for number in range(count):
+            paths.append(folder / f"{number}.{kind.lower()}")
+            _photo(number, 1024).save(paths[-1], kind, **options)
+        records = [Record("folder", path.name, path) for path in paths]
+
+        def bare(paths: list[Path] = paths) -> None:
+            for path in paths:
+                with Image.open(io.BytesIO(path.read_bytes())) as image:
+                    small = image.convert("RGB").resize((512, 512), Image.Resampling.LANCZOS)
+                small.save(io.BytesIO(), "JPEG", quality=95, subsampling=0)
+
+        def ours(records: list[Record] = records) -> None:
+            chunk = ingest_chunk(records, frozenset(), limits)
+            assert chunk.tar is not None and len(chunk.keys) == count
+            store_shard(store, "ingest", chunk.shard_id, "f", chunk.tar, count)
+
+        console.print(f"ingest: {count} {kind} of 1024 pixels")
+        costs = in_turn(rounds, bare=bare, ours=ours)
+        found[f"ingest_{kind.lower()}_ratio"] = cpu_ratio(costs, "bare", "ours")
+        found[f"ingest_{kind.lower()}_ms"] = 1000 * statistics.median(one.cpu for one in costs["ours"]) / count
+    found["ingest_ratio"] = min(found["ingest_jpeg_ratio"], found["ingest_png_ratio"])
+    return found | {"ingest_parts_ms": _parts(folder, count)}
+
+
+def _parts(folder: Path, count: int) -> dict[str, float]:
+    """Where the time of one picture goes, in processor milliseconds, and another library's decoder beside Pillow's."""
+    jpegs = [(folder / f"{number}.jpeg").read_bytes() for number in range(count)]
+    pngs = [(folder / f"{number}.png").read_bytes() for number in range(count)]
+    pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in jpegs]
+    small = [picture.resize((512, 512), Image.Resampling.LANCZOS) for picture in pictures]
+
+    def encode(picture: Image.Image) -> object:
+        return picture.save(io.BytesIO(), "JPEG", quality=95, subsampling=0)
+
+    works: dict[str, tuple[Callable[[Any], object], list[Any]]] = {
+        "JPEG decoded by Pillow": (lambda data: Image.open(io.BytesIO(data)).load(), jpegs),
+        "PNG decoded by Pillow": (lambda data: Image.open(io.BytesIO(data)).load(), pngs),
+        "resized": (lambda picture: picture.resize((512, 512), Image.Resampling.LANCZOS), pictures),
+        "JPEG encoded by Pillow": (encode, small),
+    }
+    if importlib.util.find_spec("simplejpeg"):
+        import simplejpeg
+
+        works["JPEG decoded by simplejpeg"] = (simplejpeg.decode_jpeg, jpegs)
+        arrays = [np.asarray(picture) for picture in small]
+        works["JPEG encoded by simplejpeg"] = (
+            lambda array: simplejpeg.encode_jpeg(array, quality=95, colorsubsampling="444"),
+            arrays,
+        )
+    return {
+        name: 1000 * min(cost_of(lambda: [work(item) for item in items]).cpu for _ in range(3)) / count  # noqa: B023
+        for name, (work, items) in works.items()
+    }
+
+
+def _photo(number: int, side: int) -> Image.Image:
+    """A smooth picture with grain: 1024² as JPEG 0.2 MB, as PNG 1.1 MB (FFHQ's own have 1.3)."""
+    y, x = np.mgrid[0:side, 0:side] / side
+    waves = np.stack([np.sin(6 * x + number) + y, np.cos(5 * y) + x, x * y * 2], -1)
+    image = Image.fromarray(((waves - waves.min()) / np.ptp(waves) * 235).astype(np.uint8))
+    grain = Image.effect_noise((side // 4, side // 4), 60).resize((side, side), Image.Resampling.BICUBIC)
+    return Image.blend(image, grain.convert("RGB"), 0.15)
+
+
+# ---- caption and segment
+
+
+def models(settings: Settings, photos: int, rounds: int) -> dict[str, Any]:
+    """The demo's captioner and segmenter: a stage on a shard, beside the bare model on its ready batches."""
+    tar = _drawn(photos, settings.ingest.pixels)
+    captioner = open_captioner(settings.models.captioner, settings.caption)
+    segmenter = open_segmenter(settings.models.segmenter, settings.segment)
+    found = {}
+    for stage, owner, work in (
+        ("caption", captioner, lambda: caption_shard(tar, captioner, settings.caption)),
+        ("segment", segmenter, lambda: segment_shard(tar, segmenter, settings.segment)),
+    ):
+        model = next(value for value in vars(owner).values() if isinstance(value, nn.Module))
+        entrance = "generate" if stage == "caption" else "forward"
+        with _recorded(model, entrance) as calls:
+            work()
+        console.print(f"{stage}: {photos} photos in {len(calls)} batches")
+        called = getattr(model, entrance)
+
+        def bare(called: Callable[..., object] = called, calls: list[dict[str, Any]] = calls) -> None:
+            with torch.inference_mode():
+                for arguments in calls:
+                    called(**arguments)
+
+        costs = in_turn(rounds, bare=bare, ours=work)
+        found[f"{stage}_ratio"] = cpu_ratio(costs, "bare", "ours")
+        found[f"{stage}_ms"] = 1000 * statistics.median(one.cpu for one in costs["ours"]) / photos
+    return found
+
+
+@contextmanager
+def _recorded(model: nn.Module, entrance: str) -> Iterator[list[dict[str, Any]]]:
+    """The arguments with which the model is called meanwhile."""
+    calls: list[dict[str, Any]] = []
+    original = getattr(model, entrance)
+
+    def recording(**arguments: Any) -> Any:
+        calls.append(arguments)
+        return original(**arguments)
+
+    setattr(model, entrance, recording)
+    try:
+        yield calls
+    finally:
+        delattr(model, entrance)
+
+
+def _drawn(photos: int, pixels: int) -> bytes:
+    """An ingested shard of Paperfolk."""
+    samples = []
+    for number in range(photos):
+        buffer = io.BytesIO()
+        draw(picture_at(10, number), pixels).image.convert("RGB").save(buffer, "JPEG", quality=95, subsampling=0)
+        samples.append((f"{number:064x}", {"jpg": buffer.getvalue(), "json": encode_json({"faces": []})}))
+    return write_tar(samples)
+
+
+# ---- shards
+
+
+def shard(folder: Path, photos: int, rounds: int) -> dict[str, Any]:
+    """Samples of sd15's sizes into the store, with their digest, beside `tar` and `sync` of the same files."""
+    sizes = {
+        "jpg": 60_000,
+        "instances.png": 3_000,
+        "moments.npy": 65_664,
+        "text.npy": 118_400,
+        "image_embeds.npy": 6_272,
+    }
+    samples = [
+        (f"{number:064x}", {**{name: os.urandom(size) for name, size in sizes.items()}, "json": bytes(900)})
+        for number in range(photos)
+    ]
+    (folder / "files").mkdir()
+    for key, parts in samples:
+        for name, data in parts.items():
+            (folder / "files" / f"{key}.{name}").write_bytes(data)
+    names = sorted(path.name for path in (folder / "files").iterdir())
+    (folder / "list").write_text("\n".join(names))
+    store = DirectoryStore(folder / "shards")
+    out = folder / "bare.tar"
+
+    def bare() -> None:
+        command = ["tar", "--format=ustar", "--no-recursion", "-cf", str(out), "-T", str(folder / "list")]
+        subprocess.run(command, cwd=folder / "files", check=True)
+        subprocess.run(["sync", str(out)], check=True)
+
+    def ours() -> None:
+        store_shard(store, "shard", "s", "f", tar_pieces(samples), photos)
+
+    size = sum(len(piece) for piece in tar_pieces(samples))
+    console.print(f"shard: {photos} samples, {size / 1e6:.0f} MB")
+    costs = in_turn(rounds, bare=bare, ours=ours)
+    best = {name: min(one.wall for one in of) for name, of in costs.items()}
+    return {
+        "shard_ratio": best["bare"] / best["ours"],
+        "shard_cpu_ratio": cpu_ratio(costs, "bare", "ours"),
+        "shard_mb_per_s": size / 1e6 / best["ours"],
+    }
+
+
+def memory(folder: Path, photos: int, per_shard: int = 1000) -> float:
+    """Peak memory in MiB of joining and writing so many photos, shard by shard, in a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.data", "--join", str(photos), str(per_shard), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def join(photos: int, per_shard: int, folder: Path) -> None:
+    """What `memory` measures: ingested, bound and text shards read and joined, the training shard written."""
+    settings = load_settings("demo", folder).shard
+    store, array = DirectoryStore(folder / "joined"), encode_npy(np.zeros((77, 16), np.float16))
+    for first in range(0, photos, per_shard):
+        keys = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(first, first + per_shard)]
+        ingested = write_tar((key, {"jpg": bytes(2000), "json": b"{}"}) for key in keys)
+        bound = write_tar((key, {"json": b'{"subjects": []}', "instances.png": bytes(200)}) for key in keys)
+        text = write_tar((key, {"text.npy": array}) for key in keys)
+        (samples,), _ = build_shard(ingested, bound, {"text": text}, settings)
+        row = store_shard(store, "shard", f"{first}", "f", tar_pieces(samples), len(samples))
+        store.delete(row.object_key)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+# ---- FFHQ on one node
+
+
+def ffhq(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Hours and dollars for 70,000 photos on one node of 8 GPUs; GPU speeds and the price are assumptions."""
+    hours = {"ingest, measured per core": FFHQ * numbers["ingest_png_ms"] / 1000 / GPU_NODE_CORES / 3600}
+    for name, ratio in (
+        ("BLIP-2 OPT-6.7b, 5 beams", "caption_ratio"),
+        ("Mask2Former Swin-L", "segment_ratio"),
+        ("VAE, text and CLIP towers", None),
+    ):
+        hours[name] = FFHQ / (ASSUMED[name] * GPUS) / 3600 / (min(numbers[ratio], 1.0) if ratio else 1.0)
+    total = sum(hours.values())
+    return {"hours": hours, "total_hours": total, "dollars": total * NODE_DOLLARS_AN_HOUR}
+
+
+def orchestration() -> dict[str, Any]:
+    """`orchestration_overhead` and `noop_seconds`, by the module beside this one; nothing where it is not there."""
+    if not importlib.util.find_spec("tests.benchmarks.data_orchestration"):
+        return {}
+    from tests.benchmarks import data_orchestration
+
+    return dict(data_orchestration.measure())
+
+
+def machine() -> str:
+    """The processor, its cores, and how busy the machine was when this began."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} at the start"
+
+
+def main() -> None:
+    """Measure everything, print the table, write runs/bench/data.json and the dated results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--photos", type=int, default=24, help="per kind of file for ingest; the others scale with it")
+    parser.add_argument("--most-photos", type=int, default=100_000, help="of the larger memory measurement")
+    parser.add_argument("--no-orchestration", action="store_true", help="leave out the 10,000 tiny shards")
+    parser.add_argument("--join", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.join:
+        join(int(options.join[0]), int(options.join[1]), Path(options.join[2]))
+        return
+    torch.set_num_threads(1)
+    libraries = f"Pillow {Image.__version__} with libjpeg-turbo {features.version('libjpeg_turbo')}"
+    numbers: dict[str, Any] = {"machine": machine(), "libraries": libraries, "rounds": options.rounds}
+    with tempfile.TemporaryDirectory(prefix="moa-bench-", dir=_runs()) as place:
+        folder = Path(place).absolute()
+        settings = load_settings("demo", folder / "workspace")
+        numbers |= ingest(settings, folder, options.photos, options.rounds)
+        numbers |= models(settings, 4 * options.photos, options.rounds)
+        numbers |= shard(folder, 6 * options.photos, options.rounds)
+        sizes = sorted({min(1000, options.most_photos), options.most_photos})
+        console.print(f"memory: {' and '.join(f'{size:,}' for size in sizes)} photos")
+        numbers["memory_mib"] = {str(size): memory(folder, size) for size in sizes}
+    if not options.no_orchestration:
+        numbers |= orchestration()
+    numbers |= {"ffhq": ffhq(numbers), "date": date.today().isoformat()}
+    table = _table(numbers)
+    console.print(table, markup=False)
+    out = _runs() / "data.json"
+    out.write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
+    results = Path(__file__).parent / "results" / f"{numbers['date']}-data.md"
+    results.write_text(table, "utf-8")
+    console.print(f"{out}\n{results}")
+
+
+def _runs() -> Path:
+    folder = Path("runs/bench")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _table(numbers: dict[str, Any]) -> str:
+    """The numbers as Markdown, ratios first."""
+    peaks = numbers["memory_mib"]
+    rows = [
+        ("ingest, bare loop ÷ ours", "ingest_ratio", f"{numbers['ingest_png_ms']:.0f} ms of a core per PNG, "
+         f"{numbers['ingest_jpeg_ms']:.0f} per JPEG; the worse of both", "≥ 0.9"),
+        ("caption, bare model ÷ ours", "caption_ratio", f"{numbers['caption_ms']:.1f} ms a photo", "≥ 0.95"),
+        ("segment, bare model ÷ ours", "segment_ratio", f"{numbers['segment_ms']:.1f} ms a photo", "≥ 0.95"),
+        ("shard, tar and sync ÷ ours", "shard_ratio", f"{numbers['shard_mb_per_s']:.0f} MB/s with SHA-256; "
+         f"in processor time {numbers['shard_cpu_ratio']:.2f}", "≥ 0.9"),
+        ("orchestration of 10,000 shards", "orchestration_overhead", "over the bare work", "≤ 0.05"),
+        ("second run with nothing to do (s)", "noop_seconds", "", "≤ 30"),
+    ]  # fmt: skip
+    ffhq_hours, assumed = numbers["ffhq"]["hours"], ASSUMED
+    lines = [
+        f"# The data plane's speed, {numbers['date']}",
+        "",
+        f"{numbers['machine']}; {numbers['libraries']},",
+        f"torch {torch.__version__}. {numbers['rounds']} rounds, bare and ours in turn. Ingest, caption and segment:",
+        "medians of processor time, one thread of torch; shards: the clock, the best round of each. Caption and",
+        "segment are the demo's tiny models on the CPU, beside whose few milliseconds a photo all else is large.",
+        "Again: `make bench-data`.",
+        "",
+        "| measure | figure | from | goal |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| {name} | {format(numbers[key], '.3f') if key in numbers else 'not measured'} | {source} | {goal} |"
+            for name, key, source, goal in rows
+        ),
+        "| peak memory of joining and writing | "
+        + ", ".join(f"{peak:.0f} MiB for {int(size):,} photos" for size, peak in peaks.items())
+        + " | shards of 1,000 | flat |",
+        "",
+        "One picture's way through ingest, in milliseconds of a core: "
+        + ", ".join(f"{name} {value:.1f}" for name, value in numbers["ingest_parts_ms"].items())
+        + ".",
+        "",
+        f"## FFHQ's {FFHQ:,} photos on one node of {GPUS} GPUs",
+        "",
+        "Assumed, not measured, in pictures a second of one GPU: "
+        + ", ".join(f"{name} {speed:g}" for name, speed in assumed.items())
+        + f"; {GPU_NODE_CORES} cores",
+        f"as fast as this machine's; {NODE_DOLLARS_AN_HOUR:g} dollars an hour for the node. The stages one after the",
+        "other; hours = 70,000 ÷ (speed × GPUs × the ratio above) ÷ 3600, ingest's = 70,000 × ms per PNG ÷ cores.",
+        "",
+        *(f"- {name}: {hours:.2f} h" for name, hours in ffhq_hours.items()),
+        f"- together {numbers['ffhq']['total_hours']:.2f} h, {numbers['ffhq']['dollars']:.0f} dollars",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
