@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,7 +37,8 @@ def summary(
 
     run = _run(preset, workspace, changes)
     version = lookup.checked_version(run.catalog, version)
-    found = lookup.summary(run.catalog, run.store, _fingerprints(run), version)
+    with _busy("counting"):
+        found = lookup.summary(run.catalog, run.store, _fingerprints(run), version)
     if as_json:
         return _say_json(found)
     _table(f"Photos, version {version}", found["photos"])
@@ -131,14 +133,21 @@ def plan(
     changes: Changes = None,
 ) -> None:
     """What a run with these settings would do, why, and roughly how long; it starts and writes nothing."""
-    from flows.plan import duration, plan_run
-
-    found = plan_run(read_settings(preset, workspace, changes, source))
+    with _busy("loading"):
+        from flows.plan import duration, plan_run
+    with _busy("looking for new photos and unfinished shards"):
+        found = plan_run(read_settings(preset, workspace, changes, source))
     if as_json:
         return _say_json(found)
     shown = [{**row, "takes": duration(row["seconds"]), "why": "; ".join(row["why"])} for row in found["stages"]]
     _table("Plan", shown, ["stage", "done", "pending", "takes", "why"])
     typer.echo(found["says"])
+
+
+def _busy(what: str) -> AbstractContextManager[Any]:
+    from flows.artifacts import console
+
+    return console.status(what)
 
 
 def _run(preset: str, workspace: Any, changes: list[str] | None) -> "Run":

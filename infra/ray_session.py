@@ -111,6 +111,8 @@ def map_shards(
     try:
         batches = Batches(queue, items, total, actors)
         batches.fill()
+        if batches.none_left:
+            return
         dataset = ray.data.read_datasource(_numbered(queue), override_num_blocks=1, **here).map(
             _BatchWorker,
             compute=ray.data.ActorPoolStrategy(

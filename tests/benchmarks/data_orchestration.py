@@ -1,6 +1,6 @@
 """What orchestration costs over the bare work, for very many very small shards: part of `make bench-data`.
 
-10,000 shards of 7 photos of 128 pixels are ingested by `flows.ingest.read_photos`: Ray, one actor, catalog, all that a
+10,000 shards of 7 photos of 64 pixels are ingested by `flows.ingest.read_photos`: Ray, one actor, catalog, all that a
 run has but Prefect's page. The bare work is the same worker in a loop in this process, on every tenth shard, taken in
 portions before, between and after the runs, so that a busy machine disturbs both alike. Then a run that has nothing to
 do: listing 70,000 files, sweeping, and asking the catalog about four stages.
@@ -34,14 +34,16 @@ from infra.settings import Settings, load_settings
 from preprocessing.catalog import ShardRow, sweep
 from preprocessing.sources import Record
 
-SHARDS, PHOTOS, PIXELS = 10_000, 7, 128
+SHARDS, PHOTOS, PIXELS = 10_000, 7, 64
 console = Console(highlight=False)
 
 
 def measure(shards: int = SHARDS) -> dict[str, Any]:
     """{"orchestration_overhead": ratio - 1, "noop_seconds", and what they come from}; prints the table.
 
-    orchestration_overhead compares wall seconds with one worker; "cpu_overhead" the CPU seconds of all processes.
+    orchestration_overhead compares wall seconds with one worker, "cpu_overhead" the CPU seconds of all processes; the
+    "further" ones leave out what a run costs however short it is (the actor's start), as the difference between a run
+    of all shards and one of a tenth of them.
     """
     prepare_environment()
     with tempfile.TemporaryDirectory(prefix="moa-bench-") as folder:
@@ -62,17 +64,24 @@ def measure(shards: int = SHARDS) -> dict[str, Any]:
         assert len(records) == shards * PHOTOS
         sample = [records[i : i + PHOTOS] for i in range(0, len(records), 10 * PHOTOS)]
         portions = [sample[i::4] for i in range(4)]
-        bare = [_bare(settings, Path(folder, "bare"), portion) for portion in portions[:2]]
+        bare = [_bare(settings, Path(folder, "bare"), portions[0])]
         with ray_session(settings.ray):
+            few = settings.model_copy(update={"workspace": Path(folder, "few")})
+            short = _orchestrated(few, records[: len(records) // 10])
+            bare.append(_bare(settings, Path(folder, "bare"), portions[1]))
             run = _orchestrated(settings, records)
         bare += [_bare(settings, Path(folder, "bare"), portion) for portion in portions[2:]]
         wall, cpu = (sum(one[i] for one in bare) / len(sample) for i in (0, 1))
+        more = shards - shards // 10
         thousands = _per_thousand(Run(settings), shards)
         noop = _noop(settings)
     found = {
         "orchestration_overhead": run["wall"] / shards / wall - 1,
         "noop_seconds": noop,
         "cpu_overhead": run["cpu"] / shards / cpu - 1,
+        "further_overhead": (run["wall"] - short["wall"]) / more / wall - 1,
+        "further_cpu_overhead": (run["cpu"] - short["cpu"]) / more / cpu - 1,
+        "start_seconds": short["wall"] - (run["wall"] - short["wall"]) / more * (shards // 10),
         "shards": shards,
         "bare_ms": 1000 * wall,
         "bare_cpu_ms": 1000 * cpu,
@@ -184,10 +193,12 @@ def _print(found: dict[str, Any]) -> None:
     table.add_row("bare work in a loop", f"{found['bare_ms']:.2f}", f"{found['bare_cpu_ms']:.2f}")
     table.add_row("orchestrated", f"{found['orchestrated_ms']:.2f}", f"{found['orchestrated_cpu_ms']:.2f}")
     table.add_row("overhead", f"{found['orchestration_overhead']:+.1%}", f"{found['cpu_overhead']:+.1%}")
+    table.add_row("each further shard", f"{found['further_overhead']:+.1%}", f"{found['further_cpu_overhead']:+.1%}")
     table.add_row("of it the driver", "", f"{found['driver_cpu_ms']:.2f}")
     console.print(table)
     for span, seconds in found["seconds_per_thousand"].items():
         console.print(f"shards {span}: {seconds:.1f} s")
+    console.print(f"before the first shard: {found['start_seconds']:.1f} s")
     console.print(f"{found['commits']} commits; driver {found['driver_memory_mb']:.0f} MB")
     console.print(f"a run with nothing to do: {found['noop_seconds']:.2f} s")
 

@@ -89,7 +89,7 @@ def test_a_cluster_that_does_not_answer_is_named() -> None:
 
 def test_actors_keep_their_state_and_values_keep_their_types(session: None) -> None:
     items = [{"number": n, "none": None if n % 2 else "x", "rows": [{"a": []}] * n, "raw": b"\0"} for n in range(6)]
-    assert list(map_shards(Doubling, [], 2, (2,))) == []
+    assert list(map_shards(Doubling, [], 2, (2,))) == list(map_shards(Doubling, iter([]), 2, (2,))) == []
     results = sorted(map_shards(Doubling, items, 2, (2,)), key=lambda result: result["number"])
     assert [result["number"] for result in results] == [0, 2, 4, 6, 8, 10]
     assert [{**result, "number": result["number"] // 2} | {"calls": 0} for result in results] == [
