@@ -29,6 +29,7 @@ app.add_typer(zoo, name="zoo")
 app.add_typer(applications)
 
 _STOPPED = "moa: stopped; the same command continues where it was."
+_MODULES = {"duplicates": "near_duplicates"}  # where a stage's module has another name
 _PATIENCE_SECONDS = 5.0  # for Prefect to note that the run was stopped
 
 Source = Annotated[str | None, typer.Option(help='"paperfolk", "ffhq:PATH", "celeba:PATH" or "folder:PATH".')]
@@ -73,7 +74,7 @@ def _stage(name: str, settings: Settings, from_scratch: bool = False) -> None:
         from flows.world import prepare_world
 
         prepare_world(settings)
-        flow = getattr(importlib.import_module(f"flows.{name}"), name)
+        flow = getattr(importlib.import_module(f"flows.{_MODULES.get(name, name)}"), name)
         wants_start = name in ("train", "evaluate", "publish")
         result = flow(settings, from_scratch=from_scratch) if wants_start else flow(settings)
     console.print(f"[bold]{result.stage}[/] {result.note} [dim]{result.seconds:.0f} s[/]")
@@ -85,6 +86,12 @@ def ingest(
 ) -> None:
     """Stage 1: read, check and crop new photos."""
     _stage("ingest", read_settings(preset, workspace, changes, source))
+
+
+@app.command()
+def duplicates(preset: Preset = "demo", workspace: Workspace = None, changes: Changes = None) -> None:
+    """Stage 1b: find photos that repeat another one (where near_duplicates.search is on)."""
+    _stage("duplicates", read_settings(preset, workspace, changes))
 
 
 @app.command()

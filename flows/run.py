@@ -21,7 +21,7 @@ from preprocessing.catalog import Catalog, ShardRow
 from preprocessing.sources import open_source
 from preprocessing.stages import stage_fingerprint
 
-STAGES = ("ingest", "caption", "segment", "shard")
+STAGES = ("ingest", "signatures", "duplicates", "caption", "segment", "shard")
 # What a training can change without changing what it learns.
 _TRAIN_WITHOUT_EFFECT = {"workers", "checkpoint_every", "warm_start"}
 
@@ -78,9 +78,16 @@ class Run:
         ingest = stage_fingerprint("ingest", settings.ingest.model_copy(update={"source": ""}))
         caption = stage_fingerprint("caption", settings.caption, _weights(models.captioner), ingest)
         segment = stage_fingerprint("segment", settings.segment, _weights(models.segmenter), ingest)
-        inputs = (_weights(models.base), _weights(models.clip), caption, segment)
+        inputs = [_weights(models.base), _weights(models.clip), caption, segment]
+        searched: dict[str, str] = {}
+        if settings.near_duplicates.search:
+            signatures = stage_fingerprint("signatures", settings.signatures, _weights(models.clip), ingest)
+            duplicates = stage_fingerprint("duplicates", settings.near_duplicates, signatures)
+            searched = {"signatures": signatures, "duplicates": duplicates}
+            inputs.append(duplicates)
         return {
             "ingest": ingest,
+            **searched,
             "caption": caption,
             "segment": segment,
             "shard": stage_fingerprint("shard", settings.shard, *inputs),
@@ -108,7 +115,7 @@ class Run:
     def evaluation_fingerprint(self, people: str) -> str:
         """16 hex digits that name how a release is evaluated: equal ones can be compared. `people`: the subjects."""
         models = self.settings.models
-        settings = self.settings.evaluate.model_dump(mode="json", exclude={"workers", "source"})
+        settings = self.settings.evaluate.model_dump(mode="json", exclude={"workers", "source", "split"})
         # How people are found in photos and pictures, and cut out for the image encoder.
         found = self.settings.segment.model_dump(mode="json", exclude={"workers", "batch_size"})
         used = (models.base, models.clip, models.segmenter, models.identity)

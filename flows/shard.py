@@ -3,6 +3,7 @@
 from prefect import flow
 
 from flows.model_stages import run_stage
+from flows.near_duplicates import repeated_photos
 from flows.run import Run, StageResult
 from flows.workers import PrecomputeWorker
 from infra.settings import Settings
@@ -14,9 +15,15 @@ def shard(settings: Settings) -> StageResult:
     run = Run(settings)
     captions = {row.shard: row for row in run.shards("caption")}
     segments = {row.shard: row for row in run.shards("segment")}
+    repeated = repeated_photos(run)
     items = [
-        {"row": row, "caption": captions[row.shard], "segment": segments[row.shard]}
+        {
+            "row": row,
+            "caption": captions[row.shard],
+            "segment": segments[row.shard],
+            "without": (repeated or {}).get(row.shard, frozenset()),
+        }
         for row in run.pending("shard")
-        if row.shard in captions and row.shard in segments
+        if row.shard in captions and row.shard in segments and (repeated is None or row.shard in repeated)
     ]
     return run_stage(run, "shard", PrecomputeWorker, items, settings.shard.workers, (settings.models, settings.shard))

@@ -85,7 +85,10 @@ class SegmentWorker:
 
 
 class PrecomputeWorker:
-    """{"row": ingest's ShardRow, "caption": ShardRow, "segment": ShardRow} -> {"shard", "photos"}."""
+    """{"row": ingest's ShardRow, "caption": ShardRow, "segment": ShardRow} -> {"shard", "photos"}.
+
+    "without", where given: the keys of photos to leave out.
+    """
 
     def __init__(self, store: ObjectStore, models: ModelsSettings, settings: ShardSettings, fingerprint: str) -> None:
         from preprocessing.precompute import Precomputer
@@ -95,10 +98,12 @@ class PrecomputeWorker:
         self.precomputer = Precomputer(models.base, models.clip, settings)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        from preprocessing.shards import without_samples
         from preprocessing.stages import build_shard
 
         row: ShardRow = item["row"]
         ingested, captions, segments = (load_shard(self.store, item[name]) for name in ("row", "caption", "segment"))
+        ingested = without_samples(ingested, item.get("without", ()))
         tar, photos = build_shard(ingested, captions, segments, self.precomputer, self.settings, row.shard)
         return _finished(self.store, "shard", row, self.fingerprint, tar, photos)
 

@@ -38,9 +38,9 @@ _Input = TypeVar("_Input")
 _Output = TypeVar("_Output")
 
 # Raise a stage's number when its code changes what it writes: its shards are then made anew.
-FORMATS = {"ingest": 1, "caption": 1, "segment": 1, "shard": 1}
-# How many run at once changes no byte of the result.
-_WITHOUT_EFFECT = {"workers"}
+FORMATS = {"ingest": 1, "signatures": 1, "duplicates": 1, "caption": 1, "segment": 1, "shard": 1}
+# How many run at once changes no byte of the result, nor which photos there are.
+_WITHOUT_EFFECT = {"workers", "splits"}
 
 
 def stage_fingerprint(stage: str, settings: BaseModel, *inputs: str) -> str:
