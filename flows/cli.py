@@ -146,6 +146,36 @@ def publish(
 
 
 @app.command()
+def forget(
+    photo: Annotated[
+        str | None,
+        typer.Argument(help="Its NAME or SOURCE:NAME, 8 or more digits of its SHA-256, or its file."),
+    ] = None,
+    person: Annotated[
+        str | None, typer.Option(metavar="SOURCE:IDENTITY", help="All photos of somebody, as celeba:2880.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why; it stands in the catalog.")] = "asked for",
+    ahead: Annotated[bool, typer.Option("--ahead", help="Refuse what has not come yet, if it does.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what contains it.")] = False,
+    purge: Annotated[bool, typer.Option("--purge", help="List the old objects that hold forgotten photos.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --purge: delete them.")] = False,
+    preset: Preset = "demo",
+    workspace: Workspace = None,
+    changes: Changes = None,
+) -> None:
+    """Take a photo, or all photos of a person, out of every later version; list what contains them."""
+    from flows import forget as forgetting
+
+    settings = read_settings(preset, workspace, changes)
+    if not purge:
+        forgetting.forget(settings, photo, person, reason, ahead, dry_run)
+    elif photo or person:
+        raise UserError("--purge deletes what holds any forgotten photo: name no photo or person beside it.")
+    else:
+        forgetting.purge(settings, yes)
+
+
+@app.command()
 def pull(
     name: Annotated[str, typer.Argument(help='"production", another alias, a release\'s number or id.')],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from infra.errors import UserError
 from infra.ray_session import map_shards
 from infra.settings import Settings
 from preprocessing.catalog import KEPT, PhotoRow
+from preprocessing.forgetting import forgotten_keys, forgotten_people
 from preprocessing.ingesting import chunk
 from preprocessing.photos import Reason
 from preprocessing.sources import Record, open_source
@@ -53,10 +55,19 @@ def new_photos(settings: Settings) -> list[Record]:
     # Drawn photos have the names of FFHQ's: taken for FFHQ, they would keep the real ones out.
     name = "paperfolk" if settings.ingest.source == "paperfolk" else source.name
     records = [replace(record, source=name) for record in source.records()]
+    if settings.ingest.splits:
+        records = [record for record in records if record.split in settings.ingest.splits]
+    forgotten = forgotten_people(run.catalog)
+    records = [_unless_forgotten(record, forgotten) for record in records]
     known = run.catalog.known_origins(name)
     mending = known - run.catalog.known_origins(name, retry=[reason for reason in Reason if reason.may_mend])
     mended = [record for record in records if record.origin in mending and _can_be_read(record)]
     return [record for record in records if record.origin not in known] + mended
+
+
+def _unless_forgotten(record: Record, people: Mapping[str, str]) -> Record:
+    why = people.get(f"{record.source}:{record.identity}") if record.identity else None
+    return record if why is None else replace(record, problem=(Reason.FORGOTTEN, why))
 
 
 def _can_be_read(record: Record) -> bool:
@@ -67,7 +78,7 @@ def read_photos(settings: Settings, records: list[Record]) -> list[PhotoRow]:
     """Chunks are read side by side and committed in the source's order, so that a repeat meets the same chunks."""
     run = Run(settings)
     chunks = list(chunk(records, settings.ingest.photos_per_shard))
-    known = run.catalog.known_digests()
+    known, forgotten = run.catalog.known_digests(), forgotten_keys(run.catalog)
     arguments = (run.store, settings.ingest, run.fingerprints["ingest"])
     items = [{"index": index, "records": batch} for index, batch in enumerate(chunks)]
     results = map_shards(IngestWorker, items, settings.ingest.workers, (*arguments, frozenset(known)))
@@ -80,8 +91,16 @@ def read_photos(settings: Settings, records: list[Record]) -> list[PhotoRow]:
             ready = waiting.pop(following)
             if not known.isdisjoint(ready["keys"]):  # an earlier chunk kept the same photo
                 ready = IngestWorker(*arguments, frozenset(known))(items[following])
-            run.catalog.commit([ready["shard"]] if ready["shard"] else [], ready["photos"])
+            photos = [_as_forgotten(row, forgotten) for row in ready["photos"]]
+            run.catalog.commit([ready["shard"]] if ready["shard"] else [], photos)
             known.update(ready["keys"])
-            rows += ready["photos"]
+            rows += photos
             following += 1
     return rows
+
+
+def _as_forgotten(row: PhotoRow, forgotten: Mapping[str, str]) -> PhotoRow:
+    """Forgotten bytes under another name are refused as known ones; the catalog should say why they are."""
+    if row.reason != Reason.DUPLICATE or row.key not in forgotten:
+        return row
+    return replace(row, reason=Reason.FORGOTTEN.value, detail=forgotten[row.key])

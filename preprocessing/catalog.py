@@ -43,6 +43,10 @@ _ONE_TRY = CommitProperties(max_commit_retries=0)
 
 KEPT = "kept"
 REFUSED = "refused"
+NOTED = "noted"
+# The stage of `forgetting`. Its photo rows are what was forgotten; a shard row of its own says that the shard of that
+# name, in every stage, is replaced by one without them.
+FORGET = "forget"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class PhotoRow:
     """What became of one photo at one stage.
 
     stage: "ingest" for every photo; a later stage writes a row only for a photo that it refuses.
+    status: kept or refused; noted (by "forget") where the row is about no photo here, but about one that may come.
     shard: the shard that the photo was in, "" where its whole chunk came to nothing.
     key: SHA-256 (hex) of the file's bytes, "" where they could not be read.
     origin: its stable name inside the source (POSIX relative path).
@@ -147,14 +152,19 @@ class Catalog:
                 conflict = error
         raise RuntimeError(f"the catalog changed under {_ATTEMPTS} attempts to commit") from conflict
 
-    def shards(self, stage: str, version: int | None = None) -> list[ShardRow]:
-        """The finished shards of a stage, sorted by shard and fingerprint."""
-        frame = self._frame(version).filter(kind="shard", stage=stage).sort("shard", "fingerprint")
-        return _rows(frame, ShardRow)
+    def shards(self, stage: str | None = None, version: int | None = None, replaced: bool = False) -> list[ShardRow]:
+        """The finished shards of one stage or of all, sorted by shard and fingerprint.
 
-    def photos(self, stage: str | None = None, version: int | None = None) -> list[PhotoRow]:
-        """The photo rows of one stage or of all, in a stable order."""
-        frame = self._frame(version).filter(kind="photo")
+        replaced: also those that a forgetting replaced.
+        """
+        frame = self._current(version, replaced).filter(kind="shard")
+        if stage is not None:
+            frame = frame.filter(stage=stage)
+        return _rows(frame.sort("shard", "fingerprint", "stage"), ShardRow)
+
+    def photos(self, stage: str | None = None, version: int | None = None, replaced: bool = False) -> list[PhotoRow]:
+        """The photo rows of one stage or of all, in a stable order; `replaced`: also those in replaced shards."""
+        frame = self._current(version, replaced).filter(kind="photo")
         if stage is not None:
             frame = frame.filter(stage=stage)
         return _rows(frame.sort("stage", "source", "origin", "key", "shard", "fingerprint"), PhotoRow)
@@ -171,8 +181,9 @@ class Catalog:
         ]
 
     def known_digests(self) -> set[str]:
-        """The keys of all photos that were kept: another file with the same bytes is a duplicate."""
-        return {row.key for row in self.photos("ingest") if row.status == KEPT}
+        """The keys of all photos that were kept or forgotten: another file with the same bytes is a duplicate."""
+        kept = {row.key for row in self.photos("ingest") if row.status == KEPT}
+        return kept | {row.key for row in self.photos(FORGET) if row.key}
 
     def known_origins(self, source: str, retry: Collection[str] = ()) -> set[str]:
         """What has been read of a source already, kept or refused: it is not read again.
@@ -181,7 +192,8 @@ class Catalog:
         left out.
         """
         rows = [row for row in self.photos("ingest") if row.source == source]
-        return {row.origin for row in rows if row.status == KEPT or row.reason not in retry}
+        forgotten = {row.origin for row in self.photos(FORGET) if row.source == source}
+        return {row.origin for row in rows if row.status == KEPT or row.reason not in retry} | forgotten
 
     def counts(self, fingerprints: Mapping[str, str] | None = None, version: int | None = None) -> Counts:
         """Every photo once: kept, or refused for the first reason on its way.
@@ -196,8 +208,9 @@ class Catalog:
             photo = (row.source, row.origin, row.key)
             if row.status == KEPT:
                 kept.add(photo)
-            elif row.stage == "ingest":
-                early.setdefault(photo[:2], row.reason)
+            elif row.stage in ("ingest", FORGET):  # "forget" sorts first
+                if row.status == REFUSED:
+                    early.setdefault(photo[:2], row.reason)
             elif fingerprints is None or fingerprints.get(row.stage) == row.fingerprint:
                 # Sorted by stage: caption, segment, shard, as on a photo's way.
                 late.setdefault(photo, row.reason)
@@ -211,6 +224,16 @@ class Catalog:
         """SHA-256 (hex) of the sorted rows: equal for two catalogs that say the same, whatever their history."""
         lines = sorted(json.dumps(row, sort_keys=True) for row in self._frame(version).iter_rows(named=True))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def _current(self, version: int | None, replaced: bool) -> polars.DataFrame:
+        """The rows of a version, without those of shards that a forgetting replaced unless they are asked for."""
+        frame = self._frame(version)
+        gone = frame.filter(kind="shard", stage=FORGET)["shard"]
+        if replaced or gone.is_empty():
+            return frame
+        # "name-2" is a part of shard "name".
+        name = polars.col("shard").str.split("-").list.first()
+        return frame.filter((polars.col("stage") == FORGET) | ~name.is_in(gone.implode()))
 
     def _table(self, version: int | None = None) -> DeltaTable | None:
         try:
@@ -265,7 +288,7 @@ def sweep(store: ObjectStore, catalog: Catalog, stages: Iterable[str]) -> list[s
     """Delete shard files that no commit names: a crash before the commit leaves them. Nobody may be writing."""
     removed = []
     for stage in stages:
-        named = {row.object_key for row in catalog.shards(stage)}
+        named = {row.object_key for row in catalog.shards(stage, replaced=True)}
         for key in store.list(f"shards/{stage}/"):
             if key not in named:
                 store.delete(key)
