@@ -49,11 +49,8 @@ def read_people(run: Run) -> list[dict[str, Any]]:
     for name in turns:
         if len(people) == settings.evaluate.subjects:
             break
-        photos = [
-            photo
-            for record in by_identity[name][:_PHOTOS_EACH]
-            if (photo := evaluation_photo(record, settings, forgotten))
-        ]
+        found = (evaluation_photo(record, settings, forgotten) for record in by_identity[name][:_PHOTOS_EACH])
+        photos = [photo for photo in found if photo]
         if photos:
             people.append({"name": name, "word": str(by_identity[name][0].word), "photos": photos})
     if not people:
@@ -62,7 +59,7 @@ def read_people(run: Run) -> list[dict[str, Any]]:
 
 
 def evaluation_photo(record: Record, settings: Settings, forgotten: Collection[str]) -> bytes | None:
-    """The record's photo as a square PNG, as ingestion would cut it; None where it cannot be used, or was forgotten (keys).
+    """The record's photo as a square PNG, as ingestion would cut it; None if it is unusable or its key `forgotten`.
 
     It is compared, not learned: half of what CLIP sees of a subject is enough. CelebA's aligned photos are 178 wide.
     """

@@ -151,16 +151,12 @@ def purgeable(store: ObjectStore, catalog: Catalog) -> list[str]:
     whatever has the name of such a shard or the photo's key in its own. Nobody may be writing."""
     current = {row.object_key for row in catalog.shards()}
     marks = [row.shard for row in catalog.shards(FORGET)] + list(forgotten_keys(catalog))
-    if not marks:
-        return []
-    return [
-        key
-        for key in store.list()
-        if key not in current
-        and (
-            key.startswith("shards/") and key.endswith(".tar") or any(mark in key.rpartition("/")[2] for mark in marks)
-        )
-    ]
+
+    def may_hold(key: str) -> bool:
+        named_after = any(mark in key.rpartition("/")[2] for mark in marks)
+        return key not in current and (named_after or key.startswith("shards/") and key.endswith(".tar"))
+
+    return [key for key in store.list() if may_hold(key)] if marks else []
 
 
 def _replaced(store: ObjectStore, row: ShardRow, name: str, new_name: str, gone: set[str]) -> ShardRow | None:
