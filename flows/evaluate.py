@@ -36,7 +36,7 @@ def evaluate(settings: Settings, run_id: str = "", from_scratch: bool = False) -
     before = run.store.exists(f"{folder}/metrics.json")
     if not before:
         plan = json.loads(run.store.get(f"runs/{run_id}/finished.json"))["plan"]
-        check_split(run, run_id, plan["catalog_version"])
+        check_split(run, plan)
         _draw_and_measure(run, trained_adapter(run, run_id), people, folder)
     metrics = json.loads(run.store.get(f"{folder}/metrics.json"))
     production = run.releases.current(settings.publish.alias)

@@ -82,6 +82,19 @@ def releases_holding(run: Run, keys: set[str]) -> list[ReleaseHolding]:
     return list(found.values())
 
 
+def ancestors(run: Run, start: str) -> list[Release]:
+    """The release that a training's `start` names, the one from which that was trained, and so on."""
+    found: list[Release] = []
+    while start.startswith("release:"):
+        release = run.releases.resolve(start.removeprefix("release:"))
+        card = run.releases.manifest(release)["lineage"]
+        if "stages" not in card or "catalog_version" not in card:
+            break  # not one of ours
+        found.append(release)
+        start = str(card.get("start", ""))
+    return found
+
+
 def _first(holds: Callable[[int], bool], known: int) -> int:
     """The first number from 0 on for which it holds; it does for `known` and for all from the first on."""
     low, high = 0, known

@@ -37,7 +37,7 @@ def train(settings: Settings, from_scratch: bool = False) -> StageResult:
     if run.store.exists(_key(plan["run_id"], "finished.json")):
         _let_go(run, plan["run_id"])
         return StageResult("train", 0, 1, note="this training was finished before", facts=plan)
-    check_split(run, plan["run_id"], plan["catalog_version"])
+    check_split(run, plan)
     continued = _latest_step(run, plan["run_id"])
     _fit(run, plan)
     finish(run, plan)

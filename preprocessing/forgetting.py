@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from infra.errors import UserError
 from infra.storage import ObjectStore
@@ -21,6 +22,7 @@ from preprocessing.shards import UnsafeTar, read_tar, without_samples
 _PERSON = "person:"
 _SHORTEST_PREFIX = 8  # of a key: one in four billion photos by chance
 Progress = Callable[[int, int], None]
+_Row = TypeVar("_Row", PhotoRow, ShardRow)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,10 @@ def find_photo(catalog: Catalog, text: str) -> Found:
         named = [row for row in rows if row.key == key]
         if not named:
             return Found([], key=key)
-    if len({row.key or (row.source, row.origin) for row in named}) > 1:
+    # A photo that was out of reach at first has a row without a key, too.
+    read = {(row.source, row.origin) for row in named if row.key}
+    unread = {(row.source, row.origin) for row in named} - read
+    if len({row.key for row in named if row.key}) + len(unread) > 1:
         names = ", ".join(f"{row.source}:{row.origin}" for row in named[:3])
         raise UserError(f"{text[:200]!r} names {len(named)} photos ({names} …): write SOURCE:ORIGIN or more digits.")
     keys = {row.key for row in named if row.key}
@@ -117,11 +122,10 @@ def forget(
     if found.key:
         photos.append(PhotoRow(FORGET, "", found.key, "", "", NOTED, *about[1:]))
     shards: list[ShardRow] = []
-    all_shards, all_photos = catalog.shards(), catalog.photos()
+    all_shards, all_photos = _by_shard(catalog.shards()), _by_shard(catalog.photos())
     replacing = shards_to_replace(catalog, found.keys)
     for done, (name, gone) in enumerate(replacing.items(), start=1):
-        family = [row for row in all_shards if row.stage != FORGET and row.shard.partition("-")[0] == name]
-        of_shard = [row for row in all_photos if row.shard.partition("-")[0] == name]
+        family, of_shard = all_shards[name], all_photos[name]
         left = {row.key for row in of_shard if row.stage == "ingest" and row.status == KEPT} - gone
         if left:
             new_name = shard_name(left)
@@ -129,8 +133,7 @@ def forget(
             photos += [
                 replace(row, shard=row.shard.replace(name, new_name, 1)) for row in of_shard if row.key not in gone
             ]
-        source = next((row.source for row in family), "")
-        shards.append(ShardRow(FORGET, name, "", "", "", 0, source))
+        shards.append(ShardRow(FORGET, name, "", "", "", 0, family[0].source))
         progress(done, len(replacing))
     return catalog.commit(shards, photos)
 
@@ -171,6 +174,14 @@ def _replaced(store: ObjectStore, row: ShardRow, name: str, new_name: str, gone:
     return store_shard(
         store, row.stage, row.shard.replace(name, new_name, 1), row.fingerprint, tar, samples, row.source
     )
+
+
+def _by_shard(rows: Iterable[_Row]) -> dict[str, list[_Row]]:
+    """Shard → its rows in every stage; "name-2" is a part of shard "name"."""
+    found: dict[str, list[_Row]] = {}
+    for row in rows:
+        found.setdefault(row.shard.partition("-")[0], []).append(row)
+    return found
 
 
 def _by_name(rows: Iterable[PhotoRow]) -> list[PhotoRow]:

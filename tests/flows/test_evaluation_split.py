@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -53,6 +54,10 @@ def trained_on(settings: Settings) -> Run:
     return run
 
 
+def plan(run: Run, start: str = "scratch") -> dict[str, Any]:
+    return {"run_id": "r", "catalog_version": run.catalog.version, "start": start}
+
+
 def folder_of(tmp_path: Path, *photos: Path, change: Callable[[Image.Image], Image.Image] | None = None) -> str:
     folder = tmp_path / "album"
     folder.mkdir()
@@ -68,10 +73,10 @@ def folder_of(tmp_path: Path, *photos: Path, change: Callable[[Image.Image], Ima
 def test_other_people_pass_and_it_is_written_down_once(world: Path, tmp_path: Path) -> None:
     settings = tiny_settings(world, tmp_path / "w", {"ingest.source": folder_of(tmp_path)})
     run = trained_on(settings)
-    check_split(run, "r", run.catalog.version)
+    check_split(run, plan(run))
     (key,) = run.store.list("runs/r/")
-    assert b'"people": 2' in run.store.get(key) and b'"trained_on": 1' in run.store.get(key)
-    check_split(run, "r", run.catalog.version)
+    assert b'"people": 2' in run.store.get(key) and b'"trainings": 1' in run.store.get(key)
+    check_split(run, plan(run))
     assert run.store.list("runs/r/") == [key]
 
 
@@ -79,13 +84,13 @@ def test_the_sources_identities_stop_it(world: Path, tmp_path: Path) -> None:
     settings = tiny_settings(world, tmp_path / "w", {"ingest.source": f"celeba:{world / 'celeba'}"})
     run = trained_on(settings)
     with pytest.raises(UserError, match=r"in 4 training photos: celeba:img_celeba/00.* and 1 more: moa forget"):
-        check_split(run, "r", run.catalog.version)
+        check_split(run, plan(run))
     # Whoever is forgotten is no longer there; and is not evaluated on either, so that others move up.
     for _ in range(2):
         for name in [one["name"] for one in read_people(run)]:
             forget(run.store, run.catalog, find_person(run.store, run.catalog, f"celeba:{name}"), "evaluated on")
     with pytest.raises(UserError, match="nobody to evaluate on"):
-        check_split(run, "r", run.catalog.version)
+        check_split(run, plan(run))
 
 
 def test_a_split_of_the_source_keeps_them_apart(world: Path, tmp_path: Path) -> None:
@@ -98,7 +103,7 @@ def test_a_split_of_the_source_keeps_them_apart(world: Path, tmp_path: Path) -> 
     run = trained_on(tiny_settings(world, tmp_path / "w", changes))
     assert run.catalog.counts().kept == 4
     assert {one["name"] for one in read_people(run)} == {"3", "4"}
-    check_split(run, "r", run.catalog.version)
+    check_split(run, plan(run))
     # The splits choose photos; they do not change how one is ingested or evaluated.
     without = Run(tiny_settings(world, tmp_path / "w", {"ingest.source": spec, "evaluate.source": spec}))
     assert without.fingerprints == run.fingerprints
@@ -113,7 +118,7 @@ def test_the_same_number_in_another_source_is_somebody_else(world: Path, tmp_pat
     for path in (settings.workspace / "photos" / "celeba" / "img_celeba").iterdir():
         Image.effect_noise((32, 32), 50).convert("RGB").save(path)
     run = trained_on(settings)
-    check_split(run, "r", run.catalog.version)
+    check_split(run, plan(run))
 
 
 def test_the_same_bytes_stop_it_until_they_are_forgotten(world: Path, tmp_path: Path) -> None:
@@ -121,9 +126,9 @@ def test_the_same_bytes_stop_it_until_they_are_forgotten(world: Path, tmp_path: 
     settings = tiny_settings(world, tmp_path / "w", {"ingest.source": folder_of(tmp_path, photo)})
     run = trained_on(settings)
     with pytest.raises(UserError, match=r"in 1 training photos: folder:album-.*:0.png \(the bytes of 1's .*000002.png"):
-        check_split(run, "r", run.catalog.version)
+        check_split(run, plan(run))
     forget(run.store, run.catalog, find_photo(run.catalog, "0.png"), "evaluated on")
-    check_split(run, "r", run.catalog.version)
+    check_split(run, plan(run))
 
 
 def test_a_changed_copy_stops_it_where_near_duplicates_are_looked_for(world: Path, tmp_path: Path) -> None:
@@ -134,6 +139,20 @@ def test_a_changed_copy_stops_it_where_near_duplicates_are_looked_for(world: Pat
     looking = {"ingest.source": spec, "near_duplicates.search": "true"}
     run = trained_on(tiny_settings(world, tmp_path / "w", looking))
     with pytest.raises(UserError, match=r":0.png \(looks like 1's img_celeba/000001.png\)"):
-        check_split(run, "r", run.catalog.version)
+        check_split(run, plan(run))
     blind = trained_on(tiny_settings(world, tmp_path / "blind", {"ingest.source": spec}))
-    check_split(blind, "r", blind.catalog.version)
+    check_split(blind, plan(blind))
+
+
+def test_a_release_that_knew_them_is_no_start(world: Path, tmp_path: Path) -> None:
+    """Forgotten since, they are out of the photos; what was learned of them is not."""
+    photo = world / "celeba" / "img_celeba" / "000001.png"
+    run = trained_on(tiny_settings(world, tmp_path / "w", {"ingest.source": folder_of(tmp_path, photo)}))
+    card = {"run_id": "1", "catalog_version": run.catalog.version, "stages": run.fingerprints, "start": "scratch"}
+    first = run.releases.publish({"adapter": b"1"}, card)
+    forget(run.store, run.catalog, find_photo(run.catalog, "0.png"), "evaluated on")
+    card |= {"run_id": "2", "catalog_version": run.catalog.version, "start": f"release:{first.id}"}
+    second = run.releases.publish({"adapter": b"2"}, card)
+    check_split(run, {**plan(run), "run_id": "fresh"})
+    with pytest.raises(UserError, match=r"were in 1 photos of release 1, .*0.png \(the bytes of 1's.*--from-scratch"):
+        check_split(run, plan(run, f"release:{second.id}"))

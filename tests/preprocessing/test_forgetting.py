@@ -184,6 +184,8 @@ def test_a_photo_is_found_by_name_key_or_file(world: World) -> None:
     assert [row.origin for row in find_photo(world.catalog, "bad.png").photos] == ["bad.png"]
     with pytest.raises(UserError, match="is called 'nobody.png'"):
         find_photo(world.catalog, "nobody.png")
+    world.catalog.commit([], [PhotoRow("ingest", "", "", "album", "2.png", "refused", Reason.BROKEN_LINK)])
+    assert len(find_photo(world.catalog, "2.png").photos) == 2  # out of reach at first, and mended: one photo
     world.catalog.commit([], [PhotoRow("ingest", "", "f" * 64, "elsewhere", "3.png", "refused", Reason.TOO_SMALL)])
     with pytest.raises(UserError, match="SOURCE:ORIGIN"):
         find_photo(world.catalog, "3.png")
