@@ -19,7 +19,6 @@ from flows.signature_workers import PictureSigner
 from infra.errors import UserError
 from infra.ray_session import map_shards
 from preprocessing.catalog import ShardRow, load_shard
-from preprocessing.forgetting import forgotten_keys
 from preprocessing.near_duplicates import Limits, matches
 from preprocessing.photos import PhotoRefused, read_bytes
 from preprocessing.shards import encode_json, read_tar
@@ -79,17 +78,20 @@ def _sentence(release: str, found: list[_Lookalike]) -> str:
             f"{names}{more}: train with --from-scratch, or evaluate on others (evaluate.source, evaluate.split)."
         )
     return (
-        f"People to evaluate on are in {len(found)} training photos: {names}{more}: moa forget takes them out of the "
-        "training, ingest.splits and evaluate.split keep apart what the source keeps apart."
+        f"People to evaluate on are in {len(found)} training photos: {names}{more}: moa forget takes them out of both, "
+        "ingest.splits and evaluate.split keep apart what the source keeps apart."
     )
 
 
 def people_and_photos(run: Run) -> dict[str, list[tuple[Record, bytes]]]:
-    """Identity → all photos of each person who is evaluated on, and each as a PNG as ingestion would cut it."""
-    records, forgotten = records_by_person(run), forgotten_keys(run.catalog)
+    """Identity → all photos of each person who is evaluated on, and each as a PNG as ingestion would cut it.
+
+    Forgotten photos of theirs as well: a release may know them.
+    """
+    records = records_by_person(run)
     people: dict[str, list[tuple[Record, bytes]]] = {}
     for one in read_people(run):
-        pictures = [(record, evaluation_photo(record, run.settings, forgotten)) for record in records[one["name"]]]
+        pictures = [(record, evaluation_photo(record, run.settings, ())) for record in records[one["name"]]]
         people[one["name"]] = [(record, png) for record, png in pictures if png is not None]
     return people
 
