@@ -27,7 +27,9 @@ def test_help_loads_none_of_the_heavy_packages() -> None:
 def test_help_names_every_command() -> None:
     answer = moa("--help")
     assert answer.returncode == 0
-    names = "demo retrain ingest duplicates caption segment shard train evaluate publish forget pull generate doctor report"
+    names = (
+        "demo retrain ingest duplicates caption segment shard train evaluate publish forget pull doctor report generate"
+    )
     assert all(name in answer.stdout for name in names.split())
 
 
