@@ -32,6 +32,7 @@ app.add_typer(planning)
 app.add_typer(applications)
 
 _STOPPED = "moa: stopped; the same command continues where it was."
+_MODULES = {"duplicates": "near_duplicates"}  # where a stage's module has another name
 _PATIENCE_SECONDS = 5.0  # for Prefect to note that the run was stopped
 
 Source = Annotated[str | None, typer.Option(help='"paperfolk", "ffhq:PATH", "celeba:PATH" or "folder:PATH".')]
@@ -76,7 +77,7 @@ def _stage(name: str, settings: Settings, from_scratch: bool = False) -> None:
         from flows.world import prepare_world
 
         prepare_world(settings)
-        flow = getattr(importlib.import_module(f"flows.{name}"), name)
+        flow = getattr(importlib.import_module(f"flows.{_MODULES.get(name, name)}"), name)
         wants_start = name in ("train", "evaluate", "publish")
         result = flow(settings, from_scratch=from_scratch) if wants_start else flow(settings)
     console.print(f"[bold]{result.stage}[/] {result.note} [dim]{result.seconds:.0f} s[/]")
@@ -88,6 +89,12 @@ def ingest(
 ) -> None:
     """Stage 1: read, check and crop new photos."""
     _stage("ingest", read_settings(preset, workspace, changes, source))
+
+
+@app.command()
+def duplicates(preset: Preset = "demo", workspace: Workspace = None, changes: Changes = None) -> None:
+    """Stage 1b: find photos that repeat another one (where near_duplicates.search is on)."""
+    _stage("duplicates", read_settings(preset, workspace, changes))
 
 
 @app.command()
@@ -139,6 +146,36 @@ def publish(
 ) -> None:
     """Stage 7: a release, and production if the gate says so."""
     _stage("publish", read_settings(preset, workspace, changes), from_scratch)
+
+
+@app.command()
+def forget(
+    photo: Annotated[
+        str | None,
+        typer.Argument(help="Its NAME or SOURCE:NAME, 8 or more digits of its SHA-256, or its file."),
+    ] = None,
+    person: Annotated[
+        str | None, typer.Option(metavar="SOURCE:IDENTITY", help="All photos of somebody, as celeba:2880.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why; it stands in the catalog.")] = "asked for",
+    ahead: Annotated[bool, typer.Option("--ahead", help="Refuse what has not come yet, if it does.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what contains it.")] = False,
+    purge: Annotated[bool, typer.Option("--purge", help="List the old objects that hold forgotten photos.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --purge: delete them.")] = False,
+    preset: Preset = "demo",
+    workspace: Workspace = None,
+    changes: Changes = None,
+) -> None:
+    """Take a photo, or all photos of a person, out of every later version; list what contains them."""
+    from flows import forget as forgetting
+
+    settings = read_settings(preset, workspace, changes)
+    if not purge:
+        forgetting.forget(settings, photo, person, reason, ahead, dry_run)
+    elif photo or person:
+        raise UserError("--purge deletes what holds any forgotten photo: name no photo or person beside it.")
+    else:
+        forgetting.purge(settings, yes)
 
 
 @app.command()

@@ -1,16 +1,16 @@
 """Stage 6: a trained adapter draws people whom it never saw, and its pictures are measured beside the prior's."""
 
 import hashlib
-import io
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
 from flows import artifacts
+from flows.evaluation_people import read_people
+from flows.evaluation_split import check_split
 from flows.run import Run, StageResult, digest
 from flows.train import ADAPTER_FILES, current_training, trained_adapter
 from flows.workers import JudgeWorker, PaintWorker
@@ -18,9 +18,7 @@ from infra.errors import UserError
 from infra.ray_session import map_shards
 from infra.registry import Release
 from infra.settings import Settings
-from preprocessing.photos import PhotoRefused, decode, read_bytes, square
 from preprocessing.shards import decode_npy, encode_json, encode_npy, read_tar, write_tar
-from preprocessing.sources import Record, open_source
 
 PICTURES = "pictures.tar"
 
@@ -37,6 +35,8 @@ def evaluate(settings: Settings, run_id: str = "", from_scratch: bool = False) -
     folder = evaluation_folder(run_id, fingerprint)
     before = run.store.exists(f"{folder}/metrics.json")
     if not before:
+        plan = json.loads(run.store.get(f"runs/{run_id}/finished.json"))["plan"]
+        check_split(run, plan)
         _draw_and_measure(run, trained_adapter(run, run_id), people, folder)
     metrics = json.loads(run.store.get(f"{folder}/metrics.json"))
     production = run.releases.current(settings.publish.alias)
@@ -61,33 +61,6 @@ def evaluate(settings: Settings, run_id: str = "", from_scratch: bool = False) -
     note = f"{metrics['pictures']} pictures of {metrics['subjects']} people"
     seconds = time.monotonic() - started
     return StageResult("evaluate", 0 if before else 1, int(before), seconds=seconds, note=note, facts=facts)
-
-
-def read_people(run: Run) -> list[dict[str, Any]]:
-    """The evaluation's subjects: [{"name", "word", "photos": [PNG, …]}], men and women in turn.
-
-    The first photo is the reference.
-    """
-    settings = run.settings
-    source = open_source(run.evaluation_spec())
-    by_identity: dict[str, list[Record]] = {}
-    for record in source.records():
-        if record.problem is None and record.identity and record.word:
-            by_identity.setdefault(record.identity, []).append(record)
-    words: dict[str, list[str]] = {}
-    for name, records in by_identity.items():
-        words.setdefault(str(records[0].word), []).append(name)
-    turns = [name for place in range(len(by_identity)) for group in words.values() for name in group[place : place + 1]]
-    people: list[dict[str, Any]] = []
-    for name in turns:
-        if len(people) == settings.evaluate.subjects:
-            break
-        photos = [photo for record in by_identity[name][:3] if (photo := _photo(record, settings))]
-        if photos:
-            people.append({"name": name, "word": str(by_identity[name][0].word), "photos": photos})
-    if not people:
-        raise UserError(f"{run.evaluation_spec()} names nobody to evaluate on: it needs identities and attributes.")
-    return people
 
 
 def people_fingerprint(run: Run, people: Sequence[dict[str, Any]]) -> str:
@@ -177,17 +150,3 @@ def _sha256(data: bytes) -> str:
 def _parts(cell: Any, png: bytes, router: Any) -> dict[str, bytes]:
     parts = {"json": encode_json(cell.model_dump(mode="json")), "png": png}
     return parts if router is None else parts | {"router.npy": encode_npy(router)}
-
-
-def _photo(record: Record, settings: Settings) -> bytes | None:
-    """The record's photo as a square PNG, as ingestion would cut it; None where it cannot be used.
-
-    It is compared, not learned: half of what CLIP sees of a subject is enough. CelebA's aligned photos are 178 wide.
-    """
-    try:
-        photo = decode(read_bytes(Path(record.path)), settings.shard.reference_pixels // 2, settings.ingest.max_pixels)
-    except PhotoRefused:
-        return None
-    buffer = io.BytesIO()
-    square(photo, record.faces or (), settings.ingest.pixels)[0].save(buffer, "PNG")
-    return buffer.getvalue()

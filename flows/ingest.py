@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,9 @@ from flows.workers import IngestWorker
 from infra.errors import UserError
 from infra.ray_session import map_shards
 from infra.settings import Settings
+from preprocessing.catalog import PhotoRow
 from preprocessing.commits import CommitBuffer
+from preprocessing.forgetting import forgotten_keys, forgotten_people
 from preprocessing.ingesting import chunk
 from preprocessing.photos import Reason
 from preprocessing.sources import Record, open_source
@@ -55,10 +57,19 @@ def new_photos(settings: Settings) -> list[Record]:
     # Drawn photos have the names of FFHQ's: taken for FFHQ, they would keep the real ones out.
     name = "paperfolk" if settings.ingest.source == "paperfolk" else source.name
     records = [replace(record, source=name) for record in source.records()]
+    if settings.ingest.splits:
+        records = [record for record in records if record.split in settings.ingest.splits]
+    forgotten = forgotten_people(run.catalog)
+    records = [_unless_forgotten(record, forgotten) for record in records]
     known = run.catalog.known_origins(name)
     mending = known - run.catalog.known_origins(name, retry=[reason for reason in Reason if reason.may_mend])
     mended = [record for record in records if record.origin in mending and _can_be_read(record)]
     return [record for record in records if record.origin not in known] + mended
+
+
+def _unless_forgotten(record: Record, people: Mapping[str, str]) -> Record:
+    why = people.get(f"{record.source}:{record.identity}") if record.identity else None
+    return record if why is None else replace(record, problem=(Reason.FORGOTTEN, why))
 
 
 def _can_be_read(record: Record) -> bool:
@@ -70,7 +81,7 @@ def read_photos(settings: Settings, records: Sequence[Record]) -> artifacts.Refu
     run = Run(settings)
     size, workers = settings.ingest.photos_per_shard, settings.ingest.workers
     total = -(-len(records) // size)
-    known = run.catalog.known_digests()
+    known, forgotten = run.catalog.known_digests(), forgotten_keys(run.catalog)
     arguments = (run.store, settings.ingest, run.fingerprints["ingest"])
     chunks: dict[int, list[Record]] = {}  # those whose result is not in
     waiting: dict[int, dict[str, Any]] = {}
@@ -90,9 +101,17 @@ def read_photos(settings: Settings, records: Sequence[Record]) -> artifacts.Refu
                 ready, batch = waiting.pop(following), chunks.pop(following)
                 if not known.isdisjoint(ready["keys"]):  # an earlier chunk kept the same photo
                     ready = IngestWorker(*arguments, known)({"index": following, "records": batch})
-                buffer.add([ready["shard"]] if ready["shard"] else [], ready["photos"])
+                photos = [_as_forgotten(row, forgotten) for row in ready["photos"]]
+                buffer.add([ready["shard"]] if ready["shard"] else [], photos)
                 known.update(ready["keys"])
-                refusals.add(ready["photos"])
+                refusals.add(photos)
                 clock.tick(len(batch))
                 following += 1
     return refusals
+
+
+def _as_forgotten(row: PhotoRow, forgotten: Mapping[str, str]) -> PhotoRow:
+    """Forgotten bytes under another name are refused as known ones; the catalog should say why they are."""
+    if row.reason != Reason.DUPLICATE or row.key not in forgotten:
+        return row
+    return replace(row, reason=Reason.FORGOTTEN.value, detail=forgotten[row.key])

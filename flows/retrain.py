@@ -3,7 +3,8 @@
     new photos ─► ingest ─► caption ─┐
                      └───► segment ──┴─► shard ─► train ─► evaluate ─► gate ─► publish ─► production
 
-Nothing new → the run ends early and says so. Every stage is a flow of its own and can be run alone.
+With `near_duplicates.search`, `duplicates` stands between ingest and caption: what repeats another photo stays out of
+the shards. Nothing new → the run ends early and says so. Every stage is a flow of its own and can be run alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from flows import artifacts
 from flows.caption import caption
 from flows.evaluate import evaluate
 from flows.ingest import ingest
+from flows.near_duplicates import duplicates
 from flows.publish import publish
 from flows.run import COLUMNS, STAGES, Run, StageResult
 from flows.segment import segment
@@ -46,7 +48,9 @@ def retrain(settings: Settings, from_scratch: bool = False) -> Journey:
     check_columns(settings)  # not after hours of captioning
     prepare_world(settings)
     sweep(run.store, run.catalog, (*STAGES, *COLUMNS))  # what a killed run uploaded and never committed
-    stages = [_say(ingest(settings)), *map(_say, side_by_side(settings, [caption, segment])), _say(shard(settings))]
+    searched = [duplicates] if settings.near_duplicates.search else []
+    stages = [_say(stage(settings)) for stage in (ingest, *searched)]
+    stages += [*map(_say, side_by_side(settings, [caption, segment])), _say(shard(settings))]
     if not run.training_shards():
         raise UserError(_nothing_usable(run))
     settled = run.settled(from_scratch)

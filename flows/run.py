@@ -23,7 +23,7 @@ from preprocessing.recipes import Recipe
 from preprocessing.sources import open_source
 from preprocessing.stages import stage_recipe
 
-STAGES = ("ingest", "caption", "segment", "shard")
+STAGES = ("ingest", "signatures", "duplicates", "caption", "segment", "shard")
 # What the shard stage keeps of its costly work, and the settings that each depends on: see preprocessing/columns.py.
 COLUMNS = {
     "bind": ("reference_pixels", "batch_size"),
@@ -97,18 +97,24 @@ class Run:
             return stage_recipe(name, settings.shard, inputs, COLUMNS[name])
 
         clip = {"models.clip": _weights(models.clip)}
+        searched: list[Recipe] = []
+        if settings.near_duplicates.search:
+            signatures = stage_recipe("signatures", settings.signatures, {**clip, **photos})
+            signed = {"signatures": signatures.fingerprint}
+            searched = [signatures, stage_recipe("duplicates", settings.near_duplicates, signed)]
         read = {"caption": caption.fingerprint, "segment": segment.fingerprint}
         bind = column("bind", {"models.base tokenizer": _weights(models.base, "tokenizer"), **clip, **read})
-        bound = {"bind": bind.fingerprint}
+        bound = {bind.stage: bind.fingerprint}
         encoder = _weights(models.base, "text_encoder", "tokenizer")
         columns = [
             column("moments", {"models.base vae": _weights(models.base, "vae"), **photos}),
             column("text", {"models.base text_encoder": encoder, **bound}),
             column("image_embeds", {**clip, **bound}),
         ]
-        wanted = {one.stage: one.fingerprint for one in columns if getattr(settings.shard, one.stage)}
-        shard = stage_recipe("shard", settings.shard, {**bound, **wanted}, ("max_photos", "max_bytes"))
-        return {recipe.stage: recipe for recipe in (ingest, caption, segment, bind, *columns, shard)}
+        joined = [bind, *(one for one in columns if getattr(settings.shard, one.stage)), *searched[1:]]
+        inputs = {one.stage: one.fingerprint for one in joined}
+        shard = stage_recipe("shard", settings.shard, inputs, ("max_photos", "max_bytes"))
+        return {recipe.stage: recipe for recipe in (ingest, *searched, caption, segment, bind, *columns, shard)}
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -141,7 +147,7 @@ class Run:
     def evaluation_fingerprint(self, people: str) -> str:
         """16 hex digits that name how a release is evaluated: equal ones can be compared. `people`: the subjects."""
         models = self.settings.models
-        settings = self.settings.evaluate.model_dump(mode="json", exclude={"workers", "source"})
+        settings = self.settings.evaluate.model_dump(mode="json", exclude={"workers", "source", "split"})
         # How people are found in photos and pictures, and cut out for the image encoder.
         found = self.settings.segment.model_dump(mode="json", exclude={"workers", "batch_size"})
         used = (models.base, models.clip, models.segmenter, models.identity)

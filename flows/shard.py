@@ -4,6 +4,7 @@ from prefect import flow
 
 from flows import artifacts
 from flows.model_stages import run_stage
+from flows.near_duplicates import repeated_photos
 from flows.run import COLUMNS, Run, StageResult
 from flows.workers import PrecomputeWorker
 from infra.settings import Settings
@@ -17,15 +18,17 @@ def shard(settings: Settings) -> StageResult:
     captions = {row.shard: row for row in run.shards("caption")}
     segments = {row.shard: row for row in run.shards("segment")}
     columns = {name: {row.shard: row for row in run.shards(name)} for name in COLUMNS}
+    repeated = repeated_photos(run)
     items = [
         {
             "row": row,
             "caption": captions[row.shard],
             "segment": segments[row.shard],
             "columns": {name: rows[row.shard] for name, rows in columns.items() if row.shard in rows},
+            "without": (repeated or {}).get(row.shard, frozenset()),
         }
         for row in run.pending("shard")
-        if row.shard in captions and row.shard in segments
+        if row.shard in captions and row.shard in segments and (repeated is None or row.shard in repeated)
     ]
     prints = {name: run.fingerprints[name] for name in COLUMNS}
     result = run_stage(

@@ -13,6 +13,7 @@ from typing import Any
 from prefect import flow
 
 from flows import artifacts
+from flows.evaluation_split import check_split
 from flows.run import Run, StageResult, describe, digest
 from flows.training_job import HISTORY, RELEASED, TrainingJob, fetch_checkpoint, work
 from infra import model_files
@@ -37,6 +38,7 @@ def train(settings: Settings, from_scratch: bool = False) -> StageResult:
     if run.store.exists(_key(plan["run_id"], "finished.json")):
         _let_go(run, plan["run_id"])
         return StageResult("train", 0, 1, note="this training was finished before", facts=plan)
+    check_split(run, plan)
     continued = _latest_step(run, plan["run_id"])
     _fit(run, plan)
     finish(run, plan)

@@ -107,7 +107,7 @@ class Joined(NamedTuple):
 class PrecomputeWorker(StagedWorker):
     """{"row": ingest's ShardRow, "caption", "segment": ShardRow, "columns": {name: ShardRow} of those that are there}
     -> {"shard": the training shard's ShardRow, "photos", "more": the rows of what was computed for it and, where it had
-    to be split, of its other parts}.
+    to be split, of its other parts}. "without": the keys of photos to leave out.
 
     `fingerprints`: of "bind" and of each column.
     """
@@ -135,6 +135,7 @@ class PrecomputeWorker(StagedWorker):
 
     def work(self, item: dict[str, Any], fetched: dict[str, bytes]) -> Joined:
         from preprocessing.columns import COLUMNS, wanted_columns
+        from preprocessing.shards import without_samples
         from preprocessing.stages import bind_shard, build_shard
 
         computed: dict[str, bytes] = {}
@@ -146,6 +147,7 @@ class PrecomputeWorker(StagedWorker):
             if name not in fetched:
                 computed[name] = COLUMNS[name](fetched["ingest"], bound, self.precomputer, self.settings)
         columns = {name: computed.get(name) or fetched[name] for name in wanted}
+        bound = without_samples(bound, item["without"])
         built, photos = build_shard(fetched["ingest"], bound, columns, self.settings, item["row"].shard)
         return Joined(built, photos, computed)
 

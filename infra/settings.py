@@ -63,11 +63,23 @@ class PaperfolkSettings(_Frozen):
 
 class IngestSettings(_Frozen):
     source: str = Field(description='"paperfolk", "ffhq:PATH", "celeba:PATH" or "folder:PATH"')
+    splits: list[str] = Field(description="only photos that the source puts into one of these splits; [] = all")
     pixels: Count = Field(description="side of the square picture that a sample holds, in pixels")
     min_side: Count = Field(description="a photo whose shorter side is below this is refused, in pixels")
     max_pixels: Count = Field(description="a photo of more pixels than this is refused before it is decoded")
     photos_per_shard: Count = Field(description="consecutive photos per shard: the unit of work and of retry")
     workers: Count = Field(description="actors that decode and check")
+
+
+class SignatureSettings(_Frozen):
+    batch_size: Count = Field(description="pictures per forward pass of CLIP's image tower, each with its mirror image")
+    workers: Count = Field(description="actors, each with CLIP's image tower")
+
+
+class NearDuplicateSettings(_Frozen):
+    search: bool = Field(description="keep repeated photos out of training, and look for the evaluation's there")
+    hash_distance: int = Field(ge=0, le=24, description="most of 64 bits in which the hashes of one photo may differ")
+    cosine: Fraction = Field(description="smallest cosine of the embeddings of one photo; both must agree")
 
 
 class CaptionSettings(_Frozen):
@@ -156,6 +168,7 @@ class PromptSettings(_Frozen):
 
 class EvaluateSettings(_Frozen):
     source: str = Field(description='"paperfolk" or "celeba:PATH": people whose photos are never trained on')
+    split: str = Field(description='only people whose photos the source puts into this split; "" = all')
     subjects: Count = Field(description="people to evaluate on")
     prompts: list[PromptSettings] = Field(min_length=1, description="each drawn for each subject and seed")
     seeds: list[int] = Field(min_length=2, description="at least two: background change is measured between seeds")
@@ -202,6 +215,8 @@ class Settings(_Frozen):
     models: ModelsSettings = Field(description="the pretrained models")
     paperfolk: PaperfolkSettings = Field(description="the synthetic world")
     ingest: IngestSettings = Field(description="stage 1")
+    signatures: SignatureSettings = Field(description="what photos look like, for the search for near-duplicates")
+    near_duplicates: NearDuplicateSettings = Field(description="what counts as the same photo")
     caption: CaptionSettings = Field(description="stage 2")
     segment: SegmentSettings = Field(description="stage 3")
     shard: ShardSettings = Field(description="stage 4")

@@ -47,6 +47,10 @@ _NOT_PLAIN = r"[^ !#-\[\]-~]"
 
 KEPT = "kept"
 REFUSED = "refused"
+NOTED = "noted"
+# The stage of `forgetting`. Its photo rows are what was forgotten; a shard row of its own says that the shard of that
+# name, in every stage, is replaced by one without them.
+FORGET = "forget"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class PhotoRow:
     """What became of one photo at one stage.
 
     stage: "ingest" for every photo; a later stage writes a row only for a photo that it refuses.
+    status: kept or refused; noted (by "forget") where the row is about no photo here, but about one that may come.
     shard: the shard that the photo was in, "" where its whole chunk came to nothing.
     key: SHA-256 (hex) of the file's bytes, "" where they could not be read.
     origin: its stable name inside the source (POSIX relative path).
@@ -139,21 +144,39 @@ class Catalog:
         there = self._table.frame(kind, version).join(rows.select(identity), on=identity, how="semi")
         return rows.join(there.select(identity), on=identity, how="anti", maintain_order="left")
 
-    def shard_frame(self, stage: str | None = None, version: int | None = None) -> polars.DataFrame:
-        """The shard rows as a table with `ShardRow`'s columns, in no order."""
-        return _of_stage(self._table.frame("shard", version), stage).select(_names(ShardRow))
+    def shard_frame(
+        self, stage: str | None = None, version: int | None = None, replaced: bool = False
+    ) -> polars.DataFrame:
+        """The shard rows as a table with `ShardRow`'s columns, in no order; `replaced`: see `shards`."""
+        rows = self._current(self._table.frame("shard", version), version, replaced)
+        return _of_stage(rows, stage).select(_names(ShardRow))
 
-    def photo_frame(self, stage: str | None = None, version: int | None = None) -> polars.DataFrame:
-        """The photo rows as a table with `PhotoRow`'s columns, in no order."""
-        return _of_stage(self._table.frame("photo", version), stage).select(_names(PhotoRow))
+    def photo_frame(
+        self, stage: str | None = None, version: int | None = None, replaced: bool = False
+    ) -> polars.DataFrame:
+        """The photo rows as a table with `PhotoRow`'s columns, in no order; `replaced`: see `photos`."""
+        rows = self._current(self._table.frame("photo", version), version, replaced)
+        return _of_stage(rows, stage).select(_names(PhotoRow))
 
-    def shards(self, stage: str, version: int | None = None) -> list[ShardRow]:
-        """The finished shards of a stage, sorted by shard and fingerprint."""
-        return _rows(self.shard_frame(stage, version).sort("shard", "fingerprint"), ShardRow)
+    def _current(self, rows: polars.DataFrame, version: int | None, replaced: bool) -> polars.DataFrame:
+        """The rows without those of shards that a forgetting replaced, unless they are asked for."""
+        gone = self._table.frame("shard", version).filter(stage=FORGET)["shard"]
+        if replaced or gone.is_empty():
+            return rows
+        # "name-2" is a part of shard "name".
+        name = polars.col("shard").str.split("-").list.first()
+        return rows.filter((polars.col("stage") == FORGET) | ~name.is_in(gone.implode()))
 
-    def photos(self, stage: str | None = None, version: int | None = None) -> list[PhotoRow]:
-        """The photo rows of one stage or of all, in a stable order."""
-        frame = self.photo_frame(stage, version)
+    def shards(self, stage: str | None = None, version: int | None = None, replaced: bool = False) -> list[ShardRow]:
+        """The finished shards of one stage or of all, sorted by shard and fingerprint.
+
+        replaced: also those that a forgetting replaced.
+        """
+        return _rows(self.shard_frame(stage, version, replaced).sort("shard", "fingerprint", "stage"), ShardRow)
+
+    def photos(self, stage: str | None = None, version: int | None = None, replaced: bool = False) -> list[PhotoRow]:
+        """The photo rows of one stage or of all, in a stable order; `replaced`: also those in replaced shards."""
+        frame = self.photo_frame(stage, version, replaced)
         return _rows(frame.sort("stage", "source", "origin", "key", "shard", "fingerprint"), PhotoRow)
 
     def pending(
@@ -168,8 +191,11 @@ class Catalog:
         return _rows(waiting.sort("shard", "fingerprint"), ShardRow)
 
     def known_digests(self) -> set[str]:
-        """The keys of all photos that were kept: another file with the same bytes is a duplicate."""
-        return set(self.photo_frame("ingest").filter(status=KEPT)["key"])
+        """The keys of all photos that were kept or forgotten: another file with the same bytes is a duplicate."""
+        rows = self.photo_frame()
+        kept = (polars.col("stage") == "ingest") & (polars.col("status") == KEPT)
+        forgotten = (polars.col("stage") == FORGET) & (polars.col("key") != "")
+        return set(rows.filter(kept | forgotten)["key"])
 
     def known_origins(self, source: str, retry: Collection[str] = ()) -> set[str]:
         """What has been read of a source already, kept or refused: it is not read again.
@@ -177,9 +203,10 @@ class Catalog:
         retry: reasons whose cause may be gone by now (a broken link, an unreadable file); photos refused for them are
         left out.
         """
-        rows = self.photo_frame("ingest").filter(source=source)
+        rows = self.photo_frame().filter(source=source)
         mendable = polars.col("reason").is_in([str(reason) for reason in retry])
-        return set(rows.filter((polars.col("status") == KEPT) | ~mendable)["origin"])
+        read = (polars.col("stage") == "ingest") & ((polars.col("status") == KEPT) | ~mendable)
+        return set(rows.filter(read | (polars.col("stage") == FORGET))["origin"])
 
     def counts(self, fingerprints: Mapping[str, str] | None = None, version: int | None = None) -> Counts:
         """Every photo once: kept, or refused for the first reason on its way.
@@ -197,13 +224,15 @@ class Catalog:
 
         As `counts`, whose sum this is.
         """
+        # Sorted by stage: "forget" comes before "ingest".
         photos = self.photo_frame(version=version).sort("stage", *_PHOTO, "shard", "fingerprint")
         columns = [*_PHOTO, "shard", "stage", "reason", "detail"]
         kept = photos.filter(status=KEPT).unique(_PHOTO, keep="first", maintain_order=True)
-        refused = photos.filter(polars.col("status") != KEPT)
-        early = refused.filter(stage="ingest").unique(["source", "origin"], keep="first", maintain_order=True)
+        refused = photos.filter(status=REFUSED)
+        first = polars.col("stage").is_in([FORGET, "ingest"])
+        early = refused.filter(first).unique(["source", "origin"], keep="first", maintain_order=True)
         early = early.join(kept, on=["source", "origin"], how="anti")  # the others were mended
-        late = refused.filter(polars.col("stage") != "ingest")
+        late = refused.filter(~first)
         if fingerprints is not None:
             pairs = {"stage": list(fingerprints), "fingerprint": list(fingerprints.values())}
             current = polars.DataFrame(pairs, {"stage": polars.String, "fingerprint": polars.String})
@@ -273,7 +302,7 @@ def sweep(store: ObjectStore, catalog: Catalog, stages: Iterable[str]) -> list[s
     """Delete shard files that no commit names: a crash before the commit leaves them. Nobody may be writing."""
     removed = []
     for stage in stages:
-        named = set(catalog.shard_frame(stage)["object_key"])
+        named = set(catalog.shard_frame(stage, replaced=True)["object_key"])
         for key in store.list(f"shards/{stage}/"):
             if key not in named:
                 store.delete(key)

@@ -61,6 +61,8 @@ class Reason(StrEnum):
     NO_PERSON = "no_person"
     NO_PERSON_WORD = "no_person_word"
     MODEL_FAILED = "model_failed"
+    NEAR_DUPLICATE = "near_duplicate"
+    FORGOTTEN = "forgotten"
 
     @property
     def sentence(self) -> str:
@@ -94,6 +96,8 @@ _SENTENCES = {
     Reason.NO_PERSON: "The segmenter found nobody, and no face is known.",
     Reason.NO_PERSON_WORD: "The caption names no person.",
     Reason.MODEL_FAILED: "A model failed on this photo; the detail says how.",
+    Reason.NEAR_DUPLICATE: "The photo repeats another one, which the detail names.",
+    Reason.FORGOTTEN: "Somebody asked that it be forgotten; the detail gives the reason.",
 }
 
 _MAY_MEND = {Reason.UNREADABLE, Reason.BROKEN_LINK, Reason.MISSING_FILE, Reason.MISSING_ANNOTATION}

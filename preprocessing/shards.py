@@ -7,7 +7,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +134,13 @@ def read_tar(data: bytes) -> Iterator[Sample]:
         parts[match["extension"]] = content
     if parts:
         yield Sample(key, parts)
+
+
+def without_samples(data: bytes, keys: Collection[str]) -> bytes:
+    """The tar without some of its samples; the others keep their bytes."""
+    if not keys:
+        return data
+    return write_tar((sample.key, sample.parts) for sample in read_tar(data) if sample.key not in keys)
 
 
 def _members(data: bytes) -> Iterator[tuple[str, bytes]]:

@@ -39,13 +39,14 @@ _Input = TypeVar("_Input")
 _Ready = TypeVar("_Ready")
 _Output = TypeVar("_Output")
 
-# Raise a stage's number when its code changes what it writes: its shards are then made anew. The four in the middle are
-# the columns that `shard` joins, each kept by itself.
+# Raise a stage's number when its code changes what it writes: its shards are then made anew. Those from bind to
+# image_embeds are the columns that `shard` joins, each kept by itself.
 FORMATS = {
-    "ingest": 1, "caption": 1, "segment": 1, "bind": 1, "moments": 1, "text": 1, "image_embeds": 1, "shard": 2,
+    "ingest": 1, "signatures": 1, "duplicates": 1, "caption": 1, "segment": 1,
+    "bind": 1, "moments": 1, "text": 1, "image_embeds": 1, "shard": 2,
 }  # fmt: skip
-# How many run at once changes no byte of the result.
-_WITHOUT_EFFECT = {"workers"}
+# How many run at once changes no byte of the result, nor which photos there are.
+_WITHOUT_EFFECT = {"workers", "splits"}
 
 
 def stage_recipe(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from infra.settings import Settings, load_settings
 from preprocessing.sources.paperfolk_drawing import draw
@@ -64,6 +65,18 @@ def write_photos(root: Path, count: int, first: int = 0, pixels: int = PIXELS) -
         }
     path.write_text(json.dumps(entries))
     return root
+
+
+def add_photo(root: Path, index: int, image: Image.Image) -> str:
+    """One more photo in FFHQ's layout, under an index of its own; its origin."""
+    origin, lists = f"images1024x1024/00000/{index:05d}.png", root / "ffhq-dataset-v2.json"
+    image.save(root / origin, compress_level=1)
+    data, entries = (root / origin).read_bytes(), json.loads(lists.read_text())
+    about = {"file_path": origin, "file_size": len(data), "file_md5": hashlib.md5(data).hexdigest()}
+    image_about = {**entries["0"]["image"], **about, "pixel_size": list(image.size)}
+    entries[str(index)] = {**entries["0"], "image": image_about}
+    lists.write_text(json.dumps(entries))
+    return origin
 
 
 def write_people(root: Path, people: int = 4, photos_each: int = 2) -> Path:

@@ -20,8 +20,9 @@ import torch
 from safetensors.numpy import load_file
 
 from evaluation import protocol
-from flows import evaluate, ingest, model_stages, train, training_loop
+from flows import evaluate, evaluation_split, ingest, model_stages, train, training_loop
 from flows.caption import caption
+from flows.near_duplicates import duplicates
 from flows.publish import publish
 from flows.run import Run, StageResult, check_inputs
 from flows.segment import segment
@@ -80,17 +81,18 @@ def trained() -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def stages(settings: Settings, trained: SimpleNamespace) -> Iterator[dict[str, StageResult]]:
-    """The seven stages, one after the other."""
+    """The stages, one after the other."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TRAIN_V2_ENABLED", "1")
-        for module in (ingest, model_stages, evaluate):
+        for module in (ingest, model_stages, evaluate, evaluation_split):
             patch.setattr(module, "map_shards", map_shards)
         patch.setattr(train, "_fit", lambda run, plan: _fit_here(run, plan, patch))
         patch.setattr(training_loop, "MoATrainingModule", _watched(trained))
         patch.setattr(training_loop, "draw", _noting(training_loop.draw, trained.drawn))
         cells = protocol.cells
         patch.setattr(protocol, "cells", lambda *arguments: [one for one in cells(*arguments) if _is_drawn(one)])
-        flows: Sequence[Any] = (ingest.ingest, caption, segment, shard, train.train, evaluate.evaluate, publish)
+        prepared: Sequence[Any] = (ingest.ingest, duplicates, caption, segment, shard)
+        flows: Sequence[Any] = (*prepared, train.train, evaluate.evaluate, publish)
         yield {flow.name: flow.fn(settings) for flow in flows}
 
 

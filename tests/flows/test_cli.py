@@ -27,7 +27,9 @@ def test_help_loads_none_of_the_heavy_packages() -> None:
 def test_help_names_every_command() -> None:
     answer = moa("--help")
     assert answer.returncode == 0
-    names = "demo retrain ingest caption segment shard train evaluate publish pull generate doctor report"
+    names = (
+        "demo retrain ingest duplicates caption segment shard train evaluate publish forget pull doctor report generate"
+    )
     assert all(name in answer.stdout for name in names.split())
 
 
@@ -54,6 +56,9 @@ def test_a_mistake_is_one_sentence_and_exit_code_two(tmp_path: Path) -> None:
         (["no-such-command"], "no-such-command"),
         (["demo", "--more", "-3"], "--more"),
         (["ingest", "--no-such-option"], "moa ingest --help"),
+        (["forget"], "moa forget PHOTO"),
+        (["forget", "a.png", "--purge"], "--purge"),
+        (["retrain", "--set", "near_duplicates.cosine=2"], "near_duplicates.cosine"),
     ],
 )
 def test_mistakes(

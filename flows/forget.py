@@ -1,0 +1,147 @@
+"""`moa forget`: photos are taken back, and what contains them is listed. Neither Prefect nor Ray is needed."""
+
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+from flows import artifacts
+from flows.holdings import Holdings, holdings
+from flows.run import Run
+from flows.session import alone_in
+from infra.errors import UserError
+from infra.settings import Settings
+from preprocessing.catalog import PhotoRow
+from preprocessing.forgetting import Found, find_person, find_photo, purgeable, shards_to_replace, unforgotten
+from preprocessing.forgetting import forget as forget_photos
+from preprocessing.near_duplicates import STAGE as DUPLICATES
+
+_SHOWN = 20  # lines of a list
+
+
+def forget(
+    settings: Settings,
+    photo: str | None,
+    person: str | None,
+    reason: str,
+    ahead: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """List what contains the photo or the person's photos; then, unless `dry_run`, forget them.
+
+    ahead: what has not come yet is to be refused when it does. Raises UserError where nothing is found, and where
+    another run is at work in the workspace.
+    """
+    if (photo is None) == (person is None):
+        raise UserError("Name one photo or one person: moa forget PHOTO, or moa forget --person SOURCE:IDENTITY.")
+    if dry_run:
+        _show(*_looked_up(Run(settings), photo, person, ahead))
+        _say("Nothing was changed.")
+        return
+    with alone_in(settings.workspace):
+        run = Run(settings)
+        found, where = _looked_up(run, photo, person, ahead)
+        _show(found, where)
+        new = unforgotten(run.catalog, found)
+        if new == Found([]):
+            _say("All of it was forgotten before; nothing was changed.")
+        else:
+            with artifacts.Track("forget: shards", len(shards_to_replace(run.catalog, new.keys)) or 1) as track:
+                version = forget_photos(run.store, run.catalog, found, reason, lambda done, of: track.to(done))
+            _say(f"Forgotten from catalog version {version} on: {_count(len(new.photos), 'photo')}.")
+        if where.releases:
+            _say("moa retrain --from-scratch makes a release that learned nothing from them, also not by a warm start.")
+        if left := len(purgeable(run.store, run.catalog)):
+            _say(f"{_count(left, 'object')} of older versions still hold them: moa forget --purge lists these.")
+
+
+def purge(settings: Settings, confirmed: bool) -> None:
+    """List what still holds forgotten photos; delete it where that was confirmed."""
+    with alone_in(settings.workspace):
+        run = Run(settings)
+        keys = purgeable(run.store, run.catalog)
+        unfinished = [] if "://" in settings.store_root else sorted(Path(settings.store_root).rglob(".partial-*"))
+        # Runs' pages and the report show photos; which ones is not written down.
+        pages = [path for name in ("report.html", "prefect") if (path := settings.workspace / name).exists()]
+        if not keys and not unfinished:
+            _say("No object holds a forgotten photo.")
+            return
+        _list("objects", [run.store.uri(key) for key in keys])
+        _list("files that a killed run left half written", [str(path) for path in unfinished])
+        _list("pages that may show them", [str(path) for path in pages])
+        if not confirmed:
+            _say("Nothing was deleted: add --yes. Older catalog versions cannot be trained on again afterwards.")
+            return
+        for key in artifacts.tracked(keys, len(keys), "purge: objects"):
+            run.store.delete(key)
+        for path in [*unfinished, *pages]:
+            _remove(path)
+        _say(f"Deleted: {_count(len(keys), 'object')}. moa report writes the report again.")
+
+
+def _looked_up(run: Run, photo: str | None, person: str | None, ahead: bool) -> tuple[Found, Holdings]:
+    if run.catalog.version < 0:
+        raise UserError(f"There is no catalog in {run.settings.store_root}: nothing has been ingested there.")
+    with artifacts.console.status("looking it up"):
+        if photo is not None:
+            found = find_photo(run.catalog, photo)
+            missing = f"No photo here has the bytes of {photo}"
+        else:
+            found = find_person(run.store, run.catalog, person or "")
+            missing = f"No photo here shows {person}"
+        if not found.photos and not ahead and unforgotten(run.catalog, found) != Found([]):
+            raise UserError(f"{missing}: add --ahead to have it refused if it comes.")
+        where = holdings(run, found.keys)
+    copies = _copies(run, found)
+    if copies:
+        _list("near-duplicates, not forgotten by this", [f"{row.source}:{row.origin}" for row in copies])
+    return found, where
+
+
+def _copies(run: Run, found: Found) -> list[PhotoRow]:
+    """Photos that repeat one of these, or that one of these repeats, by the rows of the search."""
+    rows = run.catalog.photos(DUPLICATES)
+    marks = {f"({key[:16]})" for key in found.keys}
+    repeating = {row.key: row for row in rows if row.key not in found.keys and any(m in row.detail for m in marks)}
+    repeated = [row.detail for row in rows if row.key in found.keys]
+    leaders = {
+        row.key: row
+        for row in run.catalog.photos("ingest")
+        if row.key and row.key not in found.keys and any(f"({row.key[:16]})" in detail for detail in repeated)
+    }
+    return list((repeating | leaders).values())
+
+
+def _show(found: Found, where: Holdings) -> None:
+    _list("photos", [f"{row.source}:{row.origin}  {row.key[:16]}" for row in found.photos])
+    _list("shards", [row.object_key for row in where.shards])
+    if where.versions:
+        _list("dataset versions", [f"catalog versions {where.versions[0]} to {where.versions[1]}"])
+    releases = []
+    for one in where.releases:
+        how = f"through its start from release {one.through.number}" if one.through else _count(one.photos, "photo")
+        releases.append(f"release {one.release.number} ({one.release.id}): {how}")
+    _list("releases", releases)
+
+
+def _list(title: str, lines: list[str]) -> None:
+    if lines:
+        more = [f"… and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+        _say(f"{title} ({len(lines)})")
+        for line in [*lines[:_SHOWN], *more]:
+            _say(f"  {line}")
+
+
+def _say(text: str) -> None:
+    Console(highlight=False).print(text, soft_wrap=True, markup=False)
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
