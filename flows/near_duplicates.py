@@ -47,15 +47,16 @@ def decide(run: Run) -> tuple[list[ShardRow], list[PhotoRow], int]:
     kept = signatures_of(run, [row for row in signed if row.shard in done])
     kept = kept.take([row for row, photo in enumerate(kept.photos) if photo.key not in repeated])
     parts = [signatures_of(run, [row]) for row in pending]
-    new = joined(parts)
+    new, listed = joined(parts), [part.photos for part in parts]
+    del parts  # half of the memory
     settings = run.settings.near_duplicates
     with artifacts.Track("duplicates: photos", len(new)) as track:
         repeats = find_repeats(new, kept, Limits(settings.hash_distance, settings.cosine), track.to)
     found = {new.photos[row].key: repeat for row, repeat in repeats.items()}
     rows, photos = [], []
-    for row, part in zip(pending, parts, strict=True):
+    for row, listed_there in zip(pending, listed, strict=True):
         written = []
-        for photo in part.photos:
+        for photo in listed_there:
             if photo.key in found:
                 leader, match = found[photo.key]
                 about = (photo.key, photo.source, photo.origin, REFUSED, Reason.NEAR_DUPLICATE.value)

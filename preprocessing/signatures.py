@@ -1,6 +1,6 @@
 """What a photo looks like, small enough to be held against every other: three 64-bit hashes and one embedding.
 
-The hash is the DCT hash of Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010, §3.2):
+The hash is the DCT hash of Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010):
 grey, 32 × 32, DCT-II, the signs of the 8 × 8 lowest frequencies without those that are constant along an axis. Signs
 instead of his comparison with the median (which is near zero) make mirroring exact: it flips the odd columns, nothing
 else. A cut-off edge moves every frequency, so the picture's middle is hashed too, with 2.5 % and 5 % of each side gone.
