@@ -5,7 +5,6 @@ import io
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -20,7 +19,7 @@ from infra.registry import Release
 from infra.settings import Settings
 from preprocessing.photos import PhotoRefused, decode, read_bytes, square
 from preprocessing.shards import decode_npy, encode_json, encode_npy, read_tar, write_tar
-from preprocessing.sources import Record, open_source
+from preprocessing.sources import Record
 
 PICTURES = "pictures.tar"
 
@@ -69,7 +68,7 @@ def read_people(run: Run) -> list[dict[str, Any]]:
     The first photo is the reference.
     """
     settings = run.settings
-    source = open_source(run.evaluation_spec())
+    source = run.open_source(run.evaluation_spec())
     by_identity: dict[str, list[Record]] = {}
     for record in source.records():
         if record.problem is None and record.identity and record.word:
@@ -185,7 +184,7 @@ def _photo(record: Record, settings: Settings) -> bytes | None:
     It is compared, not learned: half of what CLIP sees of a subject is enough. CelebA's aligned photos are 178 wide.
     """
     try:
-        photo = decode(read_bytes(Path(record.path)), settings.shard.reference_pixels // 2, settings.ingest.max_pixels)
+        photo = decode(read_bytes(record.path), settings.shard.reference_pixels // 2, settings.ingest.max_pixels)
     except PhotoRefused:
         return None
     buffer = io.BytesIO()

@@ -1,8 +1,6 @@
 """Stage 1: new photos of a source are read, checked, cropped and stored as shards."""
 
-import os
 import time
-from dataclasses import replace
 from typing import Any
 
 from prefect import flow
@@ -16,7 +14,8 @@ from infra.settings import Settings
 from preprocessing.catalog import KEPT, PhotoRow
 from preprocessing.ingesting import chunk
 from preprocessing.photos import Reason
-from preprocessing.sources import Record, open_source
+from preprocessing.places import is_readable
+from preprocessing.sources import Record
 
 
 @flow(name="ingest")
@@ -49,18 +48,18 @@ def ingest(settings: Settings) -> StageResult:
 def new_photos(settings: Settings) -> list[Record]:
     """The source's photos that have not been read yet, in its order; behind them those that can be read by now."""
     run = Run(settings)
-    source = open_source(run.source_spec(settings.ingest.source))
-    # Drawn photos have the names of FFHQ's: taken for FFHQ, they would keep the real ones out.
-    name = "paperfolk" if settings.ingest.source == "paperfolk" else source.name
-    records = [replace(record, source=name) for record in source.records()]
-    known = run.catalog.known_origins(name)
-    mending = known - run.catalog.known_origins(name, retry=[reason for reason in Reason if reason.may_mend])
-    mended = [record for record in records if record.origin in mending and _can_be_read(record)]
-    return [record for record in records if record.origin not in known] + mended
-
-
-def _can_be_read(record: Record) -> bool:
-    return record.problem is None and os.access(record.path, os.R_OK)
+    with artifacts.telling() as tell:
+        source = run.open_source(settings.ingest.source, tell)
+        known = run.catalog.known_origins(source.name)
+        retry = [reason for reason in Reason if reason.may_mend]
+        mending = known - run.catalog.known_origins(source.name, retry)
+        new, mended = list[Record](), list[Record]()
+        for record in source.records():  # names only: nothing is opened, and what is known is not kept
+            if record.origin not in known:
+                new.append(record)
+            elif record.origin in mending and record.problem is None and is_readable(record.path):
+                mended.append(record)
+    return new + mended
 
 
 def read_photos(settings: Settings, records: list[Record]) -> list[PhotoRow]:

@@ -22,6 +22,7 @@ from preprocessing.captioning import Captioner
 from preprocessing.catalog import REFUSED, PhotoRow
 from preprocessing.photos import Reason
 from preprocessing.precompute import Precomputer, subject_crop, subject_variants
+from preprocessing.prepared import MASK_SOURCE, prepared_part
 from preprocessing.segmentation import People, Person, Segmenter, people_from_faces
 from preprocessing.shards import (
     Sample,
@@ -56,7 +57,9 @@ def caption_shard(
 ) -> tuple[bytes, list[PhotoRow]]:
     """Ingested shard -> `{key}.json` with the caption for every photo, and a row for every photo refused."""
     samples = list(read_tar(tar))
-    results = _one_bad_apple(lambda batch: captioner.caption(_pictures(batch)), samples, settings.batch_size)
+    results = _unless_prepared(
+        lambda batch: captioner.caption(_pictures(batch)), samples, settings.batch_size, lambda _, part: part["caption"]
+    )
     written, rows = [], []
     for sample, result in zip(samples, results, strict=True):
         if isinstance(result, Exception):
@@ -73,7 +76,9 @@ def segment_shard(
 ) -> tuple[bytes, list[PhotoRow]]:
     """Ingested shard -> `{key}.instances.png` and `{key}.json` (people, mask_source), and a row per refused photo."""
     samples = list(read_tar(tar))
-    results = _one_bad_apple(lambda batch: segmenter.segment(_pictures(batch)), samples, settings.batch_size)
+    results = _unless_prepared(
+        lambda batch: segmenter.segment(_pictures(batch)), samples, settings.batch_size, _prepared_people
+    )
     written, rows = [], []
     for sample, result in zip(samples, results, strict=True):
         if isinstance(result, Exception):
@@ -142,13 +147,23 @@ def _bind(sample: Sample, captioned: Sample, segmented: Sample, precomputer: Pre
         instances, tuple(Person.from_record(record) for record in about["people"]), str(about["mask_source"])
     )
     caption = str(captioned.json()["caption"])
+    faces = faces_of(people, sample.json().get("faces") or [])
+    if (part := prepared_part(sample)) is not None:
+        subjects = [
+            Subject(one["word"], one["start"], one["end"], one["instance"], person.box, faces.get(person.instance), 1.0)
+            for one in part["binding"]
+            for person in people.people
+            if person.instance == one["instance"]
+        ]
+        tokens = [(subject, precomputer.token(caption, subject)) for subject in subjects]
+        return _Bound(picture, caption, people, [(subject, token) for subject, token in tokens if token is not None])
     words = person_words(caption)
     scores = None
     if len({word.text.lower() for word in words}) > 1 and len(people.people) > 1:
         pixels = precomputer.settings.reference_pixels
         crops = [subject_crop(picture, None, person.box, pixels) for person in people.people]
         scores = precomputer.word_scores(crops, words)
-    subjects = bind(words, people.people, scores, faces_of(people, sample.json().get("faces") or []))
+    subjects = bind(words, people.people, scores, faces)
     tokens = [(subject, precomputer.token(caption, subject)) for subject in subjects]
     # A word beyond the prompt's last token cannot carry anybody.
     return _Bound(picture, caption, people, [(subject, token) for subject, token in tokens if token is not None])
@@ -209,6 +224,26 @@ def _training_parts(
         )
         first += count
     return parts
+
+
+def _unless_prepared(
+    work: Callable[[list[Sample]], list[_Output]],
+    samples: Sequence[Sample],
+    batch_size: int,
+    given: Callable[[Sample, Mapping[str, Any]], _Output],
+) -> list[_Output | Exception]:
+    """`_one_bad_apple` over the samples that are for the model; the others have their result from their source."""
+    parts = [prepared_part(sample) for sample in samples]
+    asked = [sample for sample, part in zip(samples, parts, strict=True) if part is None]
+    results: list[_Output | Exception] = _one_bad_apple(work, asked, batch_size)
+    answers = iter(results)
+    pairs = zip(samples, parts, strict=True)
+    return [next(answers) if part is None else given(sample, part) for sample, part in pairs]
+
+
+def _prepared_people(sample: Sample, part: Mapping[str, Any]) -> People:
+    people = tuple(Person.from_record(record) for record in part["people"])
+    return People(decode_instances(sample.parts["instances.png"]), people, MASK_SOURCE)
 
 
 def _pictures(samples: Iterable[Sample]) -> list[Image.Image]:

@@ -175,7 +175,7 @@ def test_reading_in_blocks_equals_reading_at_once(
     path.write_text(json.dumps(entries, indent=indent), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("preprocessing.sources.ffhq._BLOCK", block)
-        assert dict(_entries(path)) == entries
+        assert dict(_entries(path, "x")) == entries
 
 
 @given(values)
