@@ -245,7 +245,7 @@ class ZipTree:
         for one in self._found[bisect_left(self._found, start, key=lambda found: found.origin) :]:
             if not one.origin.startswith(start):
                 return
-            *folders, name = one.origin[len(start) :].split("/")
+            *folders, name = one.origin[len(start) :].replace("\\", "/").split("/")
             if wanted(name.partition("#")[0] if one.problem else name) and not _hidden(folders):
                 yield one
 
