@@ -48,7 +48,7 @@ def ingest(settings: Settings) -> StageResult:
 def new_photos(settings: Settings) -> list[Record]:
     """The source's photos that have not been read yet, in its order; behind them those that can be read by now."""
     run = Run(settings)
-    with artifacts.telling() as tell:
+    with artifacts.console.status("ingest: looking for new photos"), artifacts.telling() as tell:
         source = run.open_source(settings.ingest.source, tell)
         known = run.catalog.known_origins(source.name)
         retry = [reason for reason in Reason if reason.may_mend]

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -23,6 +24,7 @@ JSON_NAME = "ffhq-dataset-v2.json"
 FOLDERS = {"images1024x1024": "image", "thumbnails128x128": "thumbnail", "in-the-wild-images": "in_the_wild"}
 _BLOCK = 1 << 20  # characters of the json read at a time
 _LONGEST = 16 << 20  # characters; an official entry has 4,000
+_MOST_FACES = 64  # of one photo in the wild: a list that gives every entry the same MD5 must not take all memory
 
 
 class FFHQ:
@@ -118,7 +120,7 @@ class FFHQ:
             twins = shared.get(md5)
             if twins and faces:
                 twins[key] = faces[0]
-                faces = tuple(face for face in twins.values() if face is not None)
+                faces = tuple(islice((face for face in twins.values() if face is not None), _MOST_FACES))
             record = Record(
                 source=self.name,
                 origin=origin,
@@ -130,7 +132,7 @@ class FFHQ:
                 md5=md5,
                 size=int(part["file_size"]),
                 pixels=pixels,
-                twin=f"one photo of entries {', '.join(map(_printable, list(twins)[:9]))}" if twins else "",
+                twin=f"one photo of entries {', '.join(map(_printable, islice(twins, 9)))}" if twins else "",
             )
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             problem = (Reason.BAD_ANNOTATION, f"entry {name}: {_missing(error)}")

@@ -27,6 +27,7 @@ _TARS, _COMPRESSED = (".tar",), (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar
 _ARCHIVES = (".tar", ".zip", ".7z", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".rar")
 _BESIDE = ("json", "txt", "cls")
 _MOST_BESIDE_BYTES = 1 << 20
+_MOST_TEXT = 10_000  # characters that are kept
 
 
 class WebDataset:
@@ -138,9 +139,10 @@ class Companions:
             if suffix == "json":
                 fields = _read_object(data)
             else:
-                about["text" if suffix == "txt" else "label"] = data.decode("utf-8", "backslashreplace").strip()
+                text = data.decode("utf-8", "backslashreplace").strip()
+                about["text" if suffix == "txt" else "label"] = text[:_MOST_TEXT]
         if "text" not in about and isinstance(fields.get("caption"), str):
-            about["text"] = _text(fields["caption"])
+            about["text"] = _text(fields["caption"])[:_MOST_TEXT]
         known: dict[str, Any] = {
             name: _text(fields[name]) for name in ("license", "author") if isinstance(fields.get(name), str)
         }
