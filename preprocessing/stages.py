@@ -57,9 +57,9 @@ def caption_shard(
 ) -> tuple[bytes, list[PhotoRow]]:
     """Ingested shard -> `{key}.json` with the caption for every photo, and a row for every photo refused."""
     samples = list(read_tar(tar))
-    results = _unless_prepared(
-        lambda batch: captioner.caption(_pictures(batch)), samples, settings.batch_size, lambda _, part: part["caption"]
-    )
+    asked = _without_prepared(samples)
+    answers = _one_bad_apple(lambda batch: captioner.caption(_pictures(batch)), asked, settings.batch_size)
+    results = _with_prepared(samples, answers, lambda _, part: str(part["caption"]))
     written, rows = [], []
     for sample, result in zip(samples, results, strict=True):
         if isinstance(result, Exception):
@@ -76,9 +76,9 @@ def segment_shard(
 ) -> tuple[bytes, list[PhotoRow]]:
     """Ingested shard -> `{key}.instances.png` and `{key}.json` (people, mask_source), and a row per refused photo."""
     samples = list(read_tar(tar))
-    results = _unless_prepared(
-        lambda batch: segmenter.segment(_pictures(batch)), samples, settings.batch_size, _prepared_people
-    )
+    asked = _without_prepared(samples)
+    answers = _one_bad_apple(lambda batch: segmenter.segment(_pictures(batch)), asked, settings.batch_size)
+    results = _with_prepared(samples, answers, _prepared_people)
     written, rows = [], []
     for sample, result in zip(samples, results, strict=True):
         if isinstance(result, Exception):
@@ -148,23 +148,15 @@ def _bind(sample: Sample, captioned: Sample, segmented: Sample, precomputer: Pre
     )
     caption = str(captioned.json()["caption"])
     faces = faces_of(people, sample.json().get("faces") or [])
-    if (part := prepared_part(sample)) is not None:
-        subjects = [
-            Subject(one["word"], one["start"], one["end"], one["instance"], person.box, faces.get(person.instance), 1.0)
-            for one in part["binding"]
-            for person in people.people
-            if person.instance == one["instance"]
-        ]
-        tokens = [(subject, precomputer.token(caption, subject)) for subject in subjects]
-        return _Bound(picture, caption, people, [(subject, token) for subject, token in tokens if token is not None])
-    words = person_words(caption)
+    part = prepared_part(sample)
+    words = person_words(caption) if part is None else []
     scores = None
     if len({word.text.lower() for word in words}) > 1 and len(people.people) > 1:
         pixels = precomputer.settings.reference_pixels
         crops = [subject_crop(picture, None, person.box, pixels) for person in people.people]
         scores = precomputer.word_scores(crops, words)
-    subjects = bind(words, people.people, scores, faces)
-    tokens = [(subject, precomputer.token(caption, subject)) for subject in subjects]
+    bound = bind(words, people.people, scores, faces) if part is None else prepared_subjects(part, people, faces)
+    tokens = [(subject, precomputer.token(caption, subject)) for subject in bound]
     # A word beyond the prompt's last token cannot carry anybody.
     return _Bound(picture, caption, people, [(subject, token) for subject, token in tokens if token is not None])
 
@@ -226,24 +218,36 @@ def _training_parts(
     return parts
 
 
-def _unless_prepared(
-    work: Callable[[list[Sample]], list[_Output]],
-    samples: Sequence[Sample],
-    batch_size: int,
+def _without_prepared(samples: Iterable[Sample]) -> list[Sample]:
+    """Those that a model has to look at; the others came with what it would say."""
+    return [sample for sample in samples if prepared_part(sample) is None]
+
+
+def _with_prepared(
+    samples: Iterable[Sample],
+    results: Iterable[_Output | Exception],
     given: Callable[[Sample, Mapping[str, Any]], _Output],
 ) -> list[_Output | Exception]:
-    """`_one_bad_apple` over the samples that are for the model; the others have their result from their source."""
-    parts = [prepared_part(sample) for sample in samples]
-    asked = [sample for sample, part in zip(samples, parts, strict=True) if part is None]
-    results: list[_Output | Exception] = _one_bad_apple(work, asked, batch_size)
+    """One result per sample: of `_without_prepared` the model's, in their order, of the others the source's."""
     answers = iter(results)
-    pairs = zip(samples, parts, strict=True)
-    return [next(answers) if part is None else given(sample, part) for sample, part in pairs]
+    parts = ((sample, prepared_part(sample)) for sample in samples)
+    return [next(answers) if part is None else given(sample, part) for sample, part in parts]
 
 
 def _prepared_people(sample: Sample, part: Mapping[str, Any]) -> People:
     people = tuple(Person.from_record(record) for record in part["people"])
     return People(decode_instances(sample.parts["instances.png"]), people, MASK_SOURCE)
+
+
+def prepared_subjects(part: Mapping[str, Any], people: People, faces: Mapping[int, Mapping[str, Any]]) -> list[Subject]:
+    """The source's own binding of words to people, sorted by place in the caption."""
+    boxes = {person.instance: person.box for person in people.people}
+    subjects = []
+    for one in part["binding"]:
+        instance = one["instance"]
+        face = faces.get(instance)
+        subjects.append(Subject(one["word"], one["start"], one["end"], instance, boxes[instance], face, 1.0))
+    return subjects
 
 
 def _pictures(samples: Iterable[Sample]) -> list[Image.Image]:

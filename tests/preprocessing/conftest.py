@@ -1,3 +1,5 @@
-from tests.infra.conftest import s3_address
+"""The stores of `tests/infra`: the same test on a directory and on S3."""
 
-__all__ = ["s3_address"]
+from tests.infra.conftest import s3_address, s3_store, store
+
+__all__ = ["s3_address", "s3_store", "store"]
