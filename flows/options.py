@@ -36,4 +36,4 @@ def _absolute(source: str) -> str:
     # Ray's workers may stand in another folder.
     kind, _, path = source.partition(":")
     here = bool(path) and (not re.match("[a-z][a-z0-9+.-]*:", path) or os.path.exists(path))
-    return f"{kind}:{Path(path).expanduser().absolute()}" if here else source
+    return f"{kind}:{Path(os.path.expanduser(path)).absolute()}" if here else source

@@ -35,6 +35,7 @@ from flows.train import loss_curve
 from infra.errors import UserError
 from preprocessing.photos import PhotoRefused, Reason, decode, read_bytes
 from preprocessing.places import Place
+from preprocessing.trees import is_picture
 
 _SUBJECTS, _SEEDS, _EXAMPLES, _ROUTERS = 8, 2, 12, 6
 
@@ -127,7 +128,8 @@ def _photos(run: Run) -> list[Photo]:
 def _refused(run: Run) -> list[RefusedPhoto]:
     """One photo per reason, with its picture where a lenient look shows one."""
     try:
-        paths = {r.origin: r.path for r in run.open_source(run.settings.ingest.source).records()}
+        records = run.open_source(run.settings.ingest.source).records()
+        paths = {r.origin: r.path for r in records if not isinstance(r.path, Path) or is_picture(r.path.name)}
     except UserError:  # the photos are gone; the catalog still knows why they were refused
         paths = {}
     shown: dict[str, RefusedPhoto] = {}

@@ -5,11 +5,13 @@ A root as `sources/fastcomposer.py` describes it. Its `end` and `bbox` are ours:
 which its trainer joins to the picture's channels.
 """
 
+import glob
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ class FastComposerExport:
         self.shards = sorted(shards, key=lambda row: row.shard)
         content = [FORMAT, [[row.shard, row.sha256, row.samples] for row in self.shards]]
         self.digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        firsts = accumulate((row.samples for row in self.shards), initial=0)
+        self._first = dict(zip((row.shard for row in self.shards), firsts, strict=False))
         self.samples = sum(row.samples for row in self.shards)
         if self.samples >= 10**_ID_DIGITS:
             raise UserError(f"{self.samples} samples are more than ids of {_ID_DIGITS} digits can name: export fewer.")
@@ -66,9 +70,8 @@ class FastComposerExport:
 
     def add(self, row: ShardRow, tar: bytes) -> None:
         """Write a shard's samples; the shard counts as done when all of them are there."""
-        first = sum(other.samples for other in self.shards if other.shard < row.shard)
         ids = []
-        for number, sample in enumerate(read_tar(tar), start=first):
+        for number, sample in enumerate(read_tar(tar), start=self._first[row.shard]):
             name = f"{number:0{_ID_DIGITS}d}"
             folder = self._data / name[:5]
             folder.mkdir(exist_ok=True)
@@ -84,6 +87,7 @@ class FastComposerExport:
     def finish(self) -> None:
         """Write the lists of ids and give the export its name; every shard has been added."""
         if self.finished:
+            self._sweep()
             return
         ids = [one for row in self.shards for one in json.loads((self._done / f"{row.shard}.json").read_bytes())]
         for name, splits in (("", ("train", "test")), ("_train", ("train",)), ("_test", ("test",))):
@@ -94,8 +98,13 @@ class FastComposerExport:
         if self.directory.is_dir():
             self.directory.rmdir()  # it is empty: anything else was refused
         os.rename(self._data, self.directory)
-        shutil.rmtree(self._work)
+        self._sweep()
         self.finished = True
+
+    def _sweep(self) -> None:
+        """What exports to this directory left behind when they were killed, of these shards or of others."""
+        for path in self.directory.parent.glob(f"{glob.escape(self._work.name.rpartition('-')[0])}-*"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _description(sample: Sample, about: dict[str, Any]) -> dict[str, Any]:

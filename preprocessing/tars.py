@@ -12,6 +12,7 @@ from typing import BinaryIO
 _BLOCK = 512
 _MOST_EXTENSION_BYTES = 1 << 16  # of a long name or a pax header
 _SKIPPED = (tarfile.DIRTYPE, b"g")  # folders, and pax headers for the whole archive (comments, mostly)
+_PAX_FIELD = re.compile(rb"(\d{1,6}) ([^=]+)=")
 _KINDS = {
     tarfile.LNKTYPE: "a hard link",
     tarfile.SYMTYPE: "a symbolic link",
@@ -76,7 +77,7 @@ def tar_entries(file: BinaryIO, end: int) -> Iterator[TarEntry]:
 def _pax_fields(content: bytes) -> dict[str, str]:
     """ "LENGTH key=value\\n" again and again; what is damaged says nothing."""
     fields, place = dict[str, str](), 0
-    while match := re.compile(rb"(\d{1,6}) ([^=]+)=").match(content, place):
+    while match := _PAX_FIELD.match(content, place):
         stop = place + int(match[1])
         if stop <= match.end() or stop > len(content):
             break

@@ -246,7 +246,8 @@ class ZipTree:
             if not one.origin.startswith(start):
                 return
             *folders, name = one.origin[len(start) :].replace("\\", "/").split("/")
-            if wanted(name.partition("#")[0] if one.problem else name) and not _hidden(folders):
+            # The second: a name that was there once more, and got a number.
+            if (wanted(name) or one.problem and wanted(name.rpartition("#")[0])) and not _hidden(folders):
                 yield one
 
     def find(self, origin: str) -> Place | None:

@@ -131,7 +131,7 @@ def open_tree(kind: str, path: str, endpoint_url: str | None = None) -> Tree:
         return _open_prefix(kind, path, endpoint_url)
     if re.match(r"[a-z][a-z0-9+.-]*:", path) and not os.path.exists(path):  # pipe:, http://, gs:// ...
         raise UserError(f'"{path[:200]}" is no place that is read here: give a folder or s3://bucket/prefix.')
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))  # pathlib's own raises for a user who is none
     if os.path.isdir(root):  # os.path, for pathlib raises on names too long for a file system
         return DiskTree(root)
     if os.path.isfile(root) and root.suffix.lower() == ".zip":

@@ -135,6 +135,8 @@ def _files(root: Path) -> dict[str, bytes]:
 def test_a_killed_export_goes_on_and_ends_in_the_same_bytes(tmp_path: Path) -> None:
     made = shards(2, 3, 1)
     export(tmp_path / "whole", made)
+    older = FastComposerExport(tmp_path / "out", [row for row, _ in shards(1).values()])
+    assert older.pending()  # it was begun before the catalog grew, and killed
     work = FastComposerExport(tmp_path / "out", [row for row, _ in made.values()])
     first, second, _ = work.pending()
     work.add(first, made[first.shard][1])

@@ -24,7 +24,7 @@ def test_a_wrong_path_is_one_sentence(kind: str, tmp_path: Path) -> None:
         open_source(f"{kind}:{tmp_path}/none")
     with pytest.raises(UserError, match="is not a folder"):
         open_source(f"{kind}:{tmp_path}/file")
-    for path in ("x" * 5000, "nu\0ll"):
+    for path in ("x" * 5000, "nu\0ll", "~nobody-of-that-name/x"):
         with pytest.raises(UserError):
             open_source(f"{kind}:{path}")
 
