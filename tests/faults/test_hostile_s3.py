@@ -22,6 +22,7 @@ from preprocessing.photos import Reason
 from preprocessing.sources import Record, Surroundings, open_source
 from preprocessing.sources.paperfolk import write_celeba, write_ffhq
 from tests.infra.faulty_s3 import FaultyS3, faulty_s3
+from tests.preprocessing.sources.test_fastcomposer import write_root as write_fastcomposer
 
 LIMITS = SimpleNamespace(pixels=16, min_side=8, max_pixels=1_000_000)
 
@@ -45,6 +46,7 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(top / "webdataset/a.tar", "w") as tar:
         for path in photos:
             tar.add(path, path.name)
+    write_fastcomposer(top / "fastcomposer", 4)
     with zipfile.ZipFile(top / "photos.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for path in photos:
             archive.write(path, path.name)
@@ -84,19 +86,20 @@ def reasons(records: list[Record]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "kind, path",
+    "kind, path, requests",
     [
-        ("ffhq", "ffhq"),
-        ("paperfolk", "ffhq"),
-        ("celeba", "celeba"),
-        ("celeba", "celeba-zip"),
-        ("folder", "folder"),
-        ("folder", "photos.zip"),
-        ("webdataset", "webdataset"),
+        ("ffhq", "ffhq", 1),
+        ("paperfolk", "ffhq", 1),
+        ("celeba", "celeba", 1),
+        ("celeba", "celeba-zip", 1),
+        ("folder", "folder", 1),
+        ("folder", "photos.zip", 1),
+        ("webdataset", "webdataset", 1),
+        ("fastcomposer", "fastcomposer", 3),  # picture, caption and masks
     ],
 )
 def test_a_prefix_is_read_as_the_folder_is(
-    kind: str, path: str, proxy: FaultyS3, bucket: str, roots: Path, tmp_path: Path
+    kind: str, path: str, requests: int, proxy: FaultyS3, bucket: str, roots: Path, tmp_path: Path
 ) -> None:
     here = list(open_source(f"{kind}:{roots / path}").records())
     around = Surroundings(tmp_path / "cache")
@@ -108,7 +111,7 @@ def test_a_prefix_is_read_as_the_folder_is(
     asked = len(proxy.gets())
     found, expected = (ingest_chunk(records, set(), LIMITS) for records in (there, here))
     assert found.keys == expected.keys and len(found.keys) == 4
-    assert len(proxy.gets()) == asked + 4, "one request per photo"
+    assert len(proxy.gets()) == asked + 4 * requests
 
 
 @pytest.mark.parametrize(

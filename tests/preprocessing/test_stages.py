@@ -11,9 +11,14 @@ from PIL import Image
 from infra.errors import UserError
 from infra.settings import CaptionSettings, ModelReference, SegmentSettings, ShardSettings
 from preprocessing.captioning import open_captioner
+from preprocessing.catalog import ShardRow
+from preprocessing.exporting import FastComposerExport
+from preprocessing.photos import Crop
 from preprocessing.precompute import Precomputer
+from preprocessing.prepared import Prepared, PreparedSubject
 from preprocessing.segmentation import People, Person, open_segmenter
 from preprocessing.shards import decode_instances, decode_npy, encode_instances, encode_json, read_tar, write_tar
+from preprocessing.sources import open_source
 from preprocessing.stages import build_shard, caption_shard, faces_of, segment_shard, stage_fingerprint
 from tests.tiny_models import tiny_blip2, tiny_clip, tiny_mask2former, tiny_pipeline
 
@@ -259,10 +264,7 @@ class _NeverAsked:
         raise AssertionError("the model was asked about a photo that came with its masks")
 
 
-def test_what_a_source_prepared_goes_through_without_a_model(precomputer: Precomputer) -> None:
-    from preprocessing.photos import Crop
-    from preprocessing.prepared import Prepared, PreparedSubject
-
+def test_what_a_source_prepared_goes_through_without_a_model(precomputer: Precomputer, tmp_path: Path) -> None:
     ids = np.zeros((32, 32), np.int64)
     ids[4:30, 1:10], ids[4:30, 20:30] = 900, -3
     caption = "the tall one and a woman"
@@ -287,6 +289,20 @@ def test_what_a_source_prepared_goes_through_without_a_model(precomputer: Precom
     ]
     map_of_subjects = decode_instances(sample.parts["instances.png"])
     assert map_of_subjects[10, 25] == 1 and map_of_subjects[10, 5] == 2 and map_of_subjects[0, 0] == 0
+
+    # Exported again, it says what it said when it came.
+    export = FastComposerExport(tmp_path / "out", [ShardRow("shard", "s", "f", "s.tar", "sha", 1)])
+    for row in export.pending():
+        export.add(row, built)
+    export.finish()
+    (record,) = open_source(f"fastcomposer:{tmp_path / 'out'}").records()
+    assert record.beside is not None
+    back = record.beside.describe(record).prepared
+    assert back is not None and back.caption == caption
+    assert [(one.start, one.end) for one in back.subjects] == [(9, 12), (19, 24)]
+    assert ((back.ids == back.subjects[0].id) == (ids == -3)).all() and (
+        (back.ids == back.subjects[1].id) == (ids == 900)
+    ).all()
 
 
 def test_prepared_photos_and_others_share_a_shard(models: Path) -> None:

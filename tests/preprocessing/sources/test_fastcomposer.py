@@ -33,7 +33,7 @@ def write_sample(root: Path, number: str, side: int = 32, **changes: Any) -> Non
     ]
     folder = root / number[:5]
     folder.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (side, side), (int(number) % 250, 90, 40)).save(folder / f"{number}.jpg")
+    Image.new("RGB", (side, side), (40 * int(number) % 250, 90, 40)).save(folder / f"{number}.jpg")
     (folder / f"{number}.json").write_text(json.dumps({"caption": CAPTION, "segments": segments} | changes))
     np.save(folder / f"{number}.npy", ids)
 

@@ -1,6 +1,7 @@
 """The webdataset reader on tars of others: what belongs to a picture comes with it, nothing is trusted."""
 
 import io
+import os
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,6 +141,16 @@ def test_what_is_no_place_is_refused_in_one_sentence(place: str, tmp_path: Path)
     with pytest.raises(UserError) as caught:
         open_source(f"webdataset:{place.replace('{tmp}', str(tmp_path))}")
     assert "\n" not in str(caught.value) and not (tmp_path / "owned").exists()
+
+
+def test_what_is_named_like_a_tar_and_is_none_costs_itself(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"1.png": photo(1)})
+    (tmp_path / "b.tar").mkdir()
+    os.mkfifo(tmp_path / "c.tar")
+    (tmp_path / "d.tar").symlink_to("gone")
+    found = {record.origin: record.problem and record.problem[0] for record in read(tmp_path)}
+    expected = {"a.tar/1.png": None} | dict.fromkeys(("b.tar", "c.tar", "d.tar"), Reason.UNREADABLE)
+    assert found == expected
 
 
 def test_a_folder_without_tars_is_one_sentence(tmp_path: Path) -> None:
