@@ -4,7 +4,8 @@ import base64
 import io
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -76,6 +77,20 @@ class Track:
 
             update_progress_artifact(self._artifact, progress=min(100.0, 100 * self.done / max(self.total, 1)))
             self._shown = self.done
+
+
+@contextmanager
+def telling() -> Iterator[Callable[[str, float, float], None]]:
+    """A function to call with (title, done, total) of whatever takes long in the block; silent until it is called."""
+    with ExitStack() as stack:
+        tracks: dict[str, Track] = {}
+
+        def tell(title: str, done: float, total: float) -> None:
+            if title not in tracks:
+                tracks[title] = stack.enter_context(Track(title, total))
+            tracks[title].to(done)
+
+        yield tell
 
 
 def tracked(items: Iterable[_Item], total: int, title: str) -> Iterator[_Item]:

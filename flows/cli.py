@@ -35,7 +35,10 @@ _STOPPED = "moa: stopped; the same command continues where it was."
 _MODULES = {"duplicates": "near_duplicates"}  # where a stage's module has another name
 _PATIENCE_SECONDS = 5.0  # for Prefect to note that the run was stopped
 
-Source = Annotated[str | None, typer.Option(help='"paperfolk", "ffhq:PATH", "celeba:PATH" or "folder:PATH".')]
+Source = Annotated[
+    str | None,
+    typer.Option(help='"paperfolk" or KIND:PATH: ffhq, celeba, fastcomposer, webdataset, folder; PATH may be s3://…'),
+]
 FromScratch = Annotated[bool, typer.Option("--from-scratch", help="Start with a fresh adapter, not a released one.")]
 
 
@@ -191,6 +194,23 @@ def pull(
 
     release = Run(read_settings(preset, workspace, changes)).releases.pull(name, directory)
     typer.echo(f"Release {release.number} ({release.id}) is in {directory}, every digest verified.")
+
+
+@app.command()
+def export(
+    kind: Annotated[str, typer.Argument(metavar="FORMAT", help="fastcomposer")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    preset: Preset = "demo",
+    workspace: Workspace = None,
+    changes: Changes = None,
+) -> None:
+    """Write the training samples in another project's format."""
+    if kind != "fastcomposer":
+        raise UserError(f"There is no format {kind!r}: write moa export fastcomposer DIR.")
+    from flows.export import export_fastcomposer
+
+    done = export_fastcomposer(read_settings(preset, workspace, changes), directory)
+    typer.echo(f"{done.samples} samples are in {directory}.")
 
 
 @app.command()

@@ -10,7 +10,7 @@ from infra.errors import UserError
 from infra.settings import Settings
 from preprocessing.forgetting import forgotten_keys, forgotten_people
 from preprocessing.photos import PhotoRefused, decode, read_bytes, square
-from preprocessing.sources import Record, open_source
+from preprocessing.sources import Record
 
 _PHOTOS_EACH = 3  # the reference, and two to compare it with
 
@@ -18,7 +18,7 @@ _PHOTOS_EACH = 3  # the reference, and two to compare it with
 def evaluation_namespace(run: Run) -> str:
     """The name of the source within which the evaluation's identities mean the same; as ingestion names it."""
     spec = run.settings.evaluate.source
-    return "paperfolk" if spec == "paperfolk" else open_source(run.evaluation_spec()).name
+    return "paperfolk" if spec == "paperfolk" else run.open_source(run.evaluation_spec()).name
 
 
 def records_by_person(run: Run) -> dict[str, list[Record]]:
@@ -26,7 +26,7 @@ def records_by_person(run: Run) -> dict[str, list[Record]]:
     split, forgotten = run.settings.evaluate.split, forgotten_people(run.catalog)
     namespace = evaluation_namespace(run)
     people: dict[str, list[Record]] = {}
-    for record in open_source(run.evaluation_spec()).records():
+    for record in run.open_source(run.evaluation_spec()).records():
         named = record.problem is None and record.identity and record.word and split in ("", record.split)
         if named and f"{namespace}:{record.identity}" not in forgotten:
             people.setdefault(str(record.identity), []).append(record)

@@ -1,6 +1,5 @@
 """Stage 1: new photos of a source are read, checked, cropped and stored as shards."""
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +19,8 @@ from preprocessing.commits import CommitBuffer
 from preprocessing.forgetting import forgotten_keys, forgotten_people
 from preprocessing.ingesting import chunk
 from preprocessing.photos import Reason
-from preprocessing.sources import Record, open_source
+from preprocessing.places import is_readable
+from preprocessing.sources import Record
 
 
 @flow(name="ingest")
@@ -53,27 +53,26 @@ def ingest(settings: Settings) -> StageResult:
 def new_photos(settings: Settings) -> list[Record]:
     """The source's photos that have not been read yet, in its order; behind them those that can be read by now."""
     run = Run(settings)
-    source = open_source(run.source_spec(settings.ingest.source))
-    # Drawn photos have the names of FFHQ's: taken for FFHQ, they would keep the real ones out.
-    name = "paperfolk" if settings.ingest.source == "paperfolk" else source.name
-    records = [replace(record, source=name) for record in source.records()]
-    if settings.ingest.splits:
-        records = [record for record in records if record.split in settings.ingest.splits]
-    forgotten = forgotten_people(run.catalog)
-    records = [_unless_forgotten(record, forgotten) for record in records]
-    known = run.catalog.known_origins(name)
-    mending = known - run.catalog.known_origins(name, retry=[reason for reason in Reason if reason.may_mend])
-    mended = [record for record in records if record.origin in mending and _can_be_read(record)]
-    return [record for record in records if record.origin not in known] + mended
+    splits, forgotten = settings.ingest.splits, forgotten_people(run.catalog)
+    with artifacts.console.status("ingest: looking for new photos"), artifacts.telling() as tell:
+        source = run.open_source(settings.ingest.source, tell)
+        known = run.catalog.known_origins(source.name)
+        retry = [reason for reason in Reason if reason.may_mend]
+        mending = known - run.catalog.known_origins(source.name, retry)
+        new, mended = list[Record](), list[Record]()
+        for record in source.records():  # names only: nothing is opened, and what is known is not kept
+            if splits and record.split not in splits:
+                continue
+            if record.origin not in known:
+                new.append(_unless_forgotten(record, forgotten))
+            elif record.origin in mending and record.problem is None and is_readable(record.path):
+                mended.append(_unless_forgotten(record, forgotten))
+    return new + mended
 
 
 def _unless_forgotten(record: Record, people: Mapping[str, str]) -> Record:
     why = people.get(f"{record.source}:{record.identity}") if record.identity else None
     return record if why is None else replace(record, problem=(Reason.FORGOTTEN, why))
-
-
-def _can_be_read(record: Record) -> bool:
-    return record.problem is None and os.access(record.path, os.R_OK)
 
 
 def read_photos(settings: Settings, records: Sequence[Record]) -> artifacts.Refusals:

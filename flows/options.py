@@ -1,5 +1,7 @@
 """Options that the commands share, and the settings that they make."""
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -32,5 +34,6 @@ def read_settings(
 
 def _absolute(source: str) -> str:
     # Ray's workers may stand in another folder.
-    kind, colon, path = source.partition(":")
-    return f"{kind}:{Path(path).expanduser().absolute()}" if colon and path else source
+    kind, _, path = source.partition(":")
+    here = bool(path) and (not re.match("[a-z][a-z0-9+.-]*:", path) or os.path.exists(path))
+    return f"{kind}:{Path(os.path.expanduser(path)).absolute()}" if here else source

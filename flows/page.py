@@ -34,7 +34,8 @@ from flows.summary import pull_command, where_options
 from flows.train import loss_curve
 from infra.errors import UserError
 from preprocessing.photos import PhotoRefused, Reason, decode, read_bytes
-from preprocessing.sources import open_source
+from preprocessing.places import Place
+from preprocessing.trees import is_picture
 
 _SUBJECTS, _SEEDS, _EXAMPLES, _ROUTERS = 8, 2, 12, 6
 
@@ -127,7 +128,8 @@ def _photos(run: Run) -> list[Photo]:
 def _refused(run: Run) -> list[RefusedPhoto]:
     """One photo per reason, with its picture where a lenient look shows one."""
     try:
-        paths = {r.origin: r.path for r in open_source(run.source_spec(run.settings.ingest.source)).records()}
+        records = run.open_source(run.settings.ingest.source).records()
+        paths = {r.origin: r.path for r in records if not isinstance(r.path, Path) or is_picture(r.path.name)}
     except UserError:  # the photos are gone; the catalog still knows why they were refused
         paths = {}
     shown: dict[str, RefusedPhoto] = {}
@@ -140,7 +142,7 @@ def _refused(run: Run) -> list[RefusedPhoto]:
     return list(shown.values())
 
 
-def _look(path: Path) -> Image.Image | None:
+def _look(path: Place) -> Image.Image | None:
     try:
         picture = decode(read_bytes(path), 1, 4_000_000)
     except PhotoRefused:

@@ -7,7 +7,7 @@ so "is this shard done?" is one look into the catalog, and a changed setting red
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from infra.settings import ModelReference, Settings
 from infra.storage import ObjectStore, open_store
 from preprocessing.catalog import Catalog, ShardRow
 from preprocessing.recipes import Recipe
-from preprocessing.sources import open_source
+from preprocessing.sources import Source, Surroundings, open_source
 from preprocessing.stages import stage_recipe
 
 STAGES = ("ingest", "signatures", "duplicates", "caption", "segment", "shard")
@@ -73,7 +73,13 @@ class Run:
 
     def source_spec(self, spec: str) -> str:
         """ "paperfolk" as the folder that the demo writes; any other source as it is."""
-        return f"ffhq:{self.photos / 'ffhq'}" if spec == "paperfolk" else spec
+        return f"paperfolk:{self.photos / 'ffhq'}" if spec == "paperfolk" else spec
+
+    def open_source(self, spec: str, tell: Callable[[str, float, float], None] | None = None) -> Source:
+        """The source, with the workspace's cache; `tell` hears of what takes long. Raises UserError."""
+        cache = self.settings.workspace / "cache"
+        around = Surroundings(cache, tell) if tell else Surroundings(cache)
+        return open_source(self.source_spec(spec), self.settings.storage.endpoint_url, around)
 
     def evaluation_spec(self) -> str:
         """The source of the people to evaluate on."""
@@ -177,7 +183,7 @@ def check_inputs(settings: Settings) -> None:
     """Raise UserError for a place, a model or a source that cannot be used, before anything is started."""
     for source in (settings.ingest.source, settings.evaluate.source):
         if source != "paperfolk":  # that one is written when it is needed
-            open_source(source)
+            Run(settings).open_source(source)
     for name, reference in settings.models:
         if isinstance(reference, ModelReference) and reference.backend in ("transformers", "diffusers", "facenet"):
             model_files.resolve(reference, name)

@@ -77,8 +77,10 @@ def _source(name: str, source: str) -> Check:
     kind, _, path = source.partition(":")
     if not path:
         return Check(name, True, f"{kind} is drawn on the spot")
+    if path.startswith("s3://"):
+        return Check(name, True, f"{path}: looked at when the run starts")
     folder = Path(path).expanduser().absolute()
-    if folder.is_dir():
+    if folder.exists():
         return Check(name, True, str(folder))
     return Check(name, False, f"no folder {folder}: place the data there or --set {name}={kind}:PATH")
 

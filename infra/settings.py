@@ -62,7 +62,7 @@ class PaperfolkSettings(_Frozen):
 
 
 class IngestSettings(_Frozen):
-    source: str = Field(description='"paperfolk", "ffhq:PATH", "celeba:PATH" or "folder:PATH"')
+    source: str = Field(description='"paperfolk" or KIND:PATH of kind ffhq, celeba, fastcomposer, webdataset or folder')
     splits: list[str] = Field(description="only photos that the source puts into one of these splits; [] = all")
     pixels: Count = Field(description="side of the square picture that a sample holds, in pixels")
     min_side: Count = Field(description="a photo whose shorter side is below this is refused, in pixels")

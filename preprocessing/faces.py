@@ -16,12 +16,14 @@ class Face:
     """A face in pixels of the upright picture: box [x1, y1, x2, y2] and five points.
 
     The points are left eye, right eye, nose, left and right corner of the mouth as the viewer sees them: the order of
-    MTCNN and of CelebA. `score` is the detector's probability, 1.0 for an annotation.
+    MTCNN and of CelebA. `score` is the detector's probability, 1.0 for an annotation. `quad`: the corners of FFHQ's
+    aligned square in a picture in the wild (upper left, lower left, lower right, upper right), () where unknown.
     """
 
     box: tuple[float, float, float, float]
     landmarks: tuple[tuple[float, float], ...] = ()
     score: float = 1.0
+    quad: tuple[tuple[float, float], ...] = ()
 
     @property
     def area(self) -> float:
@@ -36,13 +38,14 @@ class Face:
             "box": [round(value, 2) for value in self.box],
             "landmarks": [[round(x, 2), round(y, 2)] for x, y in self.landmarks],
             "score": round(self.score, 5),
-        }
+        } | ({"quad": [[round(x, 2), round(y, 2)] for x, y in self.quad]} if self.quad else {})
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Face":
         x1, y1, x2, y2 = (float(value) for value in data["box"])
         points = tuple((float(x), float(y)) for x, y in data.get("landmarks", ()))
-        return Face((x1, y1, x2, y2), points, float(data.get("score", 1.0)))
+        quad = tuple((float(x), float(y)) for x, y in data.get("quad", ()))
+        return Face((x1, y1, x2, y2), points, float(data.get("score", 1.0)), quad)
 
 
 def face_from_68(points: Sequence[Sequence[float]], scale: float = 1.0) -> Face:

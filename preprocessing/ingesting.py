@@ -86,9 +86,10 @@ def ingest_chunk(
             key = hashlib.sha256(data).hexdigest()
             _check_file(record, data)
             if key in samples or key in known_digests:
-                raise PhotoRefused(Reason.DUPLICATE, f"SHA-256 {key[:16]}")
+                raise PhotoRefused(Reason.DUPLICATE, ", ".join(filter(None, (f"SHA-256 {key[:16]}", record.twin))))
+            described = record.beside.describe(record) if record.beside is not None else record
             samples[key] = _sample(
-                record, decode(data, settings.min_side, settings.max_pixels), settings.pixels, detector
+                described, decode(data, settings.min_side, settings.max_pixels), settings.pixels, detector
             )
         except PhotoRefused as refusal:
             rows.append((record, key, refusal.reason, refusal.detail))
@@ -135,10 +136,14 @@ def _sample(record: Record, image: Image.Image, pixels: int, detector: Detector 
         "size": [image.width, image.height],
         "crop": [crop.left, crop.top, crop.left + crop.side, crop.top + crop.side],
         "faces": [face.as_json() for face in inside],
+        **(record.about or {}),
     }
+    given: dict[str, bytes] = {}
+    if record.prepared is not None:
+        description["prepared"], given["instances.png"] = record.prepared.cropped(crop, image.size)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=95, subsampling=0)
-    return {"jpg": buffer.getvalue(), "json": encode_json(description)}
+    return {"jpg": buffer.getvalue(), "json": encode_json(description), **given}
 
 
 def _row(shard_id: str, record: Record, key: str, reason: Reason | None, detail: str) -> PhotoRow:

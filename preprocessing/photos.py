@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from preprocessing.faces import Face
+from preprocessing.places import Place, PlaceError, read_place
 
 # Only decoders for photographs: Pillow knows forty formats, among them ones that start other programs (EPS).
 # Those that this build of Pillow lacks are left out: naming one would fail for every file.
@@ -57,6 +58,8 @@ class Reason(StrEnum):
     UNSAFE_PATH = "unsafe_path"
     SIZE_MISMATCH = "size_mismatch"
     CHECKSUM_MISMATCH = "checksum_mismatch"
+    CHANGED = "changed"
+    BAD_ARCHIVE = "bad_archive"
     NO_CAPTION = "no_caption"
     NO_PERSON = "no_person"
     NO_PERSON_WORD = "no_person_word"
@@ -92,6 +95,8 @@ _SENTENCES = {
     Reason.UNSAFE_PATH: "The data set's list names a path outside its own folder.",
     Reason.SIZE_MISMATCH: "The file or the picture has another size than the data set's list says.",
     Reason.CHECKSUM_MISMATCH: "The file has another MD5 digest than the data set's list says.",
+    Reason.CHANGED: "The file changed after it was listed or while it was read.",
+    Reason.BAD_ARCHIVE: "The archive's entry for this file is damaged, hostile or of a kind that is not read here.",
     Reason.NO_CAPTION: "The captioner found no words.",
     Reason.NO_PERSON: "The segmenter found nobody, and no face is known.",
     Reason.NO_PERSON_WORD: "The caption names no person.",
@@ -100,7 +105,13 @@ _SENTENCES = {
     Reason.FORGOTTEN: "Somebody asked that it be forgotten; the detail gives the reason.",
 }
 
-_MAY_MEND = {Reason.UNREADABLE, Reason.BROKEN_LINK, Reason.MISSING_FILE, Reason.MISSING_ANNOTATION}
+_MAY_MEND = {
+    Reason.UNREADABLE,
+    Reason.BROKEN_LINK,
+    Reason.MISSING_FILE,
+    Reason.MISSING_ANNOTATION,
+    Reason.CHANGED,
+}
 
 
 class PhotoRefused(Exception):
@@ -115,8 +126,16 @@ class PhotoRefused(Exception):
         return PhotoRefused, (self.reason, self.detail)  # survives the way between processes
 
 
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a regular file (links are followed); PhotoRefused otherwise. Pipes and devices are never opened."""
+def read_bytes(path: Place) -> bytes:
+    """All bytes of the place, or PhotoRefused. Links are followed; pipes and devices are never opened."""
+    if not isinstance(path, Path):
+        try:
+            data = read_place(path, _MAX_FILE_BYTES)
+        except PlaceError as error:
+            raise PhotoRefused(Reason(error.reason), error.detail) from error
+        if not data:
+            raise PhotoRefused(Reason.EMPTY_FILE, "0 bytes")
+        return data
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -129,6 +148,9 @@ def read_bytes(path: Path) -> bytes:
             if status.st_size > _MAX_FILE_BYTES:
                 raise PhotoRefused(Reason.TOO_LARGE, f"{status.st_size} bytes")
             data = file.read(_MAX_FILE_BYTES + 1)
+            after = os.fstat(file.fileno())
+            if (after.st_size, after.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
+                raise PhotoRefused(Reason.CHANGED, "the file changed while it was read")
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         if os.path.islink(path) and not os.path.exists(path):
             target = os.fsencode(os.readlink(path)).decode("utf-8", "backslashreplace")
@@ -138,7 +160,7 @@ def read_bytes(path: Path) -> bytes:
         raise PhotoRefused(Reason.UNREADABLE, _short(getattr(error, "strerror", None) or error)) from error
     if not data:
         raise PhotoRefused(Reason.EMPTY_FILE, "0 bytes")
-    if len(data) > _MAX_FILE_BYTES:
+    if len(data) > _MAX_FILE_BYTES:  # in /proc, files have more bytes than they say
         raise PhotoRefused(Reason.TOO_LARGE, "the file grew while it was read")
     return data
 
@@ -258,7 +280,8 @@ class Crop:
             return None
         corners = (*self.point(face.box[0], face.box[1]), *self.point(face.box[2], face.box[3]))
         x1, y1, x2, y2 = (min(max(value, 0.0), float(self.pixels)) for value in corners)
-        return Face((x1, y1, x2, y2), tuple(self.point(*mark) for mark in face.landmarks), face.score)
+        marks, quad = (tuple(self.point(*mark) for mark in marks) for marks in (face.landmarks, face.quad))
+        return Face((x1, y1, x2, y2), marks, face.score, quad)
 
 
 def square(image: Image.Image, faces: Sequence[Face], pixels: int) -> tuple[Image.Image, Crop]:

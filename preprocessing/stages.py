@@ -21,6 +21,7 @@ from preprocessing.captioning import Captioner
 from preprocessing.catalog import REFUSED, PhotoRow
 from preprocessing.photos import Reason
 from preprocessing.precompute import Precomputer, subject_crop
+from preprocessing.prepared import MASK_SOURCE, prepared_part
 from preprocessing.recipes import Recipe
 from preprocessing.segmentation import People, Person, Segmenter, people_from_faces
 from preprocessing.shards import (
@@ -65,7 +66,8 @@ def caption_shard(
 ) -> tuple[bytes, list[PhotoRow]]:
     """Ingested shard -> `{key}.json` with the caption for every photo, and a row for every photo refused."""
     samples = list(read_tar(tar))
-    results = one_bad_apple(captioner.caption, samples, settings.batch_size, picture_of)
+    answers = one_bad_apple(captioner.caption, _without_prepared(samples), settings.batch_size, picture_of)
+    results = _with_prepared(samples, answers, lambda _, part: str(part["caption"]))
     written, rows = [], []
     for sample, result in zip(samples, results, strict=True):
         if isinstance(result, Exception):
@@ -82,7 +84,8 @@ def segment_shard(
 ) -> tuple[bytes, list[PhotoRow]]:
     """Ingested shard -> `{key}.instances.png` and `{key}.json` (people, mask_source), and a row per refused photo."""
     samples = list(read_tar(tar))
-    results = one_bad_apple(segmenter.segment, samples, settings.batch_size, picture_of)
+    answers = one_bad_apple(segmenter.segment, _without_prepared(samples), settings.batch_size, picture_of)
+    results = _with_prepared(samples, answers, _prepared_people)
     written, rows = [], []
     for sample, result in zip(samples, results, strict=True):
         if isinstance(result, Exception):
@@ -187,14 +190,16 @@ def _bind(sample: Sample, captioned: Sample, segmented: Sample, precomputer: Pre
         instances, tuple(Person.from_record(record) for record in about["people"]), str(about["mask_source"])
     )
     caption = str(captioned.json()["caption"])
-    words = person_words(caption)
+    faces = faces_of(people, sample.json().get("faces") or [])
+    part = prepared_part(sample)
+    words = person_words(caption) if part is None else []
     scores = None
     if len({word.text.lower() for word in words}) > 1 and len(people.people) > 1:
         picture, pixels = picture_of(sample), precomputer.settings.reference_pixels
         crops = [subject_crop(picture, None, person.box, pixels) for person in people.people]
         scores = precomputer.word_scores(crops, words)
-    subjects = bind(words, people.people, scores, faces_of(people, sample.json().get("faces") or []))
-    tokens = [(subject, precomputer.token(caption, subject)) for subject in subjects]
+    bound = bind(words, people.people, scores, faces) if part is None else prepared_subjects(part, people, faces)
+    tokens = [(subject, precomputer.token(caption, subject)) for subject in bound]
     # A word beyond the prompt's last token cannot carry anybody.
     return _Bound(caption, people, [(subject, token) for subject, token in tokens if token is not None])
 
@@ -218,6 +223,38 @@ def faces_of(people: People, faces: Iterable[Mapping[str, Any]]) -> dict[int, Ma
 def picture_of(sample: Sample) -> Image.Image:
     """The sample's photo, RGB."""
     return decode_picture(sample.parts["jpg"])
+
+
+def _without_prepared(samples: Iterable[Sample]) -> list[Sample]:
+    """Those that a model has to look at; the others came with what it would say."""
+    return [sample for sample in samples if prepared_part(sample) is None]
+
+
+def _with_prepared(
+    samples: Iterable[Sample],
+    results: Iterable[_Output | Exception],
+    given: Callable[[Sample, Mapping[str, Any]], _Output],
+) -> list[_Output | Exception]:
+    """One result per sample: of `_without_prepared` the model's, in their order, of the others the source's."""
+    answers = iter(results)
+    parts = ((sample, prepared_part(sample)) for sample in samples)
+    return [next(answers) if part is None else given(sample, part) for sample, part in parts]
+
+
+def _prepared_people(sample: Sample, part: Mapping[str, Any]) -> People:
+    people = tuple(Person.from_record(record) for record in part["people"])
+    return People(decode_instances(sample.parts["instances.png"]), people, MASK_SOURCE)
+
+
+def prepared_subjects(part: Mapping[str, Any], people: People, faces: Mapping[int, Mapping[str, Any]]) -> list[Subject]:
+    """The source's own binding of words to people, sorted by place in the caption."""
+    boxes = {person.instance: person.box for person in people.people}
+    subjects = []
+    for one in part["binding"]:
+        instance = one["instance"]
+        face = faces.get(instance)
+        subjects.append(Subject(one["word"], one["start"], one["end"], instance, boxes[instance], face, 1.0))
+    return subjects
 
 
 def one_bad_apple(

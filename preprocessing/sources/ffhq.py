@@ -3,26 +3,32 @@
 Format: https://github.com/NVlabs/ffhq-dataset. Each photo has its own licence and author, which travel with it.
 """
 
+import io
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
+from pathlib import PurePosixPath
 from typing import Any
 
 from infra.errors import UserError
 from preprocessing.faces import Face, face_from_68
 from preprocessing.photos import Reason
-from preprocessing.sources import Record
-from preprocessing.sources.folder import Found, find_license_files, find_pictures
+from preprocessing.places import Place, open_stream
+from preprocessing.sources import Record, Surroundings
+from preprocessing.trees import Found, Tree, license_files, unsafe
 
 JSON_NAME = "ffhq-dataset-v2.json"
 # The folders a download may hold, best first, and the part of an entry that describes each.
 FOLDERS = {"images1024x1024": "image", "thumbnails128x128": "thumbnail", "in-the-wild-images": "in_the_wild"}
 _BLOCK = 1 << 20  # characters of the json read at a time
+_LONGEST = 16 << 20  # characters; an official entry has 4,000
+_MOST_FACES = 64  # of one photo in the wild: a list that gives every entry the same MD5 must not take all memory
 
 
 class FFHQ:
-    """An FFHQ root. Only one folder of pictures is read: the largest version that is there."""
+    """An FFHQ root, or one of its folders of pictures. Of a root the largest version that is there is read."""
 
     name = "ffhq"
     terms = (
@@ -30,127 +36,168 @@ class FFHQ:
         "CC0 or US government); not intended for facial recognition."
     )
 
-    def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
-        self.json_path = self.root / JSON_NAME
-        if not self.json_path.is_file():
-            raise UserError(f'"{self.root}" holds no {JSON_NAME}: give the folder that the download script filled.')
-        folders = [folder for folder in FOLDERS if (self.root / folder).is_dir()]
-        if not folders:
-            raise UserError(f'"{self.root}" holds none of the folders {", ".join(FOLDERS)}: download one first.')
-        self.folder = folders[0]
+    def __init__(self, tree: Tree, around: Surroundings) -> None:
+        folders = list(FOLDERS)
+        if tree.name in FOLDERS and tree.find(JSON_NAME) is None:
+            tree, folders = tree.parent(), [tree.name]
+        self.tree = tree
+        json_place = tree.find(JSON_NAME)
+        if json_place is None:
+            raise UserError(f'"{tree.address}" holds no {JSON_NAME}: give the folder that the download script filled.')
+        self.json_place = json_place
+        there = next((folder for folder in folders if tree.has_folder(folder)), None)
+        if there is None:
+            raise UserError(f'"{tree.address}" holds none of the folders {", ".join(FOLDERS)}: download one first.')
+        self.folder, self.wild = there, FOLDERS[there] == "in_the_wild"
 
     @property
-    def license_files(self) -> tuple[Path, ...]:
-        return find_license_files(self.root, tuple(FOLDERS))
+    def license_files(self) -> tuple[Place, ...]:
+        return license_files(self.tree, tuple(FOLDERS))
 
     def records(self) -> Iterator[Record]:
-        """Every entry of the json and every picture of the folder, by path; one not in both carries its problem."""
-        found = {picture.origin: picture for picture in find_pictures(self.root, self.folder)}
-        records: dict[str, Record] = {}
-        for key, entry in _entries(self.json_path):
-            record = self._record(key, entry, found)
-            if record.origin in records:
-                # Two entries for one file: it is not known which of them is right about it, the second is set aside.
-                problem = (Reason.BAD_ANNOTATION, f"entry {key} names {record.origin} once more")
-                record = Record(self.name, f"{JSON_NAME}#{key}", self.json_path, problem=problem)
-            records[record.origin] = record
+        """Every entry of the json in its order, then the pictures that it does not name; each once, right or wrong."""
+        found = {picture.origin: picture for picture in self.tree.walk(self.folder)}
+        shared = self._shared(found) if self.wild else {}
+        seen = set[str]()
+        for key, entry in _entries(self.json_place, self.tree.address):
+            record = self._record(key, entry, found, shared)
+            if record.origin in seen:
+                record = self._again(key, record, shared)
+            while record.origin in seen:  # the json has the key more than once
+                record = replace(record, origin=f"{record.origin}'")
+            seen.add(record.origin)
+            yield record
         for origin, picture in found.items():
-            if origin not in records:
+            if origin not in seen:
                 problem = picture.problem or (Reason.MISSING_ANNOTATION, f"not in {JSON_NAME}")
-                records[origin] = Record(self.name, origin, picture.path, problem=problem)
-        for origin in sorted(records):
-            yield records[origin]
+                yield Record(self.name, origin, picture.place, problem=problem)
 
-    def _record(self, key: str, entry: Any, found: dict[str, Found]) -> Record:
-        origin = f"{JSON_NAME}#{key}"
+    def _shared(self, found: Mapping[str, Found]) -> dict[str, dict[str, Face | None]]:
+        """MD5 -> {key: face} of the photos in the wild that several entries cut a face from.
+
+        Which of two equal files is kept is known when they are read, so each of them has the faces of all. The face of
+        the first entry is not among them: it is added when its turn comes.
+        """
+        first = dict[str, str]()
+        shared = dict[str, dict[str, Face | None]]()
+        for key, entry in _entries(self.json_place, self.tree.address):
+            record = self._record(key, entry, found, {})
+            if record.md5 is None or record.faces is None or record.problem:
+                continue
+            if first.setdefault(record.md5, key) != key:
+                faces = shared.setdefault(record.md5, {first[record.md5]: None})
+                faces[key] = record.faces[0]
+        return shared
+
+    def _again(self, key: str, record: Record, shared: Mapping[str, Mapping[str, Face | None]]) -> Record:
+        """An entry for a file that has one: it is not known which of them is right, so the second is set aside."""
+        path = record.origin
+        problem = (Reason.BAD_ANNOTATION, f"entry {_printable(key)} names {path} once more")
+        if record.md5 in shared and not record.problem:
+            problem = (Reason.DUPLICATE, f"entry {_printable(key)}: {path} is there already, with this face too")
+        origin = f"{JSON_NAME}#{_printable(key)}"
+        return Record(self.name, origin, self.json_place, problem=problem)
+
+    def _record(
+        self, key: str, entry: Any, found: Mapping[str, Found], shared: Mapping[str, dict[str, Face | None]]
+    ) -> Record:
+        name = _printable(key)
+        origin = f"{JSON_NAME}#{name}"
         try:
             part = entry[FOLDERS[self.folder]]
-            path = PurePosixPath(_text(part["file_path"]))
-            if path.is_absolute() or ".." in path.parts or "\\" in str(path) or "\0" in str(path) or not path.parts:
-                problem = (Reason.UNSAFE_PATH, f"entry {key}: {str(path)[:120]!r}")
-                return Record(self.name, origin, self.json_path, problem=problem)
-            origin = str(path)
-            if path.parts[0] != self.folder:
-                raise ValueError(f"{origin} is not in {self.folder}")
+            path = _text(part["file_path"])
+            if problem := unsafe(path):
+                return Record(self.name, origin, self.json_place, problem=(problem[0], f"entry {name}: {problem[1]}"))
+            origin = str(PurePosixPath(path))
+            if not origin.startswith(f"{self.folder}/"):
+                raise ValueError(f"{origin[:120]} is not in {self.folder}")
             metadata = entry.get("metadata", {})
             md5 = _text(part["file_md5"]).lower()
             if not re.fullmatch("[0-9a-f]{32}", md5):
                 raise ValueError(f"file_md5 {md5[:40]!r} is not an MD5 digest")
             pixels = _pixels(part.get("pixel_size"))
+            faces = self._faces(entry, pixels)
+            twins = shared.get(md5)
+            if twins and faces:
+                twins[key] = faces[0]
+                faces = tuple(islice((face for face in twins.values() if face is not None), _MOST_FACES))
             record = Record(
                 source=self.name,
                 origin=origin,
-                path=self.root / origin,
+                path=found[origin].place if origin in found else self.tree.at(origin),
                 license=_text(metadata.get("license") or ""),
                 author=_text(metadata.get("author") or ""),
                 split=_text(entry.get("category") or "") or None,
-                faces=self._faces(entry, pixels),
+                faces=faces,
                 md5=md5,
                 size=int(part["file_size"]),
                 pixels=pixels,
+                twin=f"one photo of entries {', '.join(map(_printable, islice(twins, 9)))}" if twins else "",
             )
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-            problem = (Reason.BAD_ANNOTATION, f"entry {key}: {_missing(error)}")
-            return Record(self.name, origin, self.root / origin, problem=problem)
+            problem = (Reason.BAD_ANNOTATION, f"entry {name}: {_missing(error)}")
+            return Record(self.name, origin, self.tree.at(origin), problem=problem)
         if origin in found:
             return record
-        return Record(self.name, origin, record.path, problem=(Reason.MISSING_FILE, f"entry {key} of {JSON_NAME}"))
+        return Record(self.name, origin, record.path, problem=(Reason.MISSING_FILE, f"entry {name} of {JSON_NAME}"))
 
     def _faces(self, entry: dict[str, Any], pixels: tuple[int, int] | None) -> tuple[Face, ...] | None:
         """One face. The thumbnail has no landmarks of its own: it is the aligned picture, smaller."""
-        part = entry["in_the_wild" if self.folder == "in-the-wild-images" else "image"]
+        part = entry["in_the_wild" if self.wild else "image"]
         landmarks = part.get("face_landmarks")
         if landmarks is None:
             return None
         full = _pixels(part.get("pixel_size"))
         scale = pixels[0] / full[0] if self.folder == "thumbnails128x128" and pixels and full else 1.0
-        return (face_from_68(landmarks, scale),)
+        face = face_from_68(landmarks, scale)
+        return (replace(face, quad=_quad(part.get("face_quad"))) if self.wild else face,)
 
 
-def _entries(path: Path) -> Iterator[tuple[str, Any]]:
+def _entries(place: Place, address: str) -> Iterator[tuple[str, Any]]:
     """The members of the json's one object, one at a time: the official file of 268 MB would take 3 GB as a whole."""
     decoder = json.JSONDecoder()
     try:
-        with open(path, encoding="utf-8") as file:
-            text, place, ended = "", 0, False
+        with io.TextIOWrapper(open_stream(place), encoding="utf-8") as file:
+            text, at, ended = "", 0, False
 
             def more() -> None:
-                nonlocal text, place, ended
+                nonlocal text, at, ended
                 block = file.read(_BLOCK)
-                text, place, ended = text[place:] + block, 0, not block
+                text, at, ended = text[at:] + block, 0, not block
 
             def token() -> str:
                 """The next character that is no white space, or "" at the end."""
-                nonlocal place
+                nonlocal at
                 while True:
-                    while place < len(text) and text[place] in " \t\r\n":
-                        place += 1
-                    if place < len(text) or ended:
-                        return text[place : place + 1]
+                    while at < len(text) and text[at] in " \t\r\n":
+                        at += 1
+                    if at < len(text) or ended:
+                        return text[at : at + 1]
                     more()
 
             def value() -> Any:
-                nonlocal place
+                nonlocal at
                 token()
                 while True:
                     try:
-                        result, end = decoder.raw_decode(text, place)
+                        result, end = decoder.raw_decode(text, at)
                         # A number at the end of a block may go on in the next one, even as "0." does.
                         if ended or text[end : end + 1] in tuple(" \t\r\n,:}"):
-                            place = end
+                            at = end
                             return result
                     except json.JSONDecodeError as error:
                         if ended:
                             raise ValueError(str(error)) from error
+                    if len(text) - at > _LONGEST:
+                        raise ValueError(f"an entry of more than {_LONGEST} characters")
                     more()
 
             def expect(characters: str) -> str:
-                nonlocal place
+                nonlocal at
                 got = token()
                 if not got or got not in characters:
                     raise ValueError(f"{got!r} where one of {characters!r} should be")
-                place += 1
+                at += 1
                 return got
 
             expect("{")
@@ -165,13 +212,28 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
                 if expect(",}") == "}":
                     return
     except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise UserError(f'"{path}" cannot be read as FFHQ\'s json ({error}): download it again.') from error
+        name = f"{address}/{JSON_NAME}"
+        raise UserError(f'"{name}" cannot be read as FFHQ\'s json ({str(error)[:200]}): download it again.') from error
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r:.40} is not text")
+    value.encode()  # a lone surrogate, which JSON can spell, fits neither into a file's name nor into the catalog
     return value
+
+
+def _printable(key: str) -> str:
+    return key[:120].encode("utf-8", "backslashreplace").decode()
+
+
+def _quad(value: Any) -> tuple[tuple[float, float], ...]:
+    if value is None:
+        return ()
+    points = tuple((float(x), float(y)) for x, y in value)
+    if len(points) != 4 or not all(abs(number) < 1e6 for point in points for number in point):
+        raise ValueError("face_quad is not four points")
+    return points
 
 
 def _pixels(value: Any) -> tuple[int, int] | None:

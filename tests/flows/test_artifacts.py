@@ -33,6 +33,15 @@ def test_refusals_are_counted_and_the_first_are_kept() -> None:
     refusals.show()
 
 
+def test_what_takes_long_is_shown_beside_a_spinner() -> None:
+    with artifacts.console.status("looking"), artifacts.telling() as tell:
+        for done in range(3):
+            tell("unpacking one", done, 2)
+            tell("unpacking another", done, 2)
+    with artifacts.telling():
+        pass  # nothing was told
+
+
 def test_nothing_is_sent_without_a_run() -> None:
     artifacts.table("t", [{"a": 1}], "d")
     artifacts.markdown("m", "text")

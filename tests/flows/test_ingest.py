@@ -1,7 +1,12 @@
 """Which photos a run reads: each once, and again only what has become readable since."""
 
+import json
+import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -57,3 +62,87 @@ def test_folders_with_ordinary_names(name: str, tmp_path: Path) -> None:
     Image.effect_noise((48, 48), 90).save(folder / "a b.png")
     settings = load_settings("demo", tmp_path / f"{name} out", {"ingest.source": f"folder:{folder}"})
     assert _read(settings) == ["a b.png"] and _read(settings) == []
+
+
+_opened: list[str] = []
+_watched: list[Path] = []
+
+
+def _watch(event: str, arguments: tuple[object, ...]) -> None:
+    if _watched and event == "open" and str(arguments[0]).startswith(str(_watched[0])):
+        _opened.append(str(arguments[0]))
+
+
+@pytest.mark.parametrize("kind", ["folder", "ffhq", "celeba", "zip", "webdataset", "fastcomposer"])
+def test_a_second_pass_with_nothing_new_opens_no_photo(kind: str, tmp_path: Path) -> None:
+    """Every opening of a file below the source is counted, by whatever way it is opened."""
+    root = tmp_path / "source"
+    make = {"ffhq": _ffhq, "celeba": _celeba, "zip": _zip, "webdataset": _tar, "fastcomposer": _fastcomposer}
+    root.mkdir()
+    allowed = make.get(kind, _folder)(root)
+    spec = f"folder:{root / 'x.zip'}" if kind == "zip" else f"{kind}:{root}"
+    settings = load_settings("demo", tmp_path / "workspace", {"ingest.source": spec})
+    if not any(hook is _watch for hook in _hooks):
+        sys.addaudithook(_watch)
+        _hooks.append(_watch)
+    _watched.append(root)
+    try:
+        assert len(_read(settings)) == 3 and _opened
+        _opened.clear()
+        assert new_photos(settings) == []
+        assert {Path(name).name for name in _opened} == allowed and len(_opened) <= 2 * len(allowed)
+    finally:
+        _watched.clear()
+        _opened.clear()
+
+
+_hooks: list[object] = []
+
+
+def _noise(number: int) -> Image.Image:
+    return Image.effect_noise((48, 48), 90 + number)
+
+
+def _folder(root: Path) -> set[str]:
+    for number in range(3):
+        _noise(number).save(root / f"{number}.png")
+    return set()
+
+
+def _ffhq(root: Path) -> set[str]:
+    paperfolk.write_ffhq(root, 3, 0, 32, flaws=False, processes=1)
+    return {"ffhq-dataset-v2.json"}
+
+
+def _celeba(root: Path) -> set[str]:
+    paperfolk.write_celeba(root, 3, 1, 0, 32)
+    aligned = {path.name for path in (root / "Anno").iterdir()} - {"list_bbox_celeba.txt"}
+    return aligned | {"list_eval_partition.txt"}
+
+
+def _zip(root: Path) -> set[str]:
+    _folder(root)
+    with zipfile.ZipFile(root / "x.zip", "w") as archive:
+        for path in sorted(root.glob("*.png")):
+            archive.write(path, path.name)
+    return {"x.zip"}  # its directory, once
+
+
+def _tar(root: Path) -> set[str]:
+    _folder(root)
+    with tarfile.open(root / "x.tar", "w") as archive:
+        for path in sorted(root.glob("*.png")):
+            archive.add(path, path.name)
+    return {"x.tar"}  # its headers, once
+
+
+def _fastcomposer(root: Path) -> set[str]:
+    (root / "00000").mkdir()
+    names = [f"{number:08d}" for number in range(3)]
+    for name in names:
+        _noise(int(name)).save(root / "00000" / f"{name}.jpg")
+        np.save(root / "00000" / f"{name}.npy", np.ones((48, 48), int))
+        segments = [{"id": 1, "end": 5, "bbox": [0, 0, 48, 48], "coco_label": "person"}]
+        (root / "00000" / f"{name}.json").write_text(json.dumps({"caption": "a man", "segments": segments}))
+    (root / "image_ids.txt").write_text("\n".join(names))
+    return {"image_ids.txt"}

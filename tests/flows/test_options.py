@@ -13,6 +13,8 @@ def test_settings_of_options(tmp_path: Path) -> None:
     assert settings.train.steps == 7 and settings.evaluate.seeds == [3, 4] and settings.workspace == tmp_path
     assert settings.ingest.source == f"folder:{Path('pictures').absolute()}"
     assert read_settings("demo", None, None).ingest.source == "paperfolk"
+    for elsewhere in ("folder:s3://bucket/prefix", "webdataset:pipe:cat x", "paperfolk"):
+        assert read_settings("demo", None, None, elsewhere).ingest.source == elsewhere
 
 
 @pytest.mark.parametrize("change", ["nonsense", "train.stepz=3", "train.steps=many"])

@@ -20,6 +20,7 @@ def test_demo_needs_little(tmp_path: Path) -> None:
     assert checks["model clip"].ok and str(folder) in checks["model clip"].detail
     assert not checks["model base"].ok and "models.base.location" in checks["model base"].detail
     assert all(checks[name].ok for name in ("ingest.source", "storage", "ray", "accelerator"))
+    assert _checks("demo", tmp_path, ingest__source="ffhq:s3://bucket/prefix")["ingest.source"].ok
 
 
 def test_sd15_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

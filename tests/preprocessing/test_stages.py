@@ -11,11 +11,15 @@ from PIL import Image
 from infra.errors import UserError
 from infra.settings import CaptionSettings, ModelReference, SegmentSettings, ShardSettings
 from preprocessing.captioning import open_captioner
-from preprocessing.catalog import PhotoRow
+from preprocessing.catalog import PhotoRow, ShardRow
 from preprocessing.columns import COLUMNS, wanted_columns
+from preprocessing.exporting import FastComposerExport
+from preprocessing.photos import Crop
 from preprocessing.precompute import Precomputer
+from preprocessing.prepared import Prepared, PreparedSubject
 from preprocessing.segmentation import People, Person, open_segmenter
 from preprocessing.shards import decode_instances, decode_npy, encode_instances, encode_json, read_tar, write_tar
+from preprocessing.sources import open_source
 from preprocessing.stages import bind_shard, build_shard, caption_shard, faces_of, segment_shard, stage_recipe
 from tests.tiny_models import tiny_blip2, tiny_clip, tiny_mask2former, tiny_pipeline
 
@@ -280,3 +284,70 @@ def test_fingerprints_follow_what_changes_the_bytes() -> None:
     assert first == named({"workers": 9}, "model")
     assert first != named({"num_beams": 5}, "model")
     assert first != named({}, "other")
+
+
+class _NeverAsked:
+    def caption(self, images: Sequence[Image.Image]) -> list[str]:
+        raise AssertionError("the model was asked about a photo that came with its caption")
+
+    def segment(self, images: Sequence[Image.Image]) -> list[People]:
+        raise AssertionError("the model was asked about a photo that came with its masks")
+
+
+def test_what_a_source_prepared_goes_through_without_a_model(precomputer: Precomputer, tmp_path: Path) -> None:
+    ids = np.zeros((32, 32), np.int64)
+    ids[4:30, 1:10], ids[4:30, 20:30] = 900, -3
+    caption = "the tall one and a woman"
+    prepared = Prepared(caption, (PreparedSubject(-3, 9, 12), PreparedSubject(900, 19, 24)), ids)
+    about, instances = prepared.cropped(Crop(0, 0, 32, 32), (32, 32))
+    face = {"box": [22, 6, 26, 12], "landmarks": [], "score": 1.0}
+    json = {"source": "fastcomposer", "origin": "0.jpg", "faces": [face], "prepared": about}
+    parts = {"jpg": photo(0), "json": encode_json(json), "instances.png": instances}
+    tar = write_tar([("key0", parts)])
+    captioned, refused = caption_shard(tar, _NeverAsked(), CAPTION)
+    segmented, nobody = segment_shard(tar, _NeverAsked(), SEGMENT)
+    assert refused == nobody == []
+    built, rows = shard_of(tar, captioned, segmented, precomputer)
+    assert rows == []
+    (sample,) = read_tar(built)
+    found = sample.json()
+    assert found["caption"] == caption and found["mask_source"] == "source"
+    # "one" is no word for a person to our own binding: it is the source's that counts.
+    assert [(one["word"], one["box"], one["face"]) for one in found["subjects"]] == [
+        ("one", [20, 4, 30, 30], face),
+        ("woman", [1, 4, 10, 30], None),
+    ]
+    map_of_subjects = decode_instances(sample.parts["instances.png"])
+    assert map_of_subjects[10, 25] == 1 and map_of_subjects[10, 5] == 2 and map_of_subjects[0, 0] == 0
+
+    # Exported again, it says what it said when it came.
+    export = FastComposerExport(tmp_path / "out", [ShardRow("shard", "s", "f", "s.tar", "sha", 1)])
+    for row in export.pending():
+        export.add(row, built)
+    export.finish()
+    (record,) = open_source(f"fastcomposer:{tmp_path / 'out'}").records()
+    assert record.beside is not None
+    back = record.beside.describe(record).prepared
+    assert back is not None and back.caption == caption
+    assert [(one.start, one.end) for one in back.subjects] == [(9, 12), (19, 24)]
+    assert ((back.ids == back.subjects[0].id) == (ids == -3)).all() and (
+        (back.ids == back.subjects[1].id) == (ids == 900)
+    ).all()
+
+
+def test_prepared_photos_and_others_share_a_shard(models: Path) -> None:
+    captioner = open_captioner(ModelReference(location=str(models / "captioner")), CAPTION)
+    others = {sample.key: dict(sample.parts) for sample in read_tar(ingested(3))}
+    alone = {sample.key: sample.json() for sample in read_tar(caption_shard(ingested(3), captioner, CAPTION)[0])}
+    json = {
+        "source": "s",
+        "origin": "1.jpg",
+        "faces": [],
+        "prepared": {"caption": "given", "people": [], "binding": []},
+    }
+    others["key1"]["json"] = encode_json(json)
+    captioned = {
+        sample.key: sample.json()
+        for sample in read_tar(caption_shard(write_tar(others.items()), captioner, CAPTION)[0])
+    }
+    assert captioned == alone | {"key1": {"caption": "given"}}

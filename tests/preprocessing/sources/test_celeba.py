@@ -1,8 +1,12 @@
 """The CelebA reader on small roots of the official layout, right and wrong."""
 
+import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import py7zr
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +15,7 @@ from PIL import Image
 from infra.errors import UserError
 from preprocessing.ingesting import ingest_chunk
 from preprocessing.photos import Reason
-from preprocessing.sources import Record, open_source
+from preprocessing.sources import Record, Surroundings, open_source
 
 COLUMNS = ["5_o_Clock_Shadow", "Male", "Young"]
 POINTS = "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y"
@@ -152,6 +156,103 @@ def test_a_list_without_its_header_and_a_root_without_pictures_are_one_sentence(
         (tmp_path / "Anno/list_attr_celeba.txt").write_bytes(text)
         with pytest.raises(UserError, match="list_attr_celeba.txt"):
             list(open_source(f"celeba:{tmp_path}").records())
+
+
+def zip_pictures(root: Path, folder: str, inside: str = "img_align_celeba/") -> None:
+    """The pictures in a zip beside their folder, which goes."""
+    with zipfile.ZipFile(root / f"{folder}.zip", "w") as archive:
+        for path in sorted((root / folder).iterdir()):
+            archive.write(path, f"{inside}{path.name}")
+    shutil.rmtree(root / folder)
+
+
+@pytest.mark.parametrize("inside", ["img_align_celeba/", "", "img_align_celeba/img_align_celeba/"])
+def test_a_zip_is_read_in_place_and_its_photos_are_those_of_the_folder(inside: str, tmp_path: Path) -> None:
+    write_root(tmp_path)
+    unpacked = list(open_source(f"celeba:{tmp_path}").records())
+    limits = SimpleNamespace(pixels=32, min_side=16, max_pixels=100_000)
+    expected = ingest_chunk(unpacked, set(), limits)
+    zip_pictures(tmp_path, "Img/img_align_celeba", inside)
+    zipped = list(open_source(f"celeba:{tmp_path}").records())
+    assert [record.origin for record in zipped] == [record.origin for record in unpacked]
+    assert ingest_chunk(zipped, set(), limits) == expected and expected.tar is not None
+
+
+def test_the_lists_may_lie_in_a_zip_too(tmp_path: Path) -> None:
+    write_root(tmp_path / "celeba")
+    with zipfile.ZipFile(tmp_path / "celeba.zip", "w") as archive:
+        for path in (tmp_path / "celeba").rglob("*.*"):
+            archive.write(path, path.relative_to(tmp_path / "celeba"))
+    whole = [record.identity for record in open_source(f"celeba:{tmp_path}/celeba").records()]
+    assert [record.identity for record in open_source(f"celeba:{tmp_path}/celeba.zip").records()] == whole
+
+
+def test_hostile_members_of_the_zip_are_refused_singly(tmp_path: Path) -> None:
+    write_root(tmp_path)
+    zip_pictures(tmp_path, "Img/img_align_celeba")
+    with zipfile.ZipFile(tmp_path / "Img/img_align_celeba.zip", "a") as archive, pytest.warns(UserWarning):
+        for name in ("../../outside.jpg", "/etc/x.jpg", "img_align_celeba/000001.jpg", "000002.jpg", "notes.txt"):
+            archive.writestr(name, b"x")
+    found = {record.origin: record.problem for record in open_source(f"celeba:{tmp_path}").records()}
+    problems = {name: problem[0] for name, problem in found.items() if problem}
+    assert sum(problem is None for problem in found.values()) == 4
+    assert sorted(problems.values()) == [Reason.BAD_ARCHIVE] * 2 + [Reason.UNSAFE_PATH] * 2
+
+
+def test_parts_of_a_7z_are_unpacked_into_the_cache(tmp_path: Path) -> None:
+    write_root(tmp_path, folder="img_celeba")
+    expected = {name: record.faces for name, record in read(tmp_path).items()}
+    with py7zr.SevenZipFile(tmp_path / "whole.7z", "w") as archive:
+        archive.writeall(tmp_path / "img_celeba", "img_celeba")
+    shutil.rmtree(tmp_path / "img_celeba")
+    data = (tmp_path / "whole.7z").read_bytes()
+    (tmp_path / "Img").mkdir()
+    for number in range(3):
+        (tmp_path / f"Img/img_celeba.7z.00{number + 1}").write_bytes(
+            data[number * 500 : (number + 1) * 500 if number < 2 else None]
+        )
+    around = Surroundings(tmp_path / "workspace" / "cache")
+    records = list(open_source(f"celeba:{tmp_path}", around=around).records())
+    assert {record.origin.rpartition("/")[2]: record.faces for record in records} == expected
+    assert records[0].origin == "Img/img_celeba/000001.jpg" and not any(record.problem for record in records)
+    assert {path.parent.name for path in tmp_path.rglob("*.jpg")} == {"img_celeba"}
+    assert len(list((tmp_path / "workspace").rglob("*.jpg"))) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace(" ", "\t"),
+        lambda text: "\ufeff" + text,
+        lambda text: text + "\n\n   \n",
+        lambda text: text.rstrip("\n"),
+    ],
+    ids=["CRLF", "tabs", "byte order mark", "empty lines", "no last line feed"],
+)
+def test_lists_that_another_program_wrote_say_the_same(change: Callable[[str], str], tmp_path: Path) -> None:
+    write_root(tmp_path)
+    expected = read(tmp_path)
+    for path in (*(tmp_path / "Anno").iterdir(), *(tmp_path / "Eval").iterdir()):
+        path.write_bytes(change(path.read_text()).encode())
+    assert read(tmp_path) == expected
+
+
+def test_names_in_every_script_and_bytes_that_are_no_text(tmp_path: Path) -> None:
+    write_root(tmp_path)
+    names = ["写真.jpg", "фото.jpg", "صورة.jpg", "a\u2028b.jpg", "e\u0301.jpg", "😀.jpg"]
+    for name in names:
+        shutil.copy(tmp_path / "Img/img_align_celeba/000001.jpg", tmp_path / "Img/img_align_celeba" / name)
+    for path in (*(tmp_path / "Anno").iterdir(), *(tmp_path / "Eval").iterdir()):
+        first = next(line for line in path.read_text().splitlines() if line.startswith("000001.jpg"))
+        with open(path, "ab") as file:
+            file.write(
+                "".join(f"{first.replace('000001.jpg', name)}\n" for name in names if name != "a\u2028b.jpg").encode()
+            )
+            file.write(b"\xff\xfe.jpg 1\n")
+    found = problems(tmp_path)
+    assert [found[name] for name in names] == [None, None, None, Reason.MISSING_ANNOTATION, None, None]
+    assert found["\\xff\\xfe.jpg"] == Reason.MISSING_FILE and len(found) == 4 + len(names) + 1
 
 
 @given(st.integers(0, 3000), st.sampled_from(["", "\n", " ", "x", "-", "\0", "../", "é"]))

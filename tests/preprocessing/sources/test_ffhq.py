@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from infra.errors import UserError
+from preprocessing.faces import Face
 from preprocessing.ingesting import ingest_chunk
 from preprocessing.photos import Reason
+from preprocessing.shards import read_tar
 from preprocessing.sources import Record, open_source
 from preprocessing.sources.ffhq import JSON_NAME, _entries
 
@@ -100,6 +102,125 @@ def test_pictures_in_the_wild(tmp_path: Path) -> None:
     assert record.problem is None and record.faces is not None and record.faces[0].box[0] == 10.0
 
 
+def write_wild(root: Path, same: dict[int, int]) -> dict[str, Any]:
+    """Photos in the wild with a quad each; photo a of `same` is a copy of photo b."""
+    entries = write_root(root, count=6, folder="in-the-wild-images")
+    for index in range(6):
+        part = entries[str(index)]["in_the_wild"]
+        part["face_quad"] = [[1.0 + index, 2], [1, 20], [20, 20], [20, 2]]
+        part["face_landmarks"] = [[x + index / 10, y] for x, y in part["face_landmarks"]]
+        if index in same:
+            twin = entries[str(same[index])]["in_the_wild"]
+            (root / part["file_path"]).write_bytes((root / twin["file_path"]).read_bytes())
+            part |= {name: twin[name] for name in ("file_md5", "file_size")}
+    write_json(root, entries)
+    return entries
+
+
+def test_the_face_quad_travels_with_its_face(tmp_path: Path) -> None:
+    write_wild(tmp_path, {})
+    limits = SimpleNamespace(pixels=16, min_side=16, max_pixels=10_000)
+    result = ingest_chunk(list(open_source(f"ffhq:{tmp_path}").records()), set(), limits)
+    assert result.tar is not None
+    (about,) = [one.json() for one in read_tar(result.tar) if one.json()["origin"].endswith("00003.png")]
+    assert about["faces"][0]["quad"] == [[2.0, 1.0], [0.5, 10.0], [10.0, 10.0], [10.0, 1.0]]
+    assert Face.from_json(about["faces"][0]).as_json() == about["faces"][0]
+
+
+def test_one_photo_under_several_indices_has_all_faces_and_is_kept_once(tmp_path: Path) -> None:
+    write_wild(tmp_path, {3: 1, 5: 1})
+    records = read(tmp_path)
+    name = "in-the-wild-images/00000/0000{}.png".format
+    for index in (1, 3, 5):
+        faces = records[name(index)].faces
+        assert faces is not None and [face.quad[0][0] for face in faces] == [2.0, 4.0, 6.0]
+        assert records[name(index)].twin == "one photo of entries 1, 3, 5"
+    assert records[name(2)].twin == "" and len(records[name(2)].faces or ()) == 1
+    limits = SimpleNamespace(pixels=16, min_side=16, max_pixels=10_000)
+    rows = ingest_chunk(list(records.values()), set(), limits).rows
+    assert [row.reason for row in rows] == ["", "", "", Reason.DUPLICATE, "", Reason.DUPLICATE]
+    assert "one photo of entries 1, 3, 5" in rows[3].detail
+    # Where the first of them is damaged, another one is kept, with all faces.
+    (tmp_path / name(1)).write_bytes(b"damaged")
+    rows = ingest_chunk(list(read(tmp_path).values()), set(), limits).rows
+    assert [row.reason for row in rows] == ["", Reason.SIZE_MISMATCH, "", "", "", Reason.DUPLICATE]
+
+
+def test_two_entries_of_one_file_in_the_wild_are_one_photo_with_two_faces(tmp_path: Path) -> None:
+    entries = write_wild(tmp_path, {})
+    entries["4"]["in_the_wild"]["file_path"] = entries["0"]["in_the_wild"]["file_path"]
+    entries["4"]["in_the_wild"]["file_md5"] = entries["0"]["in_the_wild"]["file_md5"]
+    write_json(tmp_path, entries)
+    records = read(tmp_path)
+    assert len(records["in-the-wild-images/00000/00000.png"].faces or ()) == 2
+    problem = records[f"{JSON_NAME}#4"].problem
+    assert problem is not None and problem[0] == Reason.DUPLICATE and "entry 4" in problem[1]
+
+
+def test_one_folder_can_be_chosen(tmp_path: Path) -> None:
+    small = write_root(tmp_path, folder="thumbnails128x128", side=128)
+    entries = write_root(tmp_path)
+    write_json(tmp_path, {key: entry | {"thumbnail": small[key]["thumbnail"]} for key, entry in entries.items()})
+    assert next(iter(read(tmp_path))).startswith("images1024x1024/")
+    chosen = open_source(f"ffhq:{tmp_path / 'thumbnails128x128'}")
+    assert next(iter(chosen.records())).origin.startswith("thumbnails128x128/")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"0": {"image": {"file_size": 1' + "0" * 5000 + "}}}",
+        '{"0": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"0": "' + "x" * (17 << 20) + '"}',
+        "\ufeff{}",
+    ],
+    ids=["long number", "deep", "long entry", "byte order mark"],
+)
+def test_a_json_that_would_take_all_memory_or_stack_is_one_sentence(text: str, tmp_path: Path) -> None:
+    write_root(tmp_path, count=1)
+    (tmp_path / JSON_NAME).write_text(text, "utf-8")
+    with pytest.raises(UserError, match="download it again") as caught:
+        list(open_source(f"ffhq:{tmp_path}").records())
+    assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        (
+            '{"image": {"file_path": "images1024x1024/0.png", "file_md5": "%s", "file_size": NaN}}',
+            Reason.BAD_ANNOTATION,
+        ),
+        (
+            '{"image": {"file_path": "images1024x1024/0.png", "file_md5": "%s", "file_size": Infinity}}',
+            Reason.BAD_ANNOTATION,
+        ),
+        (
+            '{"image": {"file_path": "images1024x1024/0.png", "file_md5": "%s", "file_size": [3]}}',
+            Reason.BAD_ANNOTATION,
+        ),
+        (
+            '{"image": {"file_path": "images1024x1024/\\ud800.png", "file_md5": "%s", "file_size": 3}}',
+            Reason.BAD_ANNOTATION,
+        ),
+        ('{"image": {"file_path": "images1024x1024/0.png", "file_md5": 7, "file_size": 3}}', Reason.BAD_ANNOTATION),
+        (
+            '{"image": {"file_path": "images1024x1024/写真 ü.png", "file_md5": "%s", "file_size": 3}}',
+            Reason.MISSING_FILE,
+        ),
+    ],
+)
+def test_an_entry_of_the_wrong_type_costs_itself(text: str, reason: Reason, tmp_path: Path) -> None:
+    entries = write_root(tmp_path, count=2)
+    good = json.dumps(entries)[1:-1]
+    entry = text.replace("%s", "0" * 32)
+    (tmp_path / JSON_NAME).write_text(f'{{"\\ud800": {entry}, "\\ud800": 3, {good}}}', "utf-8")
+    problems = [record.problem and record.problem[0] for record in read(tmp_path).values()]
+    assert problems == [reason, Reason.BAD_ANNOTATION, None, None]
+    for record in read(tmp_path).values():
+        record.origin.encode()
+
+
 def test_the_json_disagrees_with_the_folder(tmp_path: Path) -> None:
     entries = write_root(tmp_path, count=8)
     (tmp_path / origin(1)).unlink()
@@ -175,7 +296,7 @@ def test_reading_in_blocks_equals_reading_at_once(
     path.write_text(json.dumps(entries, indent=indent), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("preprocessing.sources.ffhq._BLOCK", block)
-        assert dict(_entries(path)) == entries
+        assert dict(_entries(path, "x")) == entries
 
 
 @given(values)

@@ -7,6 +7,7 @@ from PIL import Image
 
 from preprocessing.photos import Reason
 from preprocessing.sources import open_source
+from preprocessing.trees import DiskTree
 
 
 def origins(root: Path) -> list[str]:
@@ -70,7 +71,5 @@ def test_names_that_are_no_utf8_fit_into_the_catalog(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_listed_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")
     # Modes do not stop root; a folder that is gone when its turn comes fails in the same way.
-    from preprocessing.sources.folder import find_pictures
-
-    (found,) = find_pictures(tmp_path, "gone")
+    (found,) = DiskTree(tmp_path).walk("gone")
     assert found.origin == "gone" and found.problem is not None and found.problem[0] == Reason.UNREADABLE

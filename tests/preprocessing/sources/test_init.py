@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from infra.errors import UserError
-from preprocessing.sources import SOURCES, Record, open_source
+from preprocessing.sources import SOURCES, Record, Surroundings, open_source
+from preprocessing.trees import Tree
 
 
-@pytest.mark.parametrize("spec", ["", "folder", "folder:", "flickr:/tmp", "/tmp", "paperfolk:x", ":"])
+@pytest.mark.parametrize("spec", ["", "folder", "folder:", "flickr:/tmp", "/tmp", "paperfolk", ":"])
 def test_an_unknown_source_is_one_sentence_with_the_choices(spec: str) -> None:
     with pytest.raises(UserError, match="ffhq:PATH, celeba:PATH, folder:PATH") as caught:
         open_source(spec)
@@ -23,7 +24,7 @@ def test_a_wrong_path_is_one_sentence(kind: str, tmp_path: Path) -> None:
         open_source(f"{kind}:{tmp_path}/none")
     with pytest.raises(UserError, match="is not a folder"):
         open_source(f"{kind}:{tmp_path}/file")
-    for path in ("x" * 5000, "nu\0ll"):
+    for path in ("x" * 5000, "nu\0ll", "~nobody-of-that-name/x"):
         with pytest.raises(UserError):
             open_source(f"{kind}:{path}")
 
@@ -39,11 +40,11 @@ def test_a_new_source_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     class Album:
         name, terms, license_files = "album", "mine", ()
 
-        def __init__(self, root: Path) -> None:
-            self.root = root
+        def __init__(self, tree: Tree, around: Surroundings) -> None:
+            self.tree = tree
 
         def records(self) -> Iterator[Record]:
-            yield Record(self.name, "1.jpg", self.root / "1.jpg", author="me")
+            yield Record(self.name, "1.jpg", self.tree.at("1.jpg"), author="me")
 
     monkeypatch.setitem(SOURCES, "album", Album)
     (record,) = open_source(f"album:{tmp_path}").records()

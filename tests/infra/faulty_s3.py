@@ -1,0 +1,117 @@
+"""A proxy before the S3 server that misbehaves on request, and remembers what it was asked for."""
+
+import http.client
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+_ERRORS = {
+    "500": (500, "InternalError"),
+    "503": (503, "SlowDown"),
+    "expired": (400, "ExpiredToken"),
+    "denied": (403, "AccessDenied"),
+}
+
+
+class FaultyS3(ThreadingHTTPServer):
+    """`faults`: part of a path -> what happens to each GET of it in turn; the last one stays, "" is no fault.
+
+    "500", "503", "expired", "denied": that answer. "reset": no answer. "short": the connection ends in the middle of
+    the body. "less": the server says that half is all. "drip": a byte now and then. "changed": another etag. "more":
+    the whole object whatever range was asked for.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, upstream: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.upstream = urlsplit(upstream).netloc
+        self.faults: dict[str, list[str]] = {}
+        self.asked: list[str] = []
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def gets(self, part: str = "") -> list[str]:
+        """The objects that were fetched, listings left out."""
+        return [path for path in self.asked if part in path and "list-type" not in path]
+
+    def fault(self, path: str) -> str:
+        for part, faults in self.faults.items():
+            if part in path:
+                return faults.pop(0) if len(faults) > 1 else faults[0]
+        return ""
+
+
+@contextmanager
+def faulty_s3(upstream: str) -> Iterator[FaultyS3]:
+    server = FaultyS3(upstream)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FaultyS3
+
+    def do_GET(self) -> None:
+        path = unquote(self.path)
+        self.server.asked.append(path)
+        fault = self.server.fault(path)
+        if fault == "reset":
+            self.close_connection = True
+            return
+        if fault in _ERRORS:
+            status, code = _ERRORS[fault]
+            self._answer(status, {}, f"<Error><Code>{code}</Code><Message>{fault}</Message></Error>".encode())
+            return
+        headers = dict(self.headers)
+        if fault == "more":
+            headers.pop("Range", None)
+        status, answered, body = self._ask(headers)
+        if fault == "changed":
+            answered["ETag"] = '"another"'
+        self._answer(status, answered, body, fault)
+
+    def _ask(self, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection(self.server.upstream, timeout=30)
+        connection.request("GET", self.path, headers=headers)
+        response = connection.getresponse()
+        body = response.read()
+        connection.close()
+        return response.status, dict(response.getheaders()), body
+
+    def _answer(self, status: int, headers: dict[str, str], body: bytes, fault: str = "") -> None:
+        sent = body[: len(body) // 2] if fault in ("less", "short") else body
+        self.send_response(status)
+        for name, value in headers.items():
+            if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body) if fault == "short" else len(sent)))
+        self.end_headers()
+        if fault == "drip":
+            for place in range(len(sent)):
+                self.wfile.write(sent[place : place + 1])
+                time.sleep(0.05)
+        else:
+            self.wfile.write(sent)
+        if fault == "short":
+            self.close_connection = True
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except (ConnectionError, OSError):  # whoever asked had enough
+            pass
