@@ -98,9 +98,9 @@ def _unpack(
                 raise ValueError("it is encrypted")
             members, refused = _sort_out(archive.files)
             total = sum(size for size, _ in members.values())
-            _check_room(folder, total, sum(holder_of(part).size for part in parts))
             missing = {name for name, (size, _) in members.items() if not _is_there(files / name, size)}
             done = total - sum(members[name][0] for name in missing)
+            _check_room(folder, total, sum(holder_of(part).size for part in parts), total - done)
             tell(done, total)
             if missing:
                 factory = _factory(files, {name: members[name] for name in missing}, done, total, tell)
@@ -150,12 +150,12 @@ def _is_plain(part: str) -> bool:
     return re.fullmatch(r"\w[\w .,()+@=~-]*", part) is not None and len(os.fsencode(part)) <= 200
 
 
-def _check_room(folder: Path, needed: int, packed: int) -> None:
-    if needed > _RATIO_FROM_BYTES and needed > _MOST_RATIO * packed:
-        raise ValueError(f"{needed} bytes packed into {packed} are no photos")
+def _check_room(folder: Path, total: int, packed: int, missing: int) -> None:
+    if total > _RATIO_FROM_BYTES and total > _MOST_RATIO * packed:
+        raise ValueError(f"{total} bytes packed into {packed} are no photos")
     free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(f'"{folder}" has room for {free} bytes of {needed}: choose a --workspace with more.')
+    if missing > free:
+        raise UserError(f'"{folder}" has room for {free} bytes of {missing}: choose a --workspace with more.')
 
 
 def _is_there(path: Path, size: int) -> bool:

@@ -169,10 +169,17 @@ class S3Tree:
     def __init__(self, bucket: str, prefix: str = "", endpoint_url: str | None = None) -> None:
         self.bucket, self.prefix, self.endpoint_url = bucket, prefix.strip("/"), endpoint_url
         self._start = f"{self.prefix}/" if self.prefix else ""
+        self._only = ""
+
+    def only(self, name: str) -> "S3Tree":
+        """The same prefix as if it held nothing but the object of this name."""
+        tree = S3Tree(self.bucket, self.prefix, self.endpoint_url)
+        tree._only = name
+        return tree
 
     @property
     def address(self) -> str:
-        return f"s3://{self.bucket}/{self.prefix}"
+        return f"s3://{self.bucket}/{self._start}{self._only}".rstrip("/")
 
     @property
     def identity(self) -> bytes:
@@ -180,13 +187,13 @@ class S3Tree:
 
     @property
     def name(self) -> str:
-        return self.prefix.rpartition("/")[2] or self.bucket
+        return self._only or self.prefix.rpartition("/")[2] or self.bucket
 
     def walk(self, under: str = "", wanted: Callable[[str], bool] = is_picture) -> Iterator[Found]:
         start = f"{self._start}{under}/" if under else self._start
-        for item in list_objects(self.bucket, start, self.endpoint_url):
+        for item in list_objects(self.bucket, start + self._only, self.endpoint_url):
             *folders, name = item.key[len(start) :].split("/")
-            if wanted(name) and not _hidden(folders):
+            if wanted(name) and not _hidden(folders) and self._only in ("", name):
                 origin = item.key[len(self._start) :]
                 yield Found(origin, item, unsafe(origin))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from infra.errors import UserError
+from infra.s3_reading import S3Object
 from preprocessing.faces import Face
 from preprocessing.photos import Reason
 from preprocessing.places import Place
@@ -147,10 +148,13 @@ def _open_prefix(kind: str, address: str, endpoint_url: str | None) -> Tree:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", bucket):
         raise UserError(f'"{address[:200]}" names no bucket: write {kind}:s3://bucket/prefix.')
     tree = S3Tree(bucket, prefix, endpoint_url)
-    if prefix.lower().endswith(".zip"):
+    if prefix.lower().endswith((".zip", ".tar")):
         archive = S3Tree(bucket, "", endpoint_url).find(prefix)
-        if archive is not None:
-            return ZipTree(archive)  # type: ignore[arg-type]  # an S3Tree finds S3Objects
+        if isinstance(archive, S3Object) and prefix.lower().endswith(".zip"):
+            return ZipTree(archive)
+        if archive is not None and kind == "webdataset":
+            folder, _, name = prefix.rpartition("/")
+            return S3Tree(bucket, folder, endpoint_url).only(name)
     if not tree.has_folder(""):
         raise UserError(f'There is nothing under "{address[:200]}" on {endpoint_url or "AWS"}: mend the address.')
     return tree

@@ -26,6 +26,7 @@ from preprocessing.trees import Found, Tree, license_files
 
 IDS, TRAIN_IDS, TEST_IDS = "image_ids.txt", "image_ids_train.txt", "image_ids_test.txt"
 PERSON = "person"
+_KNOWN = ("license", "author", "identity")
 _MOST_LIST_BYTES, _MOST_JSON_BYTES, _MOST_MAP_BYTES = 1 << 28, 1 << 22, 1 << 28
 _MOST_SEGMENTS = 255  # an instance map has 8 bits
 
@@ -121,18 +122,18 @@ class CaptionAndMasks:
     def describe(self, record: Record) -> Record:
         """The record with its caption, masks and binding; PhotoRefused where one of them cannot be understood."""
         try:
-            caption, segments = _read_json(read_bytes(self.json))
+            caption, segments, known = _read_json(read_bytes(self.json))
             ids = _read_map(read_bytes(self.map))
             subjects = tuple(_subject(segment, caption, ids) for segment in segments)
             if len({subject.id for subject in subjects}) != len(subjects):
                 raise ValueError("two segments have one id")
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise PhotoRefused(Reason.BAD_ANNOTATION, f"its json or npy: {_say(error)}") from error
-        return replace(record, prepared=Prepared(caption, subjects, ids))
+        return replace(record, prepared=Prepared(caption, subjects, ids), **known)
 
 
-def _read_json(data: bytes) -> tuple[str, list[dict[str, Any]]]:
-    """The caption and the people's segments."""
+def _read_json(data: bytes) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
+    """The caption, the people's segments, and licence, author and identity where our own export wrote them."""
     if len(data) > _MOST_JSON_BYTES:
         raise ValueError(f"{len(data)} bytes of json")
     value = json.loads(data)
@@ -140,7 +141,9 @@ def _read_json(data: bytes) -> tuple[str, list[dict[str, Any]]]:
     if not isinstance(caption, str) or not isinstance(segments, list) or len(segments) > _MOST_SEGMENTS:
         raise ValueError("no caption, or no list of at most 255 segments")
     caption.encode()  # a lone surrogate, which JSON can spell, is no text
-    return caption, [segment for segment in segments if segment["coco_label"] == PERSON]
+    known = {name: value[name] for name in _KNOWN if isinstance(value.get(name), str)}
+    "".join(known.values()).encode()
+    return caption, [segment for segment in segments if segment["coco_label"] == PERSON], known
 
 
 def _read_map(data: bytes) -> Int[np.ndarray, "h w"]:

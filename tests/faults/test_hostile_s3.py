@@ -95,6 +95,7 @@ def reasons(records: list[Record]) -> list[str]:
         ("folder", "folder", 1),
         ("folder", "photos.zip", 1),
         ("webdataset", "webdataset", 1),
+        ("webdataset", "webdataset/a.tar", 1),
         ("fastcomposer", "fastcomposer", 3),  # picture, caption and masks
     ],
 )

@@ -116,6 +116,8 @@ def test_our_own_source_reads_it_back(tmp_path: Path) -> None:
     limits = SimpleNamespace(pixels=PIXELS, min_side=8, max_pixels=10_000)
     result = ingest_chunk(records, set(), limits)
     assert result.tar is not None and len(result.keys) == 5
+    assert {about["author"] for about in (one.json() for one in read_tar(result.tar))} == {f"A {k}" for k in range(5)}
+    assert all(one.json()["license"] == "CC0" and one.json()["identity"] is None for one in read_tar(result.tar))
     back = {about["prepared"]["caption"]: about["prepared"] for about in (one.json() for one in read_tar(result.tar))}
     for caption, words in zip(CAPTIONS, WORDS, strict=True):
         assert [(one["word"], one["start"]) for one in back[caption]["binding"]] == list(words)

@@ -62,7 +62,7 @@ def on_s3(s3_address: str, tmp_path_factory: pytest.TempPathFactory) -> list[Pla
 def test_every_place_gives_the_same_bytes_also_after_a_journey(where: str, request: pytest.FixtureRequest) -> None:
     for place in request.getfixturevalue(where):
         assert read_bytes(place) == PHOTO
-        assert read_bytes(pickle.loads(pickle.dumps(place))) == PHOTO  # noqa: S301
+        assert read_bytes(pickle.loads(pickle.dumps(place))) == PHOTO
         assert is_readable(place) and len(pickle.dumps(place)) < 700
 
 
