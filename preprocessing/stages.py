@@ -158,7 +158,10 @@ def build_shard(
 
 
 def _refusal(pieces: Iterable[Sample]) -> tuple[Reason, str] | None:
-    """Why a photo does not go into a training shard, from what its columns say; None: it goes in."""
+    """Why a photo does not go into a training shard, from what its columns say; None: it goes in.
+
+    The one place where that is decided for photos whose caption and people are there.
+    """
     for piece in pieces:
         if "json" in piece.parts and (about := piece.json()).get("refused"):
             return Reason(about["refused"]), str(about["detail"])
