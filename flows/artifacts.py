@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -106,7 +107,9 @@ def refusals(stage: str, rows: Iterable[Any]) -> None:
         {"photo": row.origin, "reason": str(row.reason), "meaning": Reason(row.reason).sentence, "detail": row.detail}
         for row in refused[:500]
     ]
-    table(f"{stage}-refused", lines, f"{len(refused)} photos refused by {stage}")
+    reasons = Counter(str(row.reason) for row in refused)
+    counted = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+    table(f"{stage}-refused", lines, f"{len(refused)} photos refused by {stage}: {counted}")
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int, side: int = 128) -> Image.Image:

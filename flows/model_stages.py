@@ -1,6 +1,7 @@
 """What caption, segment and shard have in common: pending shards go to actors, finished ones into the catalog."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,12 +25,16 @@ def run_stage(
         return StageResult(stage, 0, before, note="nothing pending")
     photos: list[Any] = []
     samples = 0
+    left_out: Counter[str] = Counter()
     results = map_shards(worker, items, workers, (run.store, *arguments, run.fingerprints[stage]))
     for result in artifacts.tracked(results, len(items), f"{stage}: shards"):
         run.catalog.commit([result["shard"]], result["photos"])
         photos += result["photos"]
         samples += result["shard"].samples
+        left_out.update(result.get("left_out", {}))
     artifacts.refusals(stage, photos)
     note = f"{samples} samples in {len(items)} shards"
-    artifacts.markdown(stage, f"{note}, {len(photos)} photos refused, {before} shards were there before.")
-    return StageResult(stage, len(items), before, len(photos), time.monotonic() - started, note)
+    people = "".join(f", {count} people {reason}" for reason, count in sorted(left_out.items()))
+    artifacts.markdown(stage, f"{note}, {len(photos)} photos refused{people}, {before} shards were there before.")
+    facts = {"left_out": dict(sorted(left_out.items()))} if left_out else {}
+    return StageResult(stage, len(items), before, len(photos), time.monotonic() - started, note, facts)

@@ -77,8 +77,10 @@ class Run:
         settings, models = self.settings, self.settings.models
         ingest = stage_fingerprint("ingest", settings.ingest.model_copy(update={"source": ""}))
         caption = stage_fingerprint("caption", settings.caption, _weights(models.captioner), ingest)
-        segment = stage_fingerprint("segment", settings.segment, _weights(models.segmenter), ingest)
-        inputs = (_weights(models.base), _weights(models.clip), caption, segment)
+        faces = [models.faces] if settings.filter.find_faces else []
+        segment = stage_fingerprint("segment", settings.segment, _weights(models.segmenter), ingest, *faces)
+        bound = digest(settings.binding.model_dump(), settings.filter.model_dump(exclude={"find_faces"}))
+        inputs = (_weights(models.base), _weights(models.clip), caption, segment, bound)
         return {
             "ingest": ingest,
             "caption": caption,

@@ -19,4 +19,5 @@ def shard(settings: Settings) -> StageResult:
         for row in run.pending("shard")
         if row.shard in captions and row.shard in segments
     ]
-    return run_stage(run, "shard", PrecomputeWorker, items, settings.shard.workers, (settings.models, settings.shard))
+    arguments = (settings.models, settings.shard, settings.binding, settings.filter)
+    return run_stage(run, "shard", PrecomputeWorker, items, settings.shard.workers, arguments)

@@ -10,7 +10,9 @@ from typing import Any
 from PIL import Image
 
 from infra.settings import (
+    BindingSettings,
     CaptionSettings,
+    FilterSettings,
     IngestSettings,
     ModelReference,
     ModelsSettings,
@@ -68,11 +70,17 @@ class SegmentWorker:
     """{"row": ingest's ShardRow} -> {"shard", "photos"}."""
 
     def __init__(
-        self, store: ObjectStore, reference: ModelReference, settings: SegmentSettings, fingerprint: str
+        self,
+        store: ObjectStore,
+        reference: ModelReference,
+        settings: SegmentSettings,
+        find_faces: bool,
+        fingerprint: str,
     ) -> None:
         from preprocessing.segmentation import open_segmenter
 
         limit_threads()
+        self.detector = _LazyDetector() if find_faces else None
         self.store, self.settings, self.fingerprint = store, settings, fingerprint
         self.segmenter = open_segmenter(reference, settings)
 
@@ -80,27 +88,39 @@ class SegmentWorker:
         from preprocessing.stages import segment_shard
 
         row: ShardRow = item["row"]
-        tar, photos = segment_shard(load_shard(self.store, row), self.segmenter, self.settings, row.shard)
+        ingested = load_shard(self.store, row)
+        tar, photos = segment_shard(ingested, self.segmenter, self.settings, row.shard, self.detector)
         return _finished(self.store, "segment", row, self.fingerprint, tar, photos)
 
 
 class PrecomputeWorker:
-    """{"row": ingest's ShardRow, "caption": ShardRow, "segment": ShardRow} -> {"shard", "photos"}."""
+    """{"row": ingest's ShardRow, "caption": ShardRow, "segment": ShardRow} -> {"shard", "photos", "left_out"}."""
 
-    def __init__(self, store: ObjectStore, models: ModelsSettings, settings: ShardSettings, fingerprint: str) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        models: ModelsSettings,
+        settings: ShardSettings,
+        binding: BindingSettings,
+        filters: FilterSettings,
+        fingerprint: str,
+    ) -> None:
         from preprocessing.precompute import Precomputer
 
         limit_threads()
+        self.binding, self.filters = binding, filters
         self.store, self.settings, self.fingerprint = store, settings, fingerprint
         self.precomputer = Precomputer(models.base, models.clip, settings)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        from preprocessing.stages import build_shard
+        from preprocessing.stages import build_shard, left_out_counts
 
         row: ShardRow = item["row"]
         ingested, captions, segments = (load_shard(self.store, item[name]) for name in ("row", "caption", "segment"))
-        tar, photos = build_shard(ingested, captions, segments, self.precomputer, self.settings, row.shard)
-        return _finished(self.store, "shard", row, self.fingerprint, tar, photos)
+        tar, photos = build_shard(
+            ingested, captions, segments, self.precomputer, self.settings, row.shard, self.binding, self.filters
+        )
+        return {**_finished(self.store, "shard", row, self.fingerprint, tar, photos), "left_out": left_out_counts(tar)}
 
 
 class PaintWorker:

@@ -87,6 +87,32 @@ class SegmentSettings(_Frozen):
     workers: Count = Field(description="actors, each with its own segmenter")
 
 
+class FilterSettings(_Frozen):
+    """Who is no subject although a model found them; the photo goes only where nobody is left."""
+
+    find_faces: bool = Field(
+        description="while segmenting, look with MTCNN for the faces of people whose face no source tells"
+    )
+    need_face: bool = Field(description="a person without a face is no subject")
+    min_face: float = Field(ge=0, description="smallest face, its shorter side in pixels of the sample; 0 = any")
+    min_face_on_mask: Fraction = Field(description="smallest share of the face that lies on its person's mask; 0 = any")
+    min_sharpness: float = Field(
+        ge=0, description="smallest variance of the Laplacian of the face at 96 x 96 grey levels; 0 = any"
+    )
+    max_cut: Fraction = Field(
+        description="largest share of a person's height (width) that runs along the left or right (upper) edge; 1 = any"
+    )
+    max_people: int = Field(ge=0, description="a photo of more people is refused; 0 = any number")
+
+
+class BindingSettings(_Frozen):
+    margin: float = Field(
+        ge=0,
+        description="a person is bound if every binding that gives them another word scores worse by more than this, "
+        "as a sum of CLIP's cosines; 0 = the best one counts, however close",
+    )
+
+
 class ShardSettings(_Frozen):
     reference_pixels: Count = Field(description="side of the subject's crop given to CLIP's image tower, in pixels")
     reference_variants: Count = Field(description="differently augmented crops per subject")
@@ -196,6 +222,8 @@ class Settings(_Frozen):
     ingest: IngestSettings = Field(description="stage 1")
     caption: CaptionSettings = Field(description="stage 2")
     segment: SegmentSettings = Field(description="stage 3")
+    filter: FilterSettings = Field(description="stage 4: who is no subject")
+    binding: BindingSettings = Field(description="stage 4: which word is whom")
     shard: ShardSettings = Field(description="stage 4")
     train: TrainSettings = Field(description="stage 5")
     evaluate: EvaluateSettings = Field(description="stage 6")

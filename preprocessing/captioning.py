@@ -5,6 +5,7 @@ import io
 import json
 import os
 import subprocess
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from infra.model_files import resolve
 from infra.settings import CaptionSettings, ModelReference
 
 LAVIS_PYTHON = "MOA_LAVIS_PYTHON"
+_KEPT = "\t\n\v\f\r\u0085\u200c\u200d"
 
 
 class Captioner(Protocol):
@@ -138,8 +140,22 @@ CAPTIONERS: dict[str, Callable[[ModelReference, CaptionSettings], Captioner]] = 
 
 
 def one_line(text: str) -> str:
-    """Single spaces, no line breaks, nothing at the ends."""
-    return " ".join(text.split())
+    """Single spaces, no line breaks, nothing at the ends, nothing that does not show.
+
+    Control characters, marks that turn the direction of text around, half characters and unassigned ones go; what joins
+    letters and emoji (U+200C, U+200D) stays.
+
+    >>> one_line("a\x00 man\u202e on\tthe beach")
+    'a man on the beach'
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"a caption is text, not {type(text).__name__}")
+    shown = (" " if letter.isspace() else letter for letter in text if letter in _KEPT or _shows(letter))
+    return " ".join("".join(shown).split())
+
+
+def _shows(letter: str) -> bool:
+    return unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Co", "Cn")
 
 
 def _png(image: Image.Image) -> bytes:

@@ -7,7 +7,8 @@ and its error is raised.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -16,12 +17,12 @@ from PIL import Image
 from pydantic import BaseModel
 
 from infra.errors import UserError
-from infra.settings import CaptionSettings, SegmentSettings, ShardSettings
-from preprocessing.binding import Subject, bind, person_words
-from preprocessing.captioning import Captioner
+from infra.settings import BindingSettings, CaptionSettings, FilterSettings, SegmentSettings, ShardSettings
+from preprocessing.captioning import Captioner, one_line
 from preprocessing.catalog import REFUSED, PhotoRow
+from preprocessing.faces import Detector, missing_faces
 from preprocessing.photos import Reason
-from preprocessing.precompute import Precomputer, subject_crop, subject_variants
+from preprocessing.precompute import Precomputer, subject_variants
 from preprocessing.segmentation import People, Person, Segmenter, people_from_faces
 from preprocessing.shards import (
     Sample,
@@ -33,12 +34,24 @@ from preprocessing.shards import (
     read_tar,
     write_tar,
 )
+from preprocessing.subjects import Found, faces_of, find_subjects
 
 _Input = TypeVar("_Input")
 _Output = TypeVar("_Output")
 
 # Raise a stage's number when its code changes what it writes: its shards are then made anew.
-FORMATS = {"ingest": 1, "caption": 1, "segment": 1, "shard": 1}
+FORMATS = {"ingest": 1, "caption": 1, "segment": 1, "shard": 2}
+# Every binding counts and nobody is filtered out.
+ANY_BINDING = BindingSettings(margin=0.0)
+NO_FILTERS = FilterSettings(
+    find_faces=False,
+    need_face=False,
+    min_face=0.0,
+    min_face_on_mask=0.0,
+    min_sharpness=0.0,
+    max_cut=1.0,
+    max_people=0,
+)
 # How many run at once changes no byte of the result.
 _WITHOUT_EFFECT = {"workers"}
 
@@ -56,7 +69,11 @@ def caption_shard(
 ) -> tuple[bytes, list[PhotoRow]]:
     """Ingested shard -> `{key}.json` with the caption for every photo, and a row for every photo refused."""
     samples = list(read_tar(tar))
-    results = _one_bad_apple(lambda batch: captioner.caption(_pictures(batch)), samples, settings.batch_size)
+    results = _one_bad_apple(
+        lambda batch: [one_line(caption) for caption in captioner.caption(_pictures(batch))],
+        samples,
+        settings.batch_size,
+    )
     written, rows = [], []
     for sample, result in zip(samples, results, strict=True):
         if isinstance(result, Exception):
@@ -69,35 +86,47 @@ def caption_shard(
 
 
 def segment_shard(
-    tar: bytes, segmenter: Segmenter, settings: SegmentSettings, shard: str = ""
+    tar: bytes, segmenter: Segmenter, settings: SegmentSettings, shard: str = "", detector: Detector | None = None
 ) -> tuple[bytes, list[PhotoRow]]:
-    """Ingested shard -> `{key}.instances.png` and `{key}.json` (people, mask_source), and a row per refused photo."""
+    """Ingested shard -> `{key}.instances.png` and `{key}.json` (people, mask_source), and a row per refused photo.
+
+    detector: looks for the faces of people whom the source's faces miss; what it finds goes into the json as `faces`.
+    """
     samples = list(read_tar(tar))
-    results = _one_bad_apple(lambda batch: segmenter.segment(_pictures(batch)), samples, settings.batch_size)
+    results = _one_bad_apple(lambda batch: _people(batch, segmenter, detector), samples, settings.batch_size)
     written, rows = [], []
     for sample, result in zip(samples, results, strict=True):
         if isinstance(result, Exception):
             rows.append(_refused("segment", shard, sample, Reason.MODEL_FAILED, _say(result)))
             continue
-        faces = sample.json().get("faces") or []
-        if not result.people and faces and settings.face_fallback:
-            result = people_from_faces(faces, result.instances.shape)
-        if not result.people:
+        people, found = result
+        faces = [*(sample.json().get("faces") or []), *found]
+        if not people.people and faces and settings.face_fallback:
+            people = people_from_faces(faces, people.instances.shape)
+        if not people.people:
             rows.append(_refused("segment", shard, sample, Reason.NO_PERSON, Reason.NO_PERSON.sentence))
             continue
-        about = {"mask_source": result.mask_source, "people": [person.record() for person in result.people]}
-        parts = {"instances.png": encode_instances(result.instances), "json": encode_json(about)}
+        about: dict[str, Any] = {"mask_source": people.mask_source}
+        about |= {"people": [person.record() for person in people.people]} | ({"faces": found} if found else {})
+        parts = {"instances.png": encode_instances(people.instances), "json": encode_json(about)}
         written.append((sample.key, parts))
     return write_tar(written), rows
 
 
 def build_shard(
-    ingest: bytes, captions: bytes, segments: bytes, precomputer: Precomputer, settings: ShardSettings, shard: str = ""
+    ingest: bytes,
+    captions: bytes,
+    segments: bytes,
+    precomputer: Precomputer,
+    settings: ShardSettings,
+    shard: str = "",
+    binding: BindingSettings = ANY_BINDING,
+    filters: FilterSettings = NO_FILTERS,
 ) -> tuple[bytes, list[PhotoRow]]:
     """Join the three shards of the same photos: bind words to people, precompute, write training samples.
 
     A photo that caption or segment refused is passed over: it has its row already. Subjects are numbered anew, 1 to S
-    in the order of their words; people whom no word names become background.
+    in the order of their words; people whom no word names, and people whom a filter takes, become background.
     """
     captioned = {sample.key: sample for sample in read_tar(captions)}
     segmented = {sample.key: sample for sample in read_tar(segments)}
@@ -105,13 +134,15 @@ def build_shard(
     rows: list[PhotoRow] = []
     bound: list[tuple[Sample, _Bound]] = []
     results = _one_bad_apple(
-        lambda batch: [_bind(s, captioned[s.key], segmented[s.key], precomputer) for s in batch], samples, 1
+        lambda batch: [_bind(s, captioned[s.key], segmented[s.key], precomputer, binding, filters) for s in batch],
+        samples,
+        1,
     )
     for sample, result in zip(samples, results, strict=True):
         if isinstance(result, Exception):
             rows.append(_refused("shard", shard, sample, Reason.MODEL_FAILED, _say(result)))
-        elif not result.subjects:
-            rows.append(_refused("shard", shard, sample, Reason.NO_PERSON_WORD, f"caption: {result.caption}"))
+        elif result.found.reason is not None:
+            rows.append(_refused("shard", shard, sample, result.found.reason, result.found.detail))
         else:
             bound.append((sample, result))
     written = []
@@ -124,50 +155,40 @@ def build_shard(
     return write_tar(written), rows
 
 
+def left_out_counts(tar: bytes) -> dict[str, int]:
+    """How many people of a built shard's photos each filter took; those of refused photos are not in it."""
+    return Counter(one["reason"] for sample in read_tar(tar) for one in sample.json().get("left_out", []))
+
+
 class _Bound:
     """A sample with its words bound: what precomputing needs."""
 
-    def __init__(self, picture: Image.Image, caption: str, people: People, subjects: list[tuple[Subject, int]]) -> None:
-        self.picture, self.caption, self.people, self.subjects = picture, caption, people, subjects
+    def __init__(self, picture: Image.Image, people: People, found: Found) -> None:
+        self.picture, self.people, self.found = picture, people, found
+        self.caption, self.subjects = found.caption, found.subjects
         self.instances = np.zeros_like(people.instances)
-        for number, (subject, _) in enumerate(subjects, start=1):
+        for number, (subject, _) in enumerate(self.subjects, start=1):
             self.instances[people.instances == subject.instance] = number
 
 
-def _bind(sample: Sample, captioned: Sample, segmented: Sample, precomputer: Precomputer) -> _Bound:
+def _bind(
+    sample: Sample,
+    captioned: Sample,
+    segmented: Sample,
+    precomputer: Precomputer,
+    binding: BindingSettings,
+    filters: FilterSettings,
+) -> _Bound:
     picture = decode_picture(sample.parts["jpg"])
     about = segmented.json()
     instances = decode_instances(segmented.parts["instances.png"])
     people = People(
         instances, tuple(Person.from_record(record) for record in about["people"]), str(about["mask_source"])
     )
-    caption = str(captioned.json()["caption"])
-    words = person_words(caption)
-    scores = None
-    if len({word.text.lower() for word in words}) > 1 and len(people.people) > 1:
-        pixels = precomputer.settings.reference_pixels
-        crops = [subject_crop(picture, None, person.box, pixels) for person in people.people]
-        scores = precomputer.word_scores(crops, words)
-    subjects = bind(words, people.people, scores, faces_of(people, sample.json().get("faces") or []))
-    tokens = [(subject, precomputer.token(caption, subject)) for subject in subjects]
-    # A word beyond the prompt's last token cannot carry anybody.
-    return _Bound(picture, caption, people, [(subject, token) for subject, token in tokens if token is not None])
-
-
-def faces_of(people: People, faces: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
-    """Instance number -> the largest face whose centre lies on that person's mask."""
-    height, width = people.instances.shape
-    found: dict[int, Mapping[str, Any]] = {}
-
-    def area(face: Mapping[str, Any]) -> float:
-        x1, y1, x2, y2 = face["box"]
-        return float((x2 - x1) * (y2 - y1))
-
-    for face in sorted(faces, key=area):
-        x, y = (face["box"][0] + face["box"][2]) / 2, (face["box"][1] + face["box"][3]) / 2
-        if 0 <= x < width and 0 <= y < height and (instance := int(people.instances[int(y), int(x)])):
-            found[instance] = face
-    return found
+    faces = [*(sample.json().get("faces") or []), *about.get("faces", [])]
+    caption, pixels = str(captioned.json()["caption"]), precomputer.settings.reference_pixels
+    found = find_subjects(picture, caption, people, faces, precomputer, pixels, binding, filters)
+    return _Bound(picture, people, found)
 
 
 def _training_parts(
@@ -193,7 +214,7 @@ def _training_parts(
         ]
         about = {
             **sample.json(),
-            "caption": bound.caption,
+            **bound.found.record(),
             "mask_source": bound.people.mask_source,
             "subjects": subjects,
         }
@@ -211,6 +232,25 @@ def _training_parts(
     return parts
 
 
+def _people(
+    samples: Sequence[Sample], segmenter: Segmenter, detector: Detector | None
+) -> list[tuple[People, list[dict[str, Any]]]]:
+    """The people in each photo and the faces that its source did not know; ValueError for maps of another size."""
+    pictures = _pictures(samples)
+    segmented = _as_many(segmenter.segment(pictures), samples)
+    for picture, people in zip(pictures, segmented, strict=True):
+        if people.instances.shape != (picture.height, picture.width):
+            height, width = people.instances.shape
+            raise ValueError(f"a mask of {width} x {height} for a picture of {picture.width} x {picture.height}")
+    known = [sample.json().get("faces") or [] for sample in samples]
+    if detector is None:
+        return [(people, []) for people in segmented]
+    return [
+        (people, missing_faces(picture, faces, len(people.people) - len(faces_of(people, faces)), detector))
+        for picture, people, faces in zip(pictures, segmented, known, strict=True)
+    ]
+
+
 def _pictures(samples: Iterable[Sample]) -> list[Image.Image]:
     return [decode_picture(sample.parts["jpg"]) for sample in samples]
 
@@ -223,7 +263,7 @@ def _one_bad_apple(
     for start in range(0, len(items), batch_size):
         batch = list(items[start : start + batch_size])
         try:
-            results += work(batch)
+            results += _as_many(work(batch), batch)
         except UserError:  # about the installation, not about a photo
             raise
         except Exception as error:
@@ -232,12 +272,20 @@ def _one_bad_apple(
                 continue
             for item in batch:
                 try:
-                    results += work([item])
+                    results += _as_many(work([item]), [item])
+                except UserError:
+                    raise
                 except Exception as alone:
                     results.append(alone)
     if len(results) > 1 and all(isinstance(result, Exception) for result in results):
         raise next(result for result in results if isinstance(result, Exception))
     return results
+
+
+def _as_many(made: Sequence[_Output], items: Sequence[_Input]) -> Sequence[_Output]:
+    if len(made) != len(items):
+        raise ValueError(f"{len(made)} results for {len(items)} photos")
+    return made
 
 
 def _refused(stage: str, shard: str, sample: Sample, reason: Reason, detail: str) -> PhotoRow:
