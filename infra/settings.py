@@ -32,9 +32,12 @@ class _Frozen(BaseModel):
 class ModelReference(_Frozen):
     location: str = Field(
         min_length=1,
-        description='"zoo:NAME" (shipped), a local folder ("/…", "./…", "~/…"), or a hub id "owner/name"',
+        description='"zoo:NAME" (shipped), a local folder ("/…", "./…", "~/…"), a mirror "s3://bucket/prefix" or '
+        'a hub id "owner/name"',
     )
-    revision: OptionalText = Field(default=None, description="for a hub id: the commit, 40 hex digits")
+    revision: OptionalText = Field(
+        default=None, description="for a hub id: the commit, 40 hex digits; for a mirror, if wanted: its files' SHA-256"
+    )
     backend: str = Field(default="transformers", description="which implementation reads the files")
 
 

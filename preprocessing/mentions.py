@@ -230,7 +230,12 @@ def _describes_something(tokens: Sequence[_Token], i: int) -> bool:
     word = tokens[i].word
     before = tokens[i - 1].word if i else ""
     after = tokens[i + 1].word if i + 1 < len(tokens) else ""
-    if before in MADE_OF or before in PRECEDERS.get(word, ()) or after in FOLLOWERS.get(word, ()):
+    followers = FOLLOWERS.get(word, frozenset())
+    if (
+        before in MADE_OF
+        or before in PRECEDERS.get(word, ())
+        or not followers.isdisjoint({after, after.removesuffix("s")})
+    ):
         return True
     if word == "model" and after == "of":
         return True

@@ -168,7 +168,7 @@ def _counts(found: Sequence[Mention], people: int, scores: Any) -> list[int]:
         return counts
     fit = scores([Word(mention.word, 0, 0) for mention in found])
 
-    def total(shared: Sequence[int]) -> float:
+    def total(shared: Iterable[int]) -> float:
         each = [*counts]
         for k, count in zip(open_ones, shared, strict=True):
             each[k] = count
