@@ -89,7 +89,7 @@ def find_subjects(
     bound = bind(words, people.people, scores, theirs, order_margin)
     others = [face for face in faces if not any(face is known for known in theirs.values())]
     left_out = people_left_out(image, people, theirs, others, filters)
-    unsure = [s for s in bound if s.binding is not None and s.binding < binding.margin]
+    unsure = [s for s in bound if binding.margin > 0 and s.binding is not None and s.binding < binding.margin]
     gone = {one.instance for one in left_out}
     left_out += [
         LeftOut(subject.instance, Reason.AMBIGUOUS, f"{subject.word}: sure by {subject.binding:.4f}, not by more")
@@ -160,8 +160,8 @@ def _counts(found: Sequence[Mention], people: int, scores: Any) -> list[int]:
     """
     open_ones = [k for k, mention in enumerate(found) if mention.count is None]
     counts = [mention.count or 0 for mention in found]
-    rest = min(people - sum(counts), MOST_WRITTEN_OUT)
-    if not open_ones or rest < len(open_ones):
+    rest = people - sum(counts)
+    if not open_ones or not len(open_ones) <= rest <= MOST_WRITTEN_OUT:
         return counts
     if len(open_ones) == 1:
         counts[open_ones[0]] = rest
