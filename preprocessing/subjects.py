@@ -92,11 +92,11 @@ def find_subjects(
     unsure = [s for s in bound if binding.margin > 0 and s.binding is not None and s.binding < binding.margin]
     gone = {one.instance for one in left_out}
     left_out += [
-        LeftOut(subject.instance, Reason.AMBIGUOUS, f"{subject.word}: sure by {subject.binding:.4f}, not by more")
-        for subject in unsure
-        if subject.instance not in gone
+        LeftOut(one.instance, Reason.AMBIGUOUS, f'"{one.word}" by {one.binding:.4f}, at least {binding.margin:g}')
+        for one in unsure
+        if one.instance not in gone
     ]
-    gone |= {subject.instance for subject in unsure}
+    gone |= {one.instance for one in unsure}
     tokens = [(subject, scorer.token(caption, subject)) for subject in bound if subject.instance not in gone]
     # A word beyond the prompt's last token cannot carry anybody.
     subjects = [(subject, token) for subject, token in tokens if token is not None]
