@@ -34,7 +34,7 @@ def run_stage(
         left_out.update(result.get("left_out", {}))
     artifacts.refusals(stage, photos)
     note = f"{samples} samples in {len(items)} shards"
-    people = "".join(f", {count} people {reason}" for reason, count in sorted(left_out.items()))
+    people = "".join(f", {count} people left out as {reason}" for reason, count in sorted(left_out.items()))
     artifacts.markdown(stage, f"{note}, {len(photos)} photos refused{people}, {before} shards were there before.")
     facts = {"left_out": dict(sorted(left_out.items()))} if left_out else {}
     return StageResult(stage, len(items), before, len(photos), time.monotonic() - started, note, facts)

@@ -295,5 +295,6 @@ def _refused(stage: str, shard: str, sample: Sample, reason: Reason, detail: str
 
 
 def _say(error: Exception) -> str:
-    # One line of bounded length: it goes into a table that people read.
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    # One line of bounded length that can be encoded: it goes into a table that people read.
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    return text.encode("utf-8", "backslashreplace").decode()

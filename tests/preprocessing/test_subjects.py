@@ -1,6 +1,5 @@
 """A photo's subjects: captions of every kind against people of every number, refused with a reason or kept."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -231,7 +230,7 @@ def test_whatever_the_models_say_every_photo_is_kept_or_refused_with_a_reason(pr
     fates: dict[str, Reason | None] = {sample.key: None for sample in read_tar(built)}
     for row in [*no_caption, *nobody, *unbound]:
         assert row.key not in fates and row.status == "refused" and row.detail and len(row.detail) < 400
-        json.dumps(row.detail).encode()
+        row.detail.encode()  # a half character would end the catalog's commit
         fates[row.key] = Reason(row.reason)
     assert fates == {f"{index:02d}": reason for index, (_, _, reason) in enumerate(cases)}
     for sample in read_tar(built):
