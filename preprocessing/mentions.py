@@ -217,12 +217,13 @@ def _collective(caption: str, tokens: Sequence[_Token], i: int) -> Mention | Non
     while k >= 0 and _touching(caption, tokens, k) and tokens[k].word in ADJECTIVES:
         adjectives.insert(0, tokens[k].word)
         k -= 1
-    if k < 0 or not _touching(caption, tokens, k) or tokens[k].word not in ARTICLES | DETERMINERS:
+    bare = k < 0 and tokens[i].word == "couple"  # as captioners begin: "couple on a bench"
+    if not bare and (k < 0 or not _touching(caption, tokens, k) or tokens[k].word not in ARTICLES | DETERMINERS):
         return None  # "family portrait", "group photo"
     if end == tokens[i].end and i + 1 < len(tokens) and tokens[i + 1].word in MEDIA | {"room", "car", "dinner", "home"}:
         return None
     phrase = " ".join([*[word for word in adjectives if word not in ("large", "small", "big")], "person"])
-    return Mention(tokens[k].start, end, "person", count, f"{_article(phrase)} {phrase}")
+    return Mention(tokens[max(k, 0)].start, end, "person", count, f"{_article(phrase)} {phrase}")
 
 
 def _describes_something(tokens: Sequence[_Token], i: int) -> bool:

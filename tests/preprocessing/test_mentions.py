@@ -20,6 +20,7 @@ def written_out(caption: str, unnumbered: int = 2) -> str:
         ("three old men and a girl", "an old man, an old man and an old man and a girl"),
         ("a couple", "a person and a person"),
         ("a young couple sitting on a bench", "a young person and a young person sitting on a bench"),
+        ("couple on a bench", "a person and a person on a bench"),
         ("a couple of women", "a woman and a woman"),
         ("a group of five friends posing", "a friend, a friend, a friend, a friend and a friend posing"),
         ("a group of friends", "a friend and a friend"),
