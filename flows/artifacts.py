@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -140,13 +141,19 @@ class Refusals:
     """The photos that a stage refused: counted, and the first of them kept for the run's page."""
 
     def __init__(self, stage: str, shown: int = 500) -> None:
-        self.stage, self.count, self._shown = stage, 0, shown
+        self.stage, self._shown = stage, shown
         self._rows: list[Any] = []
+        self._reasons: Counter[str] = Counter()
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self._reasons.total()
 
     def add(self, rows: Iterable[Any]) -> None:
         """Catalog rows, of which the refused ones count."""
         refused = [row for row in rows if row.status == "refused"]
-        self.count += len(refused)
+        self._reasons.update(str(row.reason) for row in refused)
         self._rows += refused[: self._shown - len(self._rows)]
 
     def show(self) -> None:
@@ -162,7 +169,8 @@ class Refusals:
             }
             for row in self._rows
         ]
-        table(f"{self.stage}-refused", lines, f"{self.count} photos refused by {self.stage}")
+        counted = ", ".join(f"{reason} {count}" for reason, count in sorted(self._reasons.items()))
+        table(f"{self.stage}-refused", lines, f"{self.count} photos refused by {self.stage}: {counted}")
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int, side: int = 128) -> Image.Image:

@@ -1,6 +1,7 @@
 """What caption, segment and shard have in common: pending shards go to actors, finished ones into the catalog."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,18 +30,22 @@ def run_stage(
     refusals = artifacts.Refusals(stage)
     samples = 0
     results = map_shards(worker, items, workers, (run.store, *arguments, run.fingerprints[stage]), len(items), gpus)
+    left_out: Counter[str] = Counter()
     with written_down(run, stage, workers) as clock, CommitBuffer(run.catalog) as buffer:
         for result in artifacts.tracked(results, len(items), f"{stage}: shards"):
             shards = [result["shard"], *result.get("more", ())]
             made = sum(shard.samples for shard in shards if shard.stage == stage)
             buffer.add(shards, result["photos"])
             refusals.add(result["photos"])
+            left_out.update(result.get("left_out", {}))
             samples += made
             clock.tick(made + len(result["photos"]))
     refusals.show()
     note = f"{samples} samples in {len(items)} shards"
-    artifacts.markdown(stage, f"{note}, {refusals.count} photos refused, {before} shards were there before.")
-    return StageResult(stage, len(items), before, refusals.count, time.monotonic() - started, note)
+    people = "".join(f", {count} people left out as {reason}" for reason, count in sorted(left_out.items()))
+    artifacts.markdown(stage, f"{note}, {refusals.count} photos refused{people}, {before} shards were there before.")
+    facts = {"left_out": dict(sorted(left_out.items()))} if left_out else {}
+    return StageResult(stage, len(items), before, refusals.count, time.monotonic() - started, note, facts)
 
 
 class Clock:

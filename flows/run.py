@@ -8,7 +8,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,9 @@ class Run:
         ingest = stage_recipe("ingest", settings.ingest.model_copy(update={"source": ""}), {})
         photos = {"ingest": ingest.fingerprint}
         caption = stage_recipe("caption", settings.caption, {"models.captioner": _weights(models.captioner), **photos})
-        segment = stage_recipe("segment", settings.segment, {"models.segmenter": _weights(models.segmenter), **photos})
+        faces = {"models.faces": models.faces} if settings.filter.find_faces else {}
+        segmenter = {"models.segmenter": _weights(models.segmenter), **photos, **faces}
+        segment = stage_recipe("segment", settings.segment, segmenter)
 
         def column(name: str, inputs: Mapping[str, str]) -> Recipe:
             return stage_recipe(name, settings.shard, inputs, COLUMNS[name])
@@ -110,6 +112,11 @@ class Run:
             searched = [signatures, stage_recipe("duplicates", settings.near_duplicates, signed)]
         read = {"caption": caption.fingerprint, "segment": segment.fingerprint}
         bind = column("bind", {"models.base tokenizer": _weights(models.base, "tokenizer"), **clip, **read})
+        chosen = {
+            "binding": settings.binding.model_dump(),
+            "filter": settings.filter.model_dump(exclude={"find_faces"}),
+        }
+        bind = replace(bind, settings={**bind.settings, **chosen})
         bound = {bind.stage: bind.fingerprint}
         encoder = _weights(models.base, "text_encoder", "tokenizer")
         columns = [

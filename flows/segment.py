@@ -17,9 +17,8 @@ def segment(settings: Settings) -> StageResult:
     """Segment the shards that have no masks yet."""
     run = Run(settings)
     items = [{"row": row} for row in run.pending("segment")]
-    result = run_stage(
-        run, "segment", SegmentWorker, items, settings.segment.workers, (settings.models.segmenter, settings.segment)
-    )
+    arguments = (settings.models.segmenter, settings.segment, settings.filter.find_faces)
+    result = run_stage(run, "segment", SegmentWorker, items, settings.segment.workers, arguments)
     if items:
         first = items[0]["row"]
         masks = next(row for row in run.shards("segment") if row.shard == first.shard)

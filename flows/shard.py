@@ -31,9 +31,8 @@ def shard(settings: Settings) -> StageResult:
         if row.shard in captions and row.shard in segments and (repeated is None or row.shard in repeated)
     ]
     prints = {name: run.fingerprints[name] for name in COLUMNS}
-    result = run_stage(
-        run, "shard", PrecomputeWorker, items, settings.shard.workers, (settings.models, settings.shard, prints)
-    )
+    arguments = (settings.models, settings.shard, settings.binding, settings.filter, prints)
+    result = run_stage(run, "shard", PrecomputeWorker, items, settings.shard.workers, arguments)
     if rows := run.training_shards():
         key = store_index(run.store, rows, settings.name)
         artifacts.markdown("dataset", f"The index of these {len(rows)} training shards: {run.store.uri(key)}")

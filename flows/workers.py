@@ -11,7 +11,9 @@ from PIL import Image
 
 from infra.ray_session import StagedWorker
 from infra.settings import (
+    BindingSettings,
     CaptionSettings,
+    FilterSettings,
     IngestSettings,
     ModelReference,
     ModelsSettings,
@@ -76,11 +78,17 @@ class SegmentWorker(StagedWorker):
     """{"row": ingest's ShardRow} -> {"shard", "photos"}."""
 
     def __init__(
-        self, store: ObjectStore, reference: ModelReference, settings: SegmentSettings, fingerprint: str
+        self,
+        store: ObjectStore,
+        reference: ModelReference,
+        settings: SegmentSettings,
+        find_faces: bool,
+        fingerprint: str,
     ) -> None:
         from preprocessing.segmentation import open_segmenter
 
         limit_threads()
+        self.detector = _LazyDetector() if find_faces else None
         self.store, self.settings, self.fingerprint = store, settings, fingerprint
         self.segmenter = open_segmenter(reference, settings)
 
@@ -90,24 +98,26 @@ class SegmentWorker(StagedWorker):
     def work(self, item: dict[str, Any], fetched: bytes) -> Made:
         from preprocessing.stages import segment_shard
 
-        return segment_shard(fetched, self.segmenter, self.settings, item["row"].shard)
+        return segment_shard(fetched, self.segmenter, self.settings, item["row"].shard, self.detector)
 
     def put_away(self, item: dict[str, Any], made: Made) -> dict[str, Any]:
         return _finished(self.store, "segment", item["row"], self.fingerprint, *made)
 
 
 class Joined(NamedTuple):
-    """The parts of a training shard, the photos that were refused, and what was computed for it, by column."""
+    """The parts of a training shard, the photos that were refused, and what was computed for it, by column;
+    left_out: how many people each filter took."""
 
     built: list[list["KeyedParts"]]
     photos: list[PhotoRow]
     computed: dict[str, bytes]
+    left_out: dict[str, int]
 
 
 class PrecomputeWorker(StagedWorker):
-    """{"row": ingest's ShardRow, "caption", "segment": ShardRow, "columns": {name: ShardRow} of those that are there}
-    -> {"shard": the training shard's ShardRow, "photos", "more": the rows of what was computed for it and, where it had
-    to be split, of its other parts}. "without": the keys of photos to leave out.
+    """{"row": ingest's ShardRow, "caption", "segment": ShardRow, "columns": {name: ShardRow} of those that are there,
+    "without": the keys of photos to leave out} -> {"shard": the training shard's ShardRow, "photos", "left_out",
+    "more": the rows of what was computed for it and, where it had to be split, of its other parts}.
 
     `fingerprints`: of "bind" and of each column.
     """
@@ -117,6 +127,8 @@ class PrecomputeWorker(StagedWorker):
         store: ObjectStore,
         models: ModelsSettings,
         settings: ShardSettings,
+        binding: BindingSettings,
+        filters: FilterSettings,
         fingerprints: Mapping[str, str],
         fingerprint: str,
     ) -> None:
@@ -124,6 +136,7 @@ class PrecomputeWorker(StagedWorker):
 
         limit_threads()
         self.store, self.settings, self.fingerprint, self.fingerprints = store, settings, fingerprint, fingerprints
+        self.binding, self.filters = binding, filters
         self.precomputer = Precomputer(models.base, models.clip, settings)
 
     def fetch(self, item: dict[str, Any]) -> dict[str, bytes]:
@@ -136,20 +149,22 @@ class PrecomputeWorker(StagedWorker):
     def work(self, item: dict[str, Any], fetched: dict[str, bytes]) -> Joined:
         from preprocessing.columns import COLUMNS, wanted_columns
         from preprocessing.shards import without_samples
-        from preprocessing.stages import bind_shard, build_shard
+        from preprocessing.stages import bind_shard, build_shard, left_out_counts
 
         computed: dict[str, bytes] = {}
         if "bind" not in fetched:
-            computed["bind"] = bind_shard(fetched["ingest"], fetched["caption"], fetched["segment"], self.precomputer)
+            computed["bind"] = bind_shard(
+                fetched["ingest"], fetched["caption"], fetched["segment"], self.precomputer, self.binding, self.filters
+            )
         bound = computed.get("bind") or fetched["bind"]
         wanted = wanted_columns(self.settings)
         for name in wanted:
             if name not in fetched:
                 computed[name] = COLUMNS[name](fetched["ingest"], bound, self.precomputer, self.settings)
         columns = {name: computed.get(name) or fetched[name] for name in wanted}
-        bound = without_samples(bound, item["without"])
+        bound = without_samples(bound, item.get("without", ()))
         built, photos = build_shard(fetched["ingest"], bound, columns, self.settings, item["row"].shard)
-        return Joined(built, photos, computed)
+        return Joined(built, photos, computed, left_out_counts(built))
 
     def put_away(self, item: dict[str, Any], made: Joined) -> dict[str, Any]:
         from preprocessing.shards import tar_pieces
@@ -165,7 +180,7 @@ class PrecomputeWorker(StagedWorker):
             store_shard(self.store, "shard", name, self.fingerprint, tar_pieces(samples), len(samples), row.source)
             for name, samples in zip(names, made.built, strict=True)
         ]
-        return {"shard": stored[0], "photos": made.photos, "more": [*stored[1:], *more]}
+        return {"shard": stored[0], "photos": made.photos, "left_out": made.left_out, "more": [*stored[1:], *more]}
 
 
 class PaintWorker:

@@ -3,15 +3,17 @@
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
 
+from infra.backends import Backend, captioner_backends, segmenter_backends
 from infra.errors import UserError
 from infra.model_files import resolve
+from infra.model_mirror import is_mirror, mirror_files, mirror_folder
 from infra.settings import ModelReference, Settings
 from infra.storage import S3Store, open_store
 
@@ -20,7 +22,7 @@ GB = 10**9
 _DISK_GB = {True: 2, False: 200}
 # Every training worker holds all samples: of 70,000 at 512 pixels they are 14 GB, for each of four workers.
 _MEMORY_GB = {True: 7.5, False: 64.0}
-# BLIP-2 6.7B in half precision, the largest model of a preset at 512 pixels.
+# BLIP-2 with OPT 6.7b in half precision, the largest captioner, beside its batch.
 _GPU_MEMORY_GB = 40
 _SMALL_PICTURE = 128  # at most this many pixels a side: a CPU will do
 
@@ -35,6 +37,9 @@ class Check:
 def diagnose(settings: Settings) -> list[Check]:
     """One check per model, data source, store and machine resource; never raises for what is missing."""
     checks = [_model(kind, reference) for kind, reference in _models(settings)]
+    models = settings.models
+    checks.append(_backends("captioners", models.captioner.backend, captioner_backends()))
+    checks.append(_backends("segmenters", models.segmenter.backend, segmenter_backends()))
     checks += [_source("ingest.source", settings.ingest.source), _source("evaluate.source", settings.evaluate.source)]
     return [*checks, _storage(settings), _ray(settings), _accelerator(settings), _memory(settings), _disk(settings)]
 
@@ -46,8 +51,19 @@ def _models(settings: Settings) -> Iterator[tuple[str, ModelReference]]:
             yield kind, value
 
 
+def _backends(name: str, chosen: str, backends: Sequence[Backend]) -> Check:
+    """Every implementation, usable or not; the check is about the one that the settings name."""
+    told = [f"{one.name} ({one.missing or 'usable'})" for one in backends]
+    usable = any(one.name == chosen and not one.missing for one in backends)
+    return Check(name, usable, f"{chosen} is chosen; {', '.join(told)}")
+
+
 def _model(kind: str, reference: ModelReference) -> Check:
     name = f"model {kind}"
+    if reference.backend == "lavis":
+        return Check(name, True, f"{reference.location}: LAVIS downloads it at first use, into its own cache")
+    if is_mirror(reference.location) and not mirror_folder(reference.location).is_dir():
+        return _mirror(name, reference.location)
     try:
         location, arguments = resolve(reference, kind)
     except UserError as error:
@@ -65,6 +81,17 @@ def _model(kind: str, reference: ModelReference) -> Check:
         False,
         f"{location}@{revision[:12]} is not in the hub cache: `hf download {location} --revision {revision}`",
     )
+
+
+def _mirror(name: str, location: str) -> Check:
+    try:
+        files = mirror_files(location)
+    except UserError as error:
+        return Check(name, False, str(error))
+    if not any(file.name.endswith(".safetensors") for file in files):
+        return Check(name, False, f"no .safetensors under {location}: mirror the model there, or mend the address")
+    size = sum(file.size for file in files)
+    return Check(name, True, f"{location}: {len(files)} files, {size / GB:.1f} GB, fetched at first use")
 
 
 def _hub_cache() -> Path:

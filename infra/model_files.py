@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from infra.errors import UserError
+from infra.model_mirror import fetch_mirror, is_mirror, mirror_folder
 from infra.settings import ModelReference
 
 ZOO = Path(__file__).parent / "zoo" / "weights"
@@ -20,8 +21,12 @@ def resolve(reference: ModelReference, kind: str) -> tuple[str, dict[str, str]]:
     """What to hand to `from_pretrained`: a folder's path or a hub id, and keyword arguments such as its revision.
 
     `kind` ("captioner", …) is what an error calls the model. Raises UserError when a folder is missing or incomplete,
-    or when a hub id has no pinned revision. Nothing is downloaded here.
+    or when a hub id has no pinned revision. A model in an object store is fetched, once; nothing else is downloaded.
     """
+    if is_mirror(reference.location):
+        fetched = reference.model_copy(update={"location": str(fetch_mirror(reference.location))})
+        _check_pinned(fetched, reference.location, kind)
+        return resolve(fetched, kind)
     if reference.backend == "facenet":
         return str(facenet_file(Path(reference.location).expanduser().absolute())), {}
     folder = local_folder(reference)
@@ -58,12 +63,19 @@ def facenet_file(weights: Path) -> Path:
 def local_folder(reference: ModelReference) -> Path | None:
     """The folder that the reference names, whether or not it exists; None when it is a hub id."""
     location = reference.location
+    if is_mirror(location):
+        return mirror_folder(location)
     if location.startswith("zoo:"):
         return ZOO / location.removeprefix("zoo:")
     looks_like_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", location) is not None
     if looks_like_hub_id and (reference.revision or not Path(location).is_dir()):
         return None
     return Path(location).expanduser().absolute()
+
+
+def is_hub_id(reference: ModelReference) -> bool:
+    """Whether the reference names a model of the hub."""
+    return local_folder(reference) is None
 
 
 def fingerprint(reference: ModelReference, parts: Sequence[str] = ()) -> str:
@@ -77,7 +89,10 @@ def fingerprint(reference: ModelReference, parts: Sequence[str] = ()) -> str:
     location, arguments = resolve(reference, "model")
     if arguments:
         return f"{location}@{arguments['revision']}"
-    place = Path(location)
+    return _files_digest(Path(location), parts)
+
+
+def _files_digest(place: Path, parts: Sequence[str] = ()) -> str:
     folder, paths = (place.parent, [place]) if place.is_file() else (place, sorted(place.rglob("*")))
     digest = hashlib.sha256()
     for path in paths:
@@ -95,6 +110,16 @@ def fingerprint(reference: ModelReference, parts: Sequence[str] = ()) -> str:
 def _file_sha256(path: Path, size: int, modified_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_pinned(fetched: ModelReference, location: str, kind: str) -> None:
+    """A mirror may be pinned to the digest of its files, as `fingerprint` gives it."""
+    wanted = fetched.revision
+    if wanted and (found := _files_digest(Path(fetched.location))) != wanted:
+        raise UserError(
+            f"The {kind} at {location} has the files of {found}, and models.{kind}.revision says {wanted}: mend "
+            f"either, or remove {fetched.location} to fetch it again."
+        )
 
 
 def _pinned_revision(reference: ModelReference, kind: str) -> str:

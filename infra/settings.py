@@ -32,9 +32,12 @@ class _Frozen(BaseModel):
 class ModelReference(_Frozen):
     location: str = Field(
         min_length=1,
-        description='"zoo:NAME" (shipped), a local folder ("/…", "./…", "~/…"), or a hub id "owner/name"',
+        description='"zoo:NAME" (shipped), a local folder ("/…", "./…", "~/…"), a mirror "s3://bucket/prefix" or '
+        'a hub id "owner/name"',
     )
-    revision: OptionalText = Field(default=None, description="for a hub id: the commit, 40 hex digits")
+    revision: OptionalText = Field(
+        default=None, description="for a hub id: the commit, 40 hex digits; for a mirror, if wanted: its files' SHA-256"
+    )
     backend: str = Field(default="transformers", description="which implementation reads the files")
 
 
@@ -97,6 +100,32 @@ class SegmentSettings(_Frozen):
     face_fallback: bool = Field(description="nobody found but a face known: use the region around the face")
     batch_size: Count = Field(description="pictures per forward pass")
     workers: Count = Field(description="actors, each with its own segmenter")
+
+
+class FilterSettings(_Frozen):
+    """Who is no subject although a model found them; the photo goes only where nobody is left."""
+
+    find_faces: bool = Field(
+        description="while segmenting, look with MTCNN for the faces of people whose face no source tells"
+    )
+    need_face: bool = Field(description="a person without a face is no subject")
+    min_face: float = Field(ge=0, description="smallest face, its shorter side in pixels of the sample; 0 = any")
+    min_face_on_mask: Fraction = Field(description="smallest share of the face that lies on its person's mask; 0 = any")
+    min_sharpness: float = Field(
+        ge=0, description="smallest variance of the Laplacian of the face at 96 x 96 grey levels; 0 = any"
+    )
+    max_cut: Fraction = Field(
+        description="largest share of a person's height (width) that runs along the left or right (upper) edge; 1 = any"
+    )
+    max_people: int = Field(ge=0, description="a photo of more people is refused; 0 = any number")
+
+
+class BindingSettings(_Frozen):
+    margin: float = Field(
+        ge=0,
+        description="a person is bound if every binding that gives them another word scores worse by more than this, "
+        "as a sum of CLIP's cosines; 0 = the best one counts, however close",
+    )
 
 
 class ShardSettings(_Frozen):
@@ -219,6 +248,8 @@ class Settings(_Frozen):
     near_duplicates: NearDuplicateSettings = Field(description="what counts as the same photo")
     caption: CaptionSettings = Field(description="stage 2")
     segment: SegmentSettings = Field(description="stage 3")
+    filter: FilterSettings = Field(description="stage 4: who is no subject")
+    binding: BindingSettings = Field(description="stage 4: which word is whom")
     shard: ShardSettings = Field(description="stage 4")
     train: TrainSettings = Field(description="stage 5")
     evaluate: EvaluateSettings = Field(description="stage 6")

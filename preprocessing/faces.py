@@ -1,8 +1,8 @@
 """Faces: what the sources annotate, and what MTCNN finds where a source says nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -74,6 +74,37 @@ def face_from_5(points: Sequence[tuple[float, float]]) -> Face:
         raise ValueError("the five landmarks fall together")
     x, y = _mean([eyes, mouth])
     return Face((x - 1.1 * size, y - 1.45 * size, x + 1.1 * size, y + 1.25 * size), tuple(points))
+
+
+class Detector(Protocol):
+    """Finds faces; `FaceDetector` is one."""
+
+    def detect(self, image: Image.Image) -> list[Face]:
+        """All faces of an RGB picture, largest first, in its pixels."""
+        ...
+
+
+def missing_faces(
+    image: Image.Image, known: Sequence[Mapping[str, Any]], faceless: int, detector: Detector
+) -> list[dict[str, Any]]:
+    """The faces, as json, that nobody annotated in a picture in which `faceless` people have none.
+
+    Nothing is looked for where everybody has a face. A found face whose centre is in a known one, or that holds the
+    known one's centre, is the same face.
+    """
+    if faceless <= 0:
+        return []
+    found = [face.as_json() for face in detector.detect(image)]
+    return [face for face in found if not any(_same(face["box"], other["box"]) for other in known)]
+
+
+def _same(a: Sequence[float], b: Sequence[float]) -> bool:
+    return _holds(a, b) or _holds(b, a)
+
+
+def _holds(box: Sequence[float], other: Sequence[float]) -> bool:
+    x, y = (other[0] + other[2]) / 2, (other[1] + other[3]) / 2
+    return box[0] <= x <= box[2] and box[1] <= y <= box[3]
 
 
 def _mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -63,6 +63,13 @@ class Reason(StrEnum):
     NO_CAPTION = "no_caption"
     NO_PERSON = "no_person"
     NO_PERSON_WORD = "no_person_word"
+    AMBIGUOUS = "ambiguous"
+    TOO_MANY_PEOPLE = "too_many_people"
+    CUT_OFF = "cut_off"
+    NO_FACE = "no_face"
+    FACE_OUTSIDE_MASK = "face_outside_mask"
+    FACE_TOO_SMALL = "face_too_small"
+    BLURRED = "blurred"
     MODEL_FAILED = "model_failed"
     NEAR_DUPLICATE = "near_duplicate"
     FORGOTTEN = "forgotten"
@@ -100,6 +107,13 @@ _SENTENCES = {
     Reason.NO_CAPTION: "The captioner found no words.",
     Reason.NO_PERSON: "The segmenter found nobody, and no face is known.",
     Reason.NO_PERSON_WORD: "The caption names no person.",
+    Reason.AMBIGUOUS: "Another way to give the caption's words to the people is as good, within binding.margin.",
+    Reason.TOO_MANY_PEOPLE: "More people than filter.max_people.",
+    Reason.CUT_OFF: "The picture's edge cuts through more of the person than filter.max_cut.",
+    Reason.NO_FACE: "No face was found on the person.",
+    Reason.FACE_OUTSIDE_MASK: "Less of the face lies on the person's mask than filter.min_face_on_mask.",
+    Reason.FACE_TOO_SMALL: "The face's shorter side has fewer pixels than filter.min_face.",
+    Reason.BLURRED: "The face is less sharp than filter.min_sharpness.",
     Reason.MODEL_FAILED: "A model failed on this photo; the detail says how.",
     Reason.NEAR_DUPLICATE: "The photo repeats another one, which the detail names.",
     Reason.FORGOTTEN: "Somebody asked that it be forgotten; the detail gives the reason.",

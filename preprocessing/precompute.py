@@ -24,6 +24,11 @@ from infra.settings import ModelReference, ShardSettings
 from preprocessing.binding import Subject, Word, token_index
 
 _GREY = (127, 127, 127)
+# One sentence has leanings of its own; the mean of several is the word's.
+SENTENCES = ("a {}", "a photo of a {}") + tuple(
+    f"a photo of a {{}} {place}"
+    for place in ("on the beach", "in the forest", "in the city at night", "in the snow", "in a garden", "in a studio")
+)
 _BORDER = 0.1  # room around the subject's box, as a fraction of its longer side
 
 
@@ -186,14 +191,16 @@ class Precomputer:
 
     @torch.inference_mode()
     def word_scores(self, crops: Sequence[Image.Image], words: Sequence[Word]) -> Float[np.ndarray, "words people"]:
-        """Cosine between "a photo of a WORD" and each person's crop, for `binding.bind`."""
-        prompts = [f"a photo of a {word.text.lower()}" for word in words]
+        """Cosine between each word, in several sentences, and each person's crop, for `binding.bind`."""
+        names = list(dict.fromkeys(word.text.lower() for word in words))
+        prompts = [sentence.format(name) for name in names for sentence in SENTENCES]
         tokens = self._clip_tokenizer(prompts, padding=True, truncation=True, return_tensors="pt").to(self._device)
         text = self._clip.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
-        text_embeds = torch.nn.functional.normalize(self._clip.text_projection(text.pooler_output), dim=-1)
+        each = torch.nn.functional.normalize(self._clip.text_projection(text.pooler_output), dim=-1)
+        text_embeds = torch.nn.functional.normalize(each.unflatten(0, (len(names), -1)).mean(1), dim=-1)
         image_embeds = torch.nn.functional.normalize(self._project_images(crops), dim=-1)
         scores: np.ndarray = (text_embeds @ image_embeds.T).float().cpu().numpy()
-        return scores
+        return scores[[names.index(word.text.lower()) for word in words]]
 
     def token(self, caption: str, subject: Subject) -> int | None:
         """Place of the subject's word among the prompt's tokens; None where the prompt is cut before it."""

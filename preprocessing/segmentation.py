@@ -7,6 +7,7 @@ every mask is cut at its own probability first.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,8 +17,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from infra.backends import INSTALL_DETECTRON2
 from infra.errors import UserError
-from infra.model_files import local_folder, resolve
+from infra.model_files import is_hub_id, resolve
 from infra.settings import ModelReference, SegmentSettings
 
 _MOST_PEOPLE = 255  # an instance map has 8 bits
@@ -200,13 +202,12 @@ class Detectron2Segmenter:
             from mask2former import add_maskformer2_config
         except ImportError as error:
             raise UserError(
-                f"The detectron2 segmenter needs detectron2 and Mask2Former ({error}): build detectron2 from its "
-                "repository, put the Mask2Former repository on PYTHONPATH and compile its deformable attention, or "
+                f"The detectron2 segmenter needs detectron2 and Mask2Former ({error}): {INSTALL_DETECTRON2}, or "
                 "choose the backend 'transformers'."
             ) from error
         from safetensors.torch import load_file
 
-        folder = local_folder(reference)
+        folder = None if is_hub_id(reference) else Path(resolve(reference, "segmenter")[0])
         if folder is None or not (folder / "config.yaml").is_file() or not (folder / "model.safetensors").is_file():
             raise UserError(
                 f"The detectron2 segmenter {reference.location!r} must be a folder with config.yaml and "

@@ -5,6 +5,7 @@ that a model chokes on is refused with a reason and its shard goes on. If *every
 and its error is raised.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,12 +16,13 @@ from PIL import Image
 from pydantic import BaseModel
 
 from infra.errors import UserError
-from infra.settings import CaptionSettings, SegmentSettings, ShardSettings
-from preprocessing.binding import Subject, bind, person_words
-from preprocessing.captioning import Captioner
+from infra.settings import BindingSettings, CaptionSettings, FilterSettings, SegmentSettings, ShardSettings
+from preprocessing.binding import Subject
+from preprocessing.captioning import Captioner, one_line
 from preprocessing.catalog import REFUSED, PhotoRow
+from preprocessing.faces import Detector, missing_faces
 from preprocessing.photos import Reason
-from preprocessing.precompute import Precomputer, subject_crop
+from preprocessing.precompute import Precomputer
 from preprocessing.prepared import MASK_SOURCE, prepared_part
 from preprocessing.recipes import Recipe
 from preprocessing.segmentation import People, Person, Segmenter, people_from_faces
@@ -35,6 +37,7 @@ from preprocessing.shards import (
     split_samples,
     write_tar,
 )
+from preprocessing.subjects import Found, faces_of, find_subjects
 
 _Input = TypeVar("_Input")
 _Ready = TypeVar("_Ready")
@@ -48,6 +51,17 @@ FORMATS = {
 }  # fmt: skip
 # How many run at once changes no byte of the result, nor which photos there are.
 _WITHOUT_EFFECT = {"workers", "splits"}
+# Every binding counts and nobody is filtered out.
+ANY_BINDING = BindingSettings(margin=0.0)
+NO_FILTERS = FilterSettings(
+    find_faces=False,
+    need_face=False,
+    min_face=0.0,
+    min_face_on_mask=0.0,
+    min_sharpness=0.0,
+    max_cut=1.0,
+    max_people=0,
+)
 
 
 def stage_recipe(
@@ -66,7 +80,12 @@ def caption_shard(
 ) -> tuple[bytes, list[PhotoRow]]:
     """Ingested shard -> `{key}.json` with the caption for every photo, and a row for every photo refused."""
     samples = list(read_tar(tar))
-    answers = one_bad_apple(captioner.caption, _without_prepared(samples), settings.batch_size, picture_of)
+    answers = one_bad_apple(
+        lambda batch: [one_line(caption) for caption in captioner.caption(batch)],
+        _without_prepared(samples),
+        settings.batch_size,
+        picture_of,
+    )
     results = _with_prepared(samples, answers, lambda _, part: str(part["caption"]))
     written, rows = [], []
     for sample, result in zip(samples, results, strict=True):
@@ -80,41 +99,55 @@ def caption_shard(
 
 
 def segment_shard(
-    tar: bytes, segmenter: Segmenter, settings: SegmentSettings, shard: str = ""
+    tar: bytes, segmenter: Segmenter, settings: SegmentSettings, shard: str = "", detector: Detector | None = None
 ) -> tuple[bytes, list[PhotoRow]]:
-    """Ingested shard -> `{key}.instances.png` and `{key}.json` (people, mask_source), and a row per refused photo."""
+    """Ingested shard -> `{key}.instances.png` and `{key}.json` (people, mask_source), and a row per refused photo.
+
+    detector: looks for the faces of people whom the source's faces miss; what it finds goes into the json as `faces`.
+    """
     samples = list(read_tar(tar))
-    answers = one_bad_apple(segmenter.segment, _without_prepared(samples), settings.batch_size, picture_of)
-    results = _with_prepared(samples, answers, _prepared_people)
+    answers = one_bad_apple(
+        lambda batch: _people(batch, segmenter, detector), _without_prepared(samples), settings.batch_size, _seen
+    )
+    results = _with_prepared(samples, answers, lambda sample, part: (_prepared_people(sample, part), []))
     written, rows = [], []
     for sample, result in zip(samples, results, strict=True):
         if isinstance(result, Exception):
             rows.append(_refused("segment", shard, sample, Reason.MODEL_FAILED, _say(result)))
             continue
-        faces = sample.json().get("faces") or []
-        if not result.people and faces and settings.face_fallback:
-            result = people_from_faces(faces, result.instances.shape)
-        if not result.people:
+        people, found = result
+        faces = [*(sample.json().get("faces") or []), *found]
+        if not people.people and faces and settings.face_fallback:
+            people = people_from_faces(faces, people.instances.shape)
+        if not people.people:
             rows.append(_refused("segment", shard, sample, Reason.NO_PERSON, Reason.NO_PERSON.sentence))
             continue
-        about = {"mask_source": result.mask_source, "people": [person.record() for person in result.people]}
-        parts = {"instances.png": encode_instances(result.instances), "json": encode_json(about)}
+        about: dict[str, Any] = {"mask_source": people.mask_source}
+        about |= {"people": [person.record() for person in people.people]} | ({"faces": found} if found else {})
+        parts = {"instances.png": encode_instances(people.instances), "json": encode_json(about)}
         written.append((sample.key, parts))
     return write_tar(written), rows
 
 
-def bind_shard(ingest: bytes, captions: bytes, segments: bytes, precomputer: Precomputer) -> bytes:
+def bind_shard(
+    ingest: bytes,
+    captions: bytes,
+    segments: bytes,
+    precomputer: Precomputer,
+    binding: BindingSettings = ANY_BINDING,
+    filters: FilterSettings = NO_FILTERS,
+) -> bytes:
     """Join caption and people of the same photos: `{key}.json` (caption, mask_source, subjects) and the subjects' map.
 
     A photo that caption or segment refused is passed over: it has its row already. Subjects are numbered anew, 1 to S
-    in the order of their words; people whom no word names become background. A photo that comes to nothing here has a
-    json that says why ({"refused", "detail"}), and `build_shard` makes a row of it.
+    in the order of their words; people whom no word names, and people whom a filter takes, become background. A photo
+    that comes to nothing here has a json that says why ({"refused", "detail"}), and `build_shard` makes a row of it.
     """
     captioned = {sample.key: sample for sample in read_tar(captions)}
     segmented = {sample.key: sample for sample in read_tar(segments)}
     samples = [sample for sample in read_tar(ingest) if sample.key in captioned and sample.key in segmented]
     results = one_bad_apple(
-        lambda batch: [_bind(s, captioned[s.key], segmented[s.key], precomputer) for s in batch],
+        lambda batch: [_bind(s, captioned[s.key], segmented[s.key], precomputer, binding, filters) for s in batch],
         samples,
         1,
         lambda sample: sample,
@@ -123,8 +156,8 @@ def bind_shard(ingest: bytes, captions: bytes, segments: bytes, precomputer: Pre
     for sample, result in zip(samples, results, strict=True):
         if isinstance(result, Exception):
             written.append((sample.key, failed(result)))
-        elif not result.subjects:
-            why = {"refused": Reason.NO_PERSON_WORD.value, "detail": f"caption: {result.caption}"}
+        elif result.found.reason is not None:
+            why = {"refused": result.found.reason.value, "detail": result.found.detail}
             written.append((sample.key, {"json": encode_json(why)}))
         else:
             parts = {"json": encode_json(result.record()), "instances.png": encode_instances(result.instances)}
@@ -168,13 +201,19 @@ def _refusal(pieces: Iterable[Sample]) -> tuple[Reason, str] | None:
     return None
 
 
+def left_out_counts(built: Iterable[Iterable[KeyedParts]]) -> dict[str, int]:
+    """How many people of the built shards' photos each filter took; those of refused photos are not in it."""
+    samples = (Sample(key, dict(parts)) for shard in built for key, parts in shard)
+    return Counter(one["reason"] for sample in samples for one in sample.json().get("left_out", []))
+
+
 class _Bound:
     """A sample with its words bound: who is named by which word."""
 
-    def __init__(self, caption: str, people: People, subjects: list[tuple[Subject, int]]) -> None:
-        self.caption, self.people, self.subjects = caption, people, subjects
+    def __init__(self, people: People, found: Found) -> None:
+        self.people, self.found, self.subjects = people, found, found.subjects
         self.instances = np.zeros_like(people.instances)
-        for number, (subject, _) in enumerate(subjects, start=1):
+        for number, (subject, _) in enumerate(self.subjects, start=1):
             self.instances[people.instances == subject.instance] = number
 
     def record(self) -> dict[str, Any]:
@@ -183,49 +222,55 @@ class _Bound:
             {**replace(subject, instance=number).record(), "token": token}
             for number, (subject, token) in enumerate(self.subjects, start=1)
         ]
-        return {"caption": self.caption, "mask_source": self.people.mask_source, "subjects": subjects}
+        return {**self.found.record(), "mask_source": self.people.mask_source, "subjects": subjects}
 
 
-def _bind(sample: Sample, captioned: Sample, segmented: Sample, precomputer: Precomputer) -> _Bound:
+def _bind(
+    sample: Sample,
+    captioned: Sample,
+    segmented: Sample,
+    precomputer: Precomputer,
+    binding: BindingSettings,
+    filters: FilterSettings,
+) -> _Bound:
     about = segmented.json()
     instances = decode_instances(segmented.parts["instances.png"])
     people = People(
         instances, tuple(Person.from_record(record) for record in about["people"]), str(about["mask_source"])
     )
-    caption = str(captioned.json()["caption"])
-    faces = faces_of(people, sample.json().get("faces") or [])
+    faces = [*(sample.json().get("faces") or []), *about.get("faces", [])]
+    caption, pixels = str(captioned.json()["caption"]), precomputer.settings.reference_pixels
     part = prepared_part(sample)
-    words = person_words(caption) if part is None else []
-    scores = None
-    if len({word.text.lower() for word in words}) > 1 and len(people.people) > 1:
-        picture, pixels = picture_of(sample), precomputer.settings.reference_pixels
-        crops = [subject_crop(picture, None, person.box, pixels) for person in people.people]
-        scores = precomputer.word_scores(crops, words)
-    bound = bind(words, people.people, scores, faces) if part is None else prepared_subjects(part, people, faces)
-    tokens = [(subject, precomputer.token(caption, subject)) for subject in bound]
-    # A word beyond the prompt's last token cannot carry anybody.
-    return _Bound(caption, people, [(subject, token) for subject, token in tokens if token is not None])
-
-
-def faces_of(people: People, faces: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
-    """Instance number -> the largest face whose centre lies on that person's mask."""
-    height, width = people.instances.shape
-    found: dict[int, Mapping[str, Any]] = {}
-
-    def area(face: Mapping[str, Any]) -> float:
-        x1, y1, x2, y2 = face["box"]
-        return float((x2 - x1) * (y2 - y1))
-
-    for face in sorted(faces, key=area):
-        x, y = (face["box"][0] + face["box"][2]) / 2, (face["box"][1] + face["box"][3]) / 2
-        if 0 <= x < width and 0 <= y < height and (instance := int(people.instances[int(y), int(x)])):
-            found[instance] = face
-    return found
+    given = None if part is None else prepared_subjects(part, people, faces_of(people, faces))
+    found = find_subjects(picture_of(sample), caption, people, faces, precomputer, pixels, binding, filters, given)
+    return _Bound(people, found)
 
 
 def picture_of(sample: Sample) -> Image.Image:
     """The sample's photo, RGB."""
     return decode_picture(sample.parts["jpg"])
+
+
+def _seen(sample: Sample) -> tuple[Image.Image, list[dict[str, Any]]]:
+    """The photo, and the faces that its source knows."""
+    return picture_of(sample), sample.json().get("faces") or []
+
+
+def _people(
+    photos: Sequence[tuple[Image.Image, list[dict[str, Any]]]], segmenter: Segmenter, detector: Detector | None
+) -> list[tuple[People, list[dict[str, Any]]]]:
+    """The people in each photo and the faces that its source did not know; ValueError for maps of another size."""
+    segmented = _as_many(segmenter.segment([picture for picture, _ in photos]), photos)
+    for (picture, _), people in zip(photos, segmented, strict=True):
+        if people.instances.shape != (picture.height, picture.width):
+            height, width = people.instances.shape
+            raise ValueError(f"a mask of {width} x {height} for a picture of {picture.width} x {picture.height}")
+    if detector is None:
+        return [(people, []) for people in segmented]
+    return [
+        (people, missing_faces(picture, faces, len(people.people) - len(faces_of(people, faces)), detector))
+        for (picture, faces), people in zip(photos, segmented, strict=True)
+    ]
 
 
 def _without_prepared(samples: Iterable[Sample]) -> list[Sample]:
@@ -294,12 +339,12 @@ def one_bad_apple(
 def _worked(work: Callable[[list[_Ready]], Sequence[_Output]], batch: list[_Ready]) -> list[_Output | Exception]:
     if not batch:
         return []
-    together = _tried(work, batch)
+    together = _tried(lambda ready: _as_many(work(ready), ready), batch)
     if not isinstance(together, Exception):
         return list(together)
     if len(batch) == 1:
         return [together]
-    return [_tried(lambda item: work([item])[0], item) for item in batch]
+    return [_tried(lambda item: _as_many(work([item]), [item])[0], item) for item in batch]
 
 
 def _tried(action: Callable[[_Input], _Output], item: _Input) -> _Output | Exception:
@@ -316,6 +361,12 @@ def failed(error: Exception) -> dict[str, bytes]:
     return {"json": encode_json({"refused": Reason.MODEL_FAILED.value, "detail": _say(error)})}
 
 
+def _as_many(made: Sequence[_Output], items: Sequence[_Input]) -> Sequence[_Output]:
+    if len(made) != len(items):
+        raise ValueError(f"{len(made)} results for {len(items)} photos")
+    return made
+
+
 def _refused(stage: str, shard: str, sample: Sample, reason: Reason, detail: str) -> PhotoRow:
     about = sample.json()
     source, origin = str(about.get("source", "")), str(about.get("origin", ""))
@@ -323,5 +374,6 @@ def _refused(stage: str, shard: str, sample: Sample, reason: Reason, detail: str
 
 
 def _say(error: Exception) -> str:
-    # One line of bounded length: it goes into a table that people read.
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    # One line of bounded length that can be encoded: it goes into a table that people read.
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -35,7 +35,7 @@ def write_sd15_models(root: Path) -> dict[str, str]:
     places = {
         "base": write_base(root / "stable-diffusion-v1-5"),
         "clip": write_clip(root / "clip-vit-large-patch14"),
-        "captioner": tiny_blip2(root / "blip2-opt-6.7b-coco"),
+        "captioner": tiny_blip2(root / "blip2-opt-2.7b"),
         "segmenter": write_segmenter(root / "mask2former-swin-large-coco-panoptic"),
         "identity": write_facenet(root / "facenet-vggface2"),
     }

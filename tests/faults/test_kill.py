@@ -67,8 +67,9 @@ def _catalog_without_a_crash(settings: Settings) -> str:
         done = worker({"index": index, "records": records})
         run.catalog.commit([done["shard"]] if done["shard"] else [], done["photos"])
     captioner = workers.CaptionWorker(run.store, models.captioner, settings.caption, prints["caption"])
-    segmenter = workers.SegmentWorker(run.store, models.segmenter, settings.segment, prints["segment"])
-    precomputer = workers.PrecomputeWorker(run.store, models, settings.shard, prints, prints["shard"])
+    segmenter = workers.SegmentWorker(run.store, models.segmenter, settings.segment, False, prints["segment"])
+    chosen = (settings.shard, settings.binding, settings.filter)
+    precomputer = workers.PrecomputeWorker(run.store, models, *chosen, prints, prints["shard"])
     for row in run.shards("ingest"):
         captions, segments = captioner({"row": row}), segmenter({"row": row})
         built = precomputer({"row": row, "caption": captions["shard"], "segment": segments["shard"], "columns": {}})

@@ -103,3 +103,18 @@ def test_a_workspace_that_cannot_be_is_one_sentence(settings: Settings, tmp_path
             check_inputs(settings.model_copy(update={"workspace": place}))
     with pytest.raises(UserError, match="another folder"):
         check_inputs(settings.model_copy(update={"workspace": tmp_path / "a[1]"}))
+
+
+def test_filters_and_binding_redo_the_training_shards_and_nothing_before(settings: Settings) -> None:
+    def redone(**changes: object) -> set[str]:
+        other = {
+            group: getattr(settings, group).model_copy(update={name: value})
+            for key, value in changes.items()
+            for group, name in [key.split("__")]
+        }
+        before, after = Run(settings).fingerprints, Run(settings.model_copy(update=other)).fingerprints
+        return {stage for stage in before if before[stage] != after[stage]}
+
+    bound = {"bind", "text", "image_embeds", "shard"}
+    assert redone(filter__need_face=True) == redone(filter__max_people=3) == redone(binding__margin=0.1) == bound
+    assert redone(filter__find_faces=True) == {"segment", *bound}

@@ -43,6 +43,29 @@ def test_sd15_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert _checks("sd15", tmp_path)["model clip"].ok
 
 
+def test_backends_are_told_whichever_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MOA_LAVIS_PYTHON", raising=False)
+    checks = _checks("demo", tmp_path)
+    for name, other in (("captioners", "lavis"), ("segmenters", "detectron2")):
+        assert checks[name].ok and checks[name].detail.startswith("transformers is chosen; transformers (usable)")
+        assert f"{other} (" in checks[name].detail and "usable" not in checks[name].detail.partition(f"{other} (")[2]
+    named = {"models__captioner__backend": "lavis", "models__captioner__location": "blip2_opt/caption_coco_opt6.7b"}
+    lavis = _checks("demo", tmp_path, **named)
+    assert not lavis["captioners"].ok and "MOA_LAVIS_PYTHON is not set" in lavis["captioners"].detail
+
+
+def test_a_mirror_is_looked_at_and_not_fetched(
+    tmp_path: Path, s3_store: S3Store, s3_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_address)
+    monkeypatch.setenv("MOA_MODEL_CACHE", str(tmp_path / "cache"))
+    location = f"s3://{s3_store.bucket}/{s3_store.prefix}"
+    assert "no .safetensors" in _checks("demo", tmp_path, models__clip__location=location)["model clip"].detail
+    s3_store.put("model.safetensors", b"w")
+    check = _checks("demo", tmp_path, models__clip__location=location)["model clip"]
+    assert check.ok and "fetched at first use" in check.detail and not (tmp_path / "cache").exists()
+
+
 def test_an_s3_store_is_asked(tmp_path: Path, s3_store: S3Store) -> None:
     address = {"storage__endpoint_url": str(s3_store.endpoint_url)}
     assert _checks("sd15", tmp_path, storage__root=f"s3://{s3_store.bucket}/x", **address)["storage"].ok

@@ -87,6 +87,31 @@ def test_scores_with_repeated_words_keep_their_order() -> None:
     assert [subject.instance for subject in bind(words, [person(1), person(2), person(3)], scores)] == [2, 1, 3]
 
 
+def test_the_margin_to_the_next_best_binding_is_told() -> None:
+    words, people = person_words("a man and a woman"), [person(1), person(2)]
+    scores = np.array([[0.30, 0.20], [0.21, 0.25]])
+    assert [subject.binding for subject in bind(words, people, scores)] == pytest.approx([0.14, 0.14])
+    # Order against scores, which are too close to overrule it: worse than its rival by as much.
+    assert [subject.binding for subject in bind(words, people, scores[:, ::-1], margin=0.2)] == pytest.approx(
+        [-0.14] * 2
+    )
+    # Of three people the clear one is sure and the other two are not.
+    words = person_words("a man, a woman and a boy")
+    scores = np.array([[0.3, 0.29, 0.0], [0.29, 0.29, 0.0], [0.0, 0.0, 0.4]])
+    binding = [subject.binding for subject in bind(words, [person(1), person(2), person(3)], scores)]
+    assert binding == pytest.approx([0.01, 0.01, 0.69], abs=1e-3)
+
+
+def test_places_are_respected_without_scores_and_outweigh_them() -> None:
+    people = [person(1), person(2, 0.3), person(3)]
+    words = person_words("a man on the right and a woman on the left")
+    assert [subject.instance for subject in bind(words, people)] == [3, 1]
+    assert [subject.instance for subject in bind(words, people, np.array([[0.9, 0.0, 0.0], [0.0, 0.0, 0.9]]))] == [3, 1]
+    words = person_words("a man behind a woman")
+    assert [subject.instance for subject in bind(words, [person(1, 0.1), person(2, 0.4)])] == [1, 2]
+    assert [subject.instance for subject in bind(words, [person(1, 0.4), person(2, 0.1)])] == [2, 1]
+
+
 def test_faces_travel_with_their_person() -> None:
     face = {"box": [1, 2, 3, 4]}
     man, woman = bind(person_words("a man and a woman"), [person(1), person(2)], faces={2: face})

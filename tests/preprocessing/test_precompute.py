@@ -11,7 +11,7 @@ from PIL import Image
 
 from infra.settings import ModelReference, ShardSettings
 from preprocessing.binding import Subject, person_words
-from preprocessing.precompute import Precomputer, subject_crop, subject_variants
+from preprocessing.precompute import SENTENCES, Precomputer, subject_crop, subject_variants
 from tests.tiny_models import tiny_clip, tiny_pipeline
 
 SETTINGS = ShardSettings(
@@ -89,14 +89,18 @@ def test_image_embeds_are_clips_own(precomputer: Precomputer, models: Path) -> N
 
 
 def test_word_scores_are_clips_cosines(precomputer: Precomputer, models: Path) -> None:
+    """The cosine of a word is that of the mean over its sentences, however the caption spells it."""
     model, processor = tiny_clip()
-    crops, words = [noise(0), noise(1)], person_words("a man and a Woman")
-    inputs = processor(text=["a photo of a man", "a photo of a woman"], images=crops, padding=True, return_tensors="pt")
+    crops, words = [noise(0), noise(1)], person_words("a man, a Woman and a MAN")
     with torch.no_grad():
-        outputs = model(**inputs)
-    np.testing.assert_allclose(
-        precomputer.word_scores(crops, words), outputs.text_embeds @ outputs.image_embeds.T, atol=1e-5
-    )
+        texts = []
+        for word in ("man", "woman", "man"):
+            prompts = [sentence.format(word) for sentence in SENTENCES]
+            inputs = processor(text=prompts, images=crops, padding=True, return_tensors="pt")
+            outputs = model(**inputs)
+            texts.append(torch.nn.functional.normalize(outputs.text_embeds.mean(0), dim=0))
+    expected = torch.stack(texts) @ outputs.image_embeds.T
+    np.testing.assert_allclose(precomputer.word_scores(crops, words), expected, atol=1e-5)
 
 
 def test_tokens_are_the_base_models(precomputer: Precomputer) -> None:
