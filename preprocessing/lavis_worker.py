@@ -7,6 +7,7 @@ taken for one; the first says that the model is loaded. It ends with its input, 
 """
 
 import base64
+import importlib
 import io
 import json
 import os
@@ -58,7 +59,7 @@ def _torchvision_operators(torch):  # type: ignore[no-untyped-def]
     """Names for operators that torchvision asks for at import where its library does not fit torch; no caption calls
     them."""
     try:
-        import torchvision  # noqa: F401
+        importlib.import_module("torchvision")
     except RuntimeError:
         for module in [module for module in sys.modules if module.partition(".")[0] == "torchvision"]:
             del sys.modules[module]
