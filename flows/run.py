@@ -100,15 +100,15 @@ class Run:
             "text": column("text", _weights(models.base, "text_encoder", "tokenizer"), bind),
             "image_embeds": column("image_embeds", clip, bind),
         }
-        wanted = [print_ for name, print_ in columns.items() if getattr(settings.shard, name)]
-        cut = ("max_photos", "max_bytes")
+        wanted = [columns[name] for name in columns if getattr(settings.shard, name)]
+        limits = ("max_photos", "max_bytes")
         return {
             "ingest": ingest,
             "caption": caption,
             "segment": segment,
             "bind": bind,
             **columns,
-            "shard": stage_fingerprint("shard", settings.shard, bind, *wanted, only=cut),
+            "shard": stage_fingerprint("shard", settings.shard, bind, *wanted, only=limits),
         }
 
     def shards(self, stage: str, version: int | None = None) -> list[ShardRow]:
