@@ -341,6 +341,8 @@ def _worked(work: Callable[[list[_Ready]], Sequence[_Output]], batch: list[_Read
         return []
     together = _tried(lambda ready: _as_many(work(ready), ready), batch)
     if not isinstance(together, Exception):
+        if len(together) != len(batch):
+            raise ValueError(f"a model gave {len(together)} results for {len(batch)} photos")
         return list(together)
     if len(batch) == 1:
         return [together]

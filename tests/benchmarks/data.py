@@ -44,16 +44,8 @@ from preprocessing.sources import Record
 from preprocessing.sources.paperfolk_drawing import draw
 from preprocessing.sources.paperfolk_world import picture_at
 from preprocessing.stages import build_shard, caption_shard, segment_shard
+from tests.benchmarks.data_report import ffhq, table_of
 
-FFHQ = 70_000
-# Pictures a second of one 80 GB Hopper GPU in half precision. Assumptions, not measurements: no GPU was at hand.
-ASSUMED = {
-    "BLIP-2 OPT-6.7b, 5 beams": 8.0,
-    "Mask2Former Swin-L": 12.0,
-    "VAE, text and CLIP towers": 60.0,
-}
-GPUS, GPU_NODE_CORES, NODE_DOLLARS_AN_HOUR = 8, 96, 24.0
-FFHQ_BYTES, READ_BYTES_A_SECOND = 89.1e9, 1e9  # images1024x1024; a local disk or a good S3 connection
 console = Console()
 
 
@@ -295,22 +287,7 @@ def join(photos: int, per_shard: int, folder: Path) -> None:
     print(next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM")))
 
 
-# ---- FFHQ on one node
-
-
-def ffhq(numbers: dict[str, Any]) -> dict[str, Any]:
-    """Hours and dollars for 70,000 photos on one node of 8 GPUs; GPU speeds and the price are assumptions."""
-    computing = FFHQ * numbers["ingest_png_ms"] / 1000 / GPU_NODE_CORES / 3600
-    reading = FFHQ_BYTES / READ_BYTES_A_SECOND / 3600
-    hours = {"ingest, " + ("read" if reading > computing else "computed"): max(reading, computing)}
-    for name, ratio in (
-        ("BLIP-2 OPT-6.7b, 5 beams", "caption_ratio"),
-        ("Mask2Former Swin-L", "segment_ratio"),
-        ("VAE, text and CLIP towers", None),
-    ):
-        hours[name] = FFHQ / (ASSUMED[name] * GPUS) / 3600 / (min(numbers[ratio], 1.0) if ratio else 1.0)
-    total = sum(hours.values())
-    return {"hours": hours, "total_hours": total, "dollars": total * NODE_DOLLARS_AN_HOUR}
+# ---- all together
 
 
 def orchestration() -> dict[str, Any]:
@@ -356,7 +333,7 @@ def main() -> None:
     if not options.no_orchestration:
         numbers |= orchestration()
     numbers |= {"ffhq": ffhq(numbers), "date": date.today().isoformat()}
-    table = _table(numbers)
+    table = table_of(numbers)
     console.print(table, markup=False)
     out = _runs() / "data.json"
     out.write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
@@ -369,64 +346,6 @@ def _runs() -> Path:
     folder = Path("runs/bench")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _around(numbers: dict[str, Any], stage: str) -> str:
-    whole = numbers[f"{stage}_ms"]
-    return f"{whole:.1f} ms of a core a photo, {whole * (1 - numbers[f'{stage}_ratio']):.1f} of them around the model"
-
-
-def _table(numbers: dict[str, Any]) -> str:
-    """The numbers as Markdown, ratios first."""
-    peaks = numbers["memory_mib"]
-    rows = [
-        ("ingest, bare loop ÷ ours", "ingest_ratio", f"{numbers['ingest_png_ms']:.0f} ms of a core per PNG, "
-         f"{numbers['ingest_jpeg_ms']:.0f} per JPEG; the worse of both", "≥ 0.9"),
-        ("caption, bare model ÷ ours", "caption_ratio", _around(numbers, "caption"), "≥ 0.95"),
-        ("segment, bare model ÷ ours", "segment_ratio", _around(numbers, "segment"), "≥ 0.95"),
-        ("shard, tar and sync ÷ ours", "shard_ratio", f"{numbers['shard_mb_per_s']:.0f} MB/s with SHA-256; "
-         f"in processor time {numbers['shard_cpu_ratio']:.2f}", "≥ 0.9"),
-        ("orchestration of 10,000 shards", "orchestration_overhead", "over the bare work", "≤ 0.05"),
-        ("second run with nothing to do (s)", "noop_seconds", "", "≤ 30"),
-    ]  # fmt: skip
-    ffhq_hours, assumed = numbers["ffhq"]["hours"], ASSUMED
-    lines = [
-        f"# The data plane's speed, {numbers['date']}",
-        "",
-        f"{numbers['machine']}; {numbers['libraries']},",
-        f"torch {torch.__version__}. {numbers['rounds']} rounds, bare and ours in turn. Ingest, caption and segment:",
-        "medians of processor time, one thread of torch; shards: the clock, the best round of each. Caption and",
-        "segment are the demo's tiny models on the CPU, beside whose few milliseconds a photo all else is large.",
-        "Again: `make bench-data`.",
-        "",
-        "| measure | figure | from | goal |",
-        "| --- | --- | --- | --- |",
-        *(
-            f"| {name} | {format(numbers[key], '.3f') if key in numbers else 'not measured'} | {source} | {goal} |"
-            for name, key, source, goal in rows
-        ),
-        "| peak memory of joining and writing | "
-        + ", ".join(f"{peak:.0f} MiB for {int(size):,} photos" for size, peak in peaks.items())
-        + " | shards of 1,000 | flat |",
-        "",
-        "One picture's way through ingest, in milliseconds of a core: "
-        + ", ".join(f"{name} {value:.1f}" for name, value in numbers["ingest_parts_ms"].items())
-        + ".",
-        "",
-        f"## FFHQ's {FFHQ:,} photos on one node of {GPUS} GPUs",
-        "",
-        "Assumed, not measured, in pictures a second of one GPU: "
-        + ", ".join(f"{name} {speed:g}" for name, speed in assumed.items())
-        + f"; {GPU_NODE_CORES} cores",
-        f"as fast as this machine's; {READ_BYTES_A_SECOND / 1e9:g} GB/s to read {FFHQ_BYTES / 1e9:g} GB; "
-        f"{NODE_DOLLARS_AN_HOUR:g} dollars an hour for the node. The stages one after the other;",
-        "hours = 70,000 ÷ (speed × GPUs × the ratio above) ÷ 3600; ingest's = the longer of bytes ÷ speed and",
-        "70,000 × milliseconds per PNG ÷ cores.",
-        "",
-        *(f"- {name}: {hours:.2f} h" for name, hours in ffhq_hours.items()),
-        f"- together {numbers['ffhq']['total_hours']:.2f} h, {numbers['ffhq']['dollars']:.0f} dollars",
-    ]
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
