@@ -23,6 +23,7 @@ SHOWN, EMPTY = (255, 255, 255), (0, 0, 0)
 
 SETTINGS = EvaluateSettings(
     source="paperfolk",
+    split="",
     subjects=4,
     prompts=[
         PromptSettings(template="a photo of a {word} holding roses on the beach", scene="on the beach", object="roses"),
