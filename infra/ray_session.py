@@ -60,13 +60,21 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
     local = {"num_cpus": settings.num_cpus, "object_store_memory": settings.object_store_mb * 10**6}
     if settings.address:
         _check_listening(settings.address)
-    ray.init(
-        address=settings.address or "local",
-        include_dashboard=None if settings.address else False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        **({} if settings.address else local),
-    )
+    try:
+        ray.init(
+            address=settings.address or "local",
+            include_dashboard=None if settings.address else False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            **({} if settings.address else local),
+        )
+    except ConnectionError as error:
+        if not settings.address:
+            raise
+        raise UserError(
+            f"The Ray cluster at {settings.address!r} does not let this machine in: set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN as on its head node (ray get-auth-token), or mend ray.address."
+        ) from error
     try:
         yield
     finally:

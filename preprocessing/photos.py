@@ -96,7 +96,7 @@ _SENTENCES = {
     Reason.ANIMATED: "Several frames or pages: it is not clear which one is the photo.",
     Reason.UNSUPPORTED_MODE: "Pixels that have no plain meaning as colours (floating point or 32 bits).",
     Reason.DUPLICATE: "The same bytes were there already.",
-    Reason.MISSING_FILE: "The data set's list names a file that is not there.",
+    Reason.MISSING_FILE: "There is no such file.",
     Reason.MISSING_ANNOTATION: "The file is there, but a list of the data set does not name it.",
     Reason.BAD_ANNOTATION: "The data set's entry for this file cannot be understood.",
     Reason.UNSAFE_PATH: "The data set's list names a path outside its own folder.",
@@ -170,7 +170,7 @@ def read_bytes(path: Place) -> bytes:
             target = os.fsencode(os.readlink(path)).decode("utf-8", "backslashreplace")
             raise PhotoRefused(Reason.BROKEN_LINK, f"to {target[:120]}") from error
         if isinstance(error, FileNotFoundError):
-            raise PhotoRefused(Reason.MISSING_FILE, "the file is not there") from error
+            raise PhotoRefused(Reason.MISSING_FILE) from error
         raise PhotoRefused(Reason.UNREADABLE, _short(getattr(error, "strerror", None) or error)) from error
     if not data:
         raise PhotoRefused(Reason.EMPTY_FILE, "0 bytes")
