@@ -7,7 +7,8 @@ from typing import Any
 from prefect import flow
 
 from flows import artifacts
-from flows.evaluate import evaluation_folder, metric_table, people_fingerprint, read_people
+from flows.evaluate import evaluation_folder, metric_table, people_fingerprint
+from flows.evaluation_people import read_people
 from flows.run import Run, StageResult
 from flows.train import current_training, lineage, trained_adapter
 from infra.errors import UserError

@@ -151,19 +151,17 @@ class PrecomputeWorker(StagedWorker):
         from preprocessing.shards import without_samples
         from preprocessing.stages import bind_shard, build_shard, left_out_counts
 
-        computed: dict[str, bytes] = {}
-        if "bind" not in fetched:
-            computed["bind"] = bind_shard(
-                fetched["ingest"], fetched["caption"], fetched["segment"], self.precomputer, self.binding, self.filters
+        have, wanted = dict(fetched), wanted_columns(self.settings)
+        if "bind" not in have:
+            have["bind"] = bind_shard(
+                have["ingest"], have["caption"], have["segment"], self.precomputer, self.binding, self.filters
             )
-        bound = computed.get("bind") or fetched["bind"]
-        wanted = wanted_columns(self.settings)
         for name in wanted:
-            if name not in fetched:
-                computed[name] = COLUMNS[name](fetched["ingest"], bound, self.precomputer, self.settings)
-        columns = {name: computed.get(name) or fetched[name] for name in wanted}
-        bound = without_samples(bound, item.get("without", ()))
-        built, photos = build_shard(fetched["ingest"], bound, columns, self.settings, item["row"].shard)
+            if name not in have:
+                have[name] = COLUMNS[name](have["ingest"], have["bind"], self.precomputer, self.settings)
+        bound, columns = without_samples(have["bind"], item.get("without", ())), {name: have[name] for name in wanted}
+        built, photos = build_shard(have["ingest"], bound, columns, self.settings, item["row"].shard)
+        computed = {name: tar for name, tar in have.items() if name not in fetched}
         return Joined(built, photos, computed, left_out_counts(built))
 
     def put_away(self, item: dict[str, Any], made: Joined) -> dict[str, Any]:

@@ -4,7 +4,6 @@ What is wrong with one object is an `S3ReadError`, and the next one may be fine.
 credentials is a `UserError`: no other object would do better, and the same command goes on once it is mended.
 """
 
-import io
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from infra.errors import UserError
+from infra.random_access import RandomAccess
 
 _ATTEMPTS = 4  # per object, counted apart for the request (botocore's) and for the body (ours)
 _BLOCK = 1 << 20
@@ -165,32 +165,15 @@ def _read_body(body: Any, size: int) -> bytes:
     return b"".join(parts)
 
 
-class S3Stream(io.RawIOBase):
+class S3Stream(RandomAccess):
     """An object as a seekable stream; wrap it in io.BufferedReader, for each read is a request."""
 
     def __init__(self, s3_object: S3Object) -> None:
-        self._object, self._place = s3_object, 0
+        super().__init__(s3_object.size)
+        self._object = s3_object
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._object.size}[whence]
-        self._place = max(start + offset, 0)
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        size = min(len(view), max(self._object.size - self._place, 0))
-        view[:size] = read_object(self._object, self._place, size)
-        self._place += size
-        return size
+    def read_at(self, place: int, size: int) -> bytes:
+        return read_object(self._object, place, size)
 
 
 @lru_cache(maxsize=8)

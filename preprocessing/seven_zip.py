@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from infra.errors import UserError, written_by_us
+from infra.random_access import RandomAccess
 from infra.s3_reading import S3Object, S3ReadError
 from preprocessing.photos import Reason
 from preprocessing.places import Place, PlaceError, holder_of, open_stream
@@ -221,37 +222,16 @@ def _factory(
     return Factory()
 
 
-class _Joined(io.RawIOBase):
+class _Joined(RandomAccess):
     """Parts of a file as one."""
 
     def __init__(self, streams: Sequence[BinaryIO]) -> None:
-        self._streams, self._place = streams, 0
-        self._starts = [0]
+        self._streams, self._starts = streams, [0]
         for stream in streams:
             self._starts.append(self._starts[-1] + stream.seek(0, io.SEEK_END))
+        super().__init__(self._starts[-1])
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._starts[-1]}[whence]
-        self._place = max(start + offset, 0)
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        index = bisect_right(self._starts, self._place) - 1
-        if index >= len(self._streams):
-            return 0
-        view = memoryview(buffer).cast("B")
-        stream = self._streams[index]
-        stream.seek(self._place - self._starts[index])
-        data = stream.read(min(len(view), self._starts[index + 1] - self._place))
-        view[: len(data)] = data
-        self._place += len(data)
-        return len(data)
+    def read_at(self, place: int, size: int) -> bytes:
+        index = bisect_right(self._starts, place) - 1
+        self._streams[index].seek(place - self._starts[index])
+        return self._streams[index].read(min(size, self._starts[index + 1] - place))

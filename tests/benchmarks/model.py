@@ -48,7 +48,7 @@ console = Console()
 
 def demo_routers() -> dict[str, Any]:
     """`asked`: share of pixels per layer and half whose expert runs; `psnr`: of every picture, sparse against exact."""
-    from flows.evaluate import read_people
+    from flows.evaluation_people import read_people
     from flows.painting import Painter
     from flows.run import Run
     from flows.world import prepare_world

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from flows import ingest as ingest_stage
-from flows.evaluate import read_people
+from flows.evaluation_people import read_people
 from flows.run import Run, StageResult
 from infra.settings import Settings, load_settings
 from preprocessing.catalog import KEPT, load_shard

@@ -10,7 +10,7 @@ import infra.torchvision_ops  # noqa: F401
 import torch
 from torch import Tensor, nn
 
-from flows.evaluate import read_people
+from flows.evaluation_people import read_people
 from flows.run import Run
 from flows.training_samples import TrainingSamples
 from infra.model_files import resolve
