@@ -160,7 +160,11 @@ def test_a_zip_that_was_replaced_is_noticed(tmp_path: Path) -> None:
     assert caught.value.reason == "missing_file"
 
 
-@pytest.mark.parametrize("data", [b"", b"PK", b"not a zip at all" * 9, make({"a": b"x"})[:-9]])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"PK", b"not a zip at all" * 9, make({"a": b"x"})[:-9]],
+    ids=["empty", "magic alone", "text", "cut off"],  # the last holds the time: no name for two workers
+)
 def test_what_is_no_zip_is_one_sentence(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(data)
     with pytest.raises(UserError, match="zip"):
