@@ -19,9 +19,8 @@ from infra.registry import Release, Releases
 from infra.settings import ModelReference, Settings
 from infra.storage import ObjectStore, open_store
 from preprocessing.catalog import Catalog, ShardRow
-from preprocessing.recipes import Recipe
+from preprocessing.recipes import Recipe, stage_recipe
 from preprocessing.sources import Source, Surroundings, open_source
-from preprocessing.stages import stage_recipe
 
 STAGES = ("ingest", "signatures", "duplicates", "caption", "segment", "shard")
 # What the shard stage keeps of its costly work, and the settings that each depends on: see preprocessing/columns.py.

@@ -18,6 +18,8 @@ from infra.settings import Settings
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 # Ray gives its workers a low priority (15); beside anything else on the machine they would hardly move.
 _PRIORITY = {"RAY_worker_niceness": "0"}
+# A training's workers wait at every checkpoint, and at the end, until they are next looked after: 2 s by default.
+_ATTENTION = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 # Nothing is downloaded that the settings do not name, and no progress bars but ours.
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -77,5 +79,5 @@ def _locked(file: IO[str]) -> bool:
 
 def prepare_environment() -> None:
     """Set what Prefect, Ray and their workers read from the environment, where the user has not."""
-    for name, value in (_ONE_THREAD | _PRIORITY | _QUIET).items():
+    for name, value in (_ONE_THREAD | _PRIORITY | _ATTENTION | _QUIET).items():
         os.environ.setdefault(name, value)

@@ -15,7 +15,7 @@ from prefect import flow
 from flows import artifacts
 from flows.evaluation_split import check_split
 from flows.run import Run, StageResult, describe, digest
-from flows.training_job import HISTORY, RELEASED, TrainingJob, fetch_checkpoint, work
+from flows.training_job import HISTORY, RELEASED, ProgressReporter, TrainingJob, fetch_checkpoint, work
 from infra import model_files
 from infra.errors import UserError
 from infra.settings import ModelReference, Settings
@@ -148,22 +148,6 @@ def lineage(run: Run, plan: dict[str, Any]) -> dict[str, Any]:
         "models": {name: describe(getattr(models, name)) for name in ("base", "clip", "captioner", "segmenter")},
         "train": run.settings.train.model_dump(mode="json"),
     }
-
-
-class ProgressReporter:
-    """An actor that rank 0 tells how far it is, any rank what the user must mend, and that the driver asks."""
-
-    def __init__(self) -> None:
-        self.step, self.loss, self.refusal = 0, 0.0, ""
-
-    def tell(self, step: int, loss: float) -> None:
-        self.step, self.loss = step, loss
-
-    def refuse(self, refusal: str) -> None:
-        self.refusal = refusal
-
-    def ask(self) -> tuple[int, float, str]:
-        return self.step, self.loss, self.refusal
 
 
 def _fit(run: Run, plan: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """What the driver and the training's workers agree on: the job, and what a complete checkpoint is.
 
 A checkpoint is a folder of safetensors and JSON with a list of its files' digests. Only a folder that agrees with its
-list counts, so one that a kill cut short is passed over. (No torch here: the driver need not load it.)
+list counts, so one that a kill cut short is passed over. (No torch and no Prefect here: neither the driver nor the
+reporter need load them.)
 """
 
 import hashlib
@@ -30,6 +31,22 @@ class TrainingJob:
     run_id: str
     shards: list[ShardRow]
     start: dict[str, bytes] | None
+
+
+class ProgressReporter:
+    """An actor that rank 0 tells how far it is, any rank what the user must mend, and that the driver asks."""
+
+    def __init__(self) -> None:
+        self.step, self.loss, self.refusal = 0, 0.0, ""
+
+    def tell(self, step: int, loss: float) -> None:
+        self.step, self.loss = step, loss
+
+    def refuse(self, refusal: str) -> None:
+        self.refusal = refusal
+
+    def ask(self) -> tuple[int, float, str]:
+        return self.step, self.loss, self.refusal
 
 
 def work(config: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from typing import Any, Protocol
 
 from infra.errors import UserError
@@ -102,8 +103,10 @@ def map_shards(
     """
     if isinstance(items, Sequence):
         total = len(items)
-    if total == 0:
-        return
+    items = iter(items)
+    first = list(islice(items, 1))
+    if not first:
+        return  # and nothing is started
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -117,10 +120,8 @@ def map_shards(
     staged = issubclass(worker_class, StagedWorker)
     queue = ray.remote(BatchQueue).options(**here).remote()
     try:
-        batches = Batches(queue, items, total, actors)
+        batches = Batches(queue, chain(first, items), total, actors)
         batches.fill()
-        if batches.none_left:
-            return
         dataset = ray.data.read_datasource(_numbered(queue), override_num_blocks=1, **here).map(
             _BatchWorker,
             compute=ray.data.ActorPoolStrategy(

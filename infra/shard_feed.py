@@ -73,11 +73,6 @@ class Batches:
         self._seconds_per_item: float | None = None
         self._next, self._size, self._ended = 0, 1, False
 
-    @property
-    def none_left(self) -> bool:
-        """Whether every batch there is has been finished."""
-        return self._ended and not self._references
-
     def fill(self) -> None:
         """Hand over batches until the window is full or the items are at their end."""
         import ray

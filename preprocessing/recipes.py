@@ -1,16 +1,28 @@
 """What a stage's fingerprint stands for, so that "done anew" can say why; and how fast stages were.
 
 Both are small objects beside the catalog, not rows of it: a recipe is written once per fingerprint, a speed once per
-run, and neither is read to make a shard, so the same photos still give the same rows and the same bytes.
+run, and neither is read to make a shard, so the same photos still give the same rows and the same bytes. (No torch
+here: the driver need not load it.)
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pydantic import BaseModel
+
 from infra.storage import ObjectStore
+
+# Raise a stage's number when its code changes what it writes: its shards are then made anew. Those from bind to
+# image_embeds are the columns that `shard` joins, each kept by itself.
+FORMATS = {
+    "ingest": 1, "signatures": 1, "duplicates": 1, "caption": 1, "segment": 1,
+    "bind": 1, "moments": 1, "text": 1, "image_embeds": 1, "shard": 2,
+}  # fmt: skip
+# How many run at once changes no byte of the result, nor which photos there are.
+_WITHOUT_EFFECT = {"workers", "splits"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,17 @@ class Recipe:
                 found.append(f"{self.stage}.{name} {before} -> {now}")
         names = dict.fromkeys([*older.inputs, *self.inputs])
         return found + [name for name in names if older.inputs.get(name) != self.inputs.get(name)]
+
+
+def stage_recipe(
+    stage: str, settings: BaseModel, inputs: Mapping[str, str], only: Collection[str] | None = None
+) -> Recipe:
+    """How a stage makes its shards: its settings, the code's format number and `inputs`, the fingerprints of its models
+    and of the stages that it reads, by name. `only`: the settings that it looks at, None = all."""
+    values = {name: value for name, value in settings.model_dump(mode="json").items() if name not in _WITHOUT_EFFECT}
+    if only is not None:
+        values = {name: values[name] for name in only}
+    return Recipe(stage, FORMATS[stage], values, dict(inputs))
 
 
 def load_recipe(store: ObjectStore, fingerprint: str) -> Recipe | None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float16, UInt64
 from PIL import Image
 from scipy.fft import dctn
@@ -99,6 +98,7 @@ class Signer:
 
     def __init__(self, reference: ModelReference, batch_size: int) -> None:
         import infra.torchvision_ops  # noqa: F401, I001  # before transformers
+        import torch  # here: the driver, which compares signatures, need not load it
         from transformers import AutoImageProcessor, CLIPModel
 
         where, arguments = resolve(reference, "clip")
@@ -111,18 +111,20 @@ class Signer:
         self._processor: Any = AutoImageProcessor.from_pretrained(where, **arguments)
         self._batch_size = batch_size
 
-    @torch.inference_mode()
     def embeds(self, images: Sequence[Image.Image]) -> Float16[np.ndarray, "b d"]:
         """Unit vectors, the same for a picture and its mirror image."""
+        import torch
+
         found = [np.empty((0, int(self._projection.out_features)), np.float16)]
-        for start in range(0, len(images), self._batch_size):
-            batch = [image.convert("RGB") for image in images[start : start + self._batch_size]]
-            both = [*batch, *(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in batch)]
-            pixels = self._processor(images=both, return_tensors="pt")["pixel_values"].to(self._device)
-            embeds = self._projection(self._tower(pixel_values=pixels).pooler_output)
-            one, other = torch.nn.functional.normalize(embeds, dim=-1).chunk(2)
-            mean = torch.nn.functional.normalize(one + other, dim=-1)
-            found.append(mean.to(torch.float16).cpu().numpy())
+        with torch.inference_mode():
+            for start in range(0, len(images), self._batch_size):
+                batch = [image.convert("RGB") for image in images[start : start + self._batch_size]]
+                both = [*batch, *(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in batch)]
+                pixels = self._processor(images=both, return_tensors="pt")["pixel_values"].to(self._device)
+                embeds = self._projection(self._tower(pixel_values=pixels).pooler_output)
+                one, other = torch.nn.functional.normalize(embeds, dim=-1).chunk(2)
+                mean = torch.nn.functional.normalize(one + other, dim=-1)
+                found.append(mean.to(torch.float16).cpu().numpy())
         return np.concatenate(found)
 
     def sign(self, photos: Sequence[SignedPhoto], images: Sequence[Image.Image]) -> Signatures:

@@ -6,14 +6,13 @@ and its error is raised.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel
 
 from infra.errors import UserError
 from infra.settings import BindingSettings, CaptionSettings, FilterSettings, SegmentSettings, ShardSettings
@@ -24,7 +23,6 @@ from preprocessing.faces import Detector, missing_faces
 from preprocessing.photos import Reason
 from preprocessing.precompute import Precomputer
 from preprocessing.prepared import MASK_SOURCE, prepared_part
-from preprocessing.recipes import Recipe
 from preprocessing.segmentation import People, Person, Segmenter, people_from_faces
 from preprocessing.shards import (
     KeyedParts,
@@ -43,14 +41,6 @@ _Input = TypeVar("_Input")
 _Ready = TypeVar("_Ready")
 _Output = TypeVar("_Output")
 
-# Raise a stage's number when its code changes what it writes: its shards are then made anew. Those from bind to
-# image_embeds are the columns that `shard` joins, each kept by itself.
-FORMATS = {
-    "ingest": 1, "signatures": 1, "duplicates": 1, "caption": 1, "segment": 1,
-    "bind": 1, "moments": 1, "text": 1, "image_embeds": 1, "shard": 2,
-}  # fmt: skip
-# How many run at once changes no byte of the result, nor which photos there are.
-_WITHOUT_EFFECT = {"workers", "splits"}
 # Every binding counts and nobody is filtered out.
 ANY_BINDING = BindingSettings(margin=0.0)
 NO_FILTERS = FilterSettings(
@@ -62,17 +52,6 @@ NO_FILTERS = FilterSettings(
     max_cut=1.0,
     max_people=0,
 )
-
-
-def stage_recipe(
-    stage: str, settings: BaseModel, inputs: Mapping[str, str], only: Collection[str] | None = None
-) -> Recipe:
-    """How a stage makes its shards: its settings, the code's format number and `inputs`, the fingerprints of its models
-    and of the stages that it reads, by name. `only`: the settings that it looks at, None = all."""
-    values = {name: value for name, value in settings.model_dump(mode="json").items() if name not in _WITHOUT_EFFECT}
-    if only is not None:
-        values = {name: values[name] for name in only}
-    return Recipe(stage, FORMATS[stage], values, dict(inputs))
 
 
 def caption_shard(

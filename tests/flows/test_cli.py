@@ -19,9 +19,19 @@ def moa(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_loads_none_of_the_heavy_packages() -> None:
-    code = "import sys, flows.cli; print(sorted({'torch', 'ray', 'prefect', 'diffusers'} & sys.modules.keys()))"
+    assert _loaded("flows.cli", "torch", "ray", "prefect", "diffusers") == "[]"
+
+
+def test_the_driver_leaves_torch_to_its_workers() -> None:
+    """Two seconds and 200 MB of every command and of the actor that is told how far a training is."""
+    assert _loaded("flows.retrain", "torch", "diffusers") == "[]"
+    assert _loaded("flows.training_job", "torch", "prefect", "scipy") == "[]"
+
+
+def _loaded(module: str, *heavy: str) -> str:
+    code = f"import sys, {module}; print(sorted({set(heavy)} & sys.modules.keys()))"
     answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "[]"
+    return answer.stdout.strip()
 
 
 def test_help_names_every_command() -> None:

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from infra.settings import load_settings
 from infra.storage import DirectoryStore
-from preprocessing.recipes import Recipe, Speed, last_speed, load_recipe
-from preprocessing.stages import stage_recipe
+from preprocessing.recipes import Recipe, Speed, last_speed, load_recipe, stage_recipe
 
 
 def test_a_recipe_comes_back_with_its_fingerprint(tmp_path: Path) -> None:

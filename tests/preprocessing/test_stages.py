@@ -17,10 +17,11 @@ from preprocessing.exporting import FastComposerExport
 from preprocessing.photos import Crop
 from preprocessing.precompute import Precomputer
 from preprocessing.prepared import Prepared, PreparedSubject
+from preprocessing.recipes import stage_recipe
 from preprocessing.segmentation import People, Person, open_segmenter
 from preprocessing.shards import decode_instances, decode_npy, encode_instances, encode_json, read_tar, write_tar
 from preprocessing.sources import open_source
-from preprocessing.stages import bind_shard, build_shard, caption_shard, faces_of, segment_shard, stage_recipe
+from preprocessing.stages import bind_shard, build_shard, caption_shard, faces_of, segment_shard
 from tests.tiny_models import tiny_blip2, tiny_clip, tiny_mask2former, tiny_pipeline
 
 CAPTION = CaptionSettings(batch_size=2, max_new_tokens=5, num_beams=1, workers=1)
