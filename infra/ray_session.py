@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from typing import Any, Protocol
+from uuid import uuid4
 
 from infra.errors import UserError
 from infra.settings import RaySettings
-from infra.shard_feed import Batches, BatchQueue, numbers
+from infra.shard_feed import Batches, BatchQueues, Queue, numbers
 
 
 class ShardWorker(Protocol):
@@ -118,7 +119,8 @@ def map_shards(
     here = {"num_cpus": 0, "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
     actors = min(concurrency, total or concurrency)
     staged = issubclass(worker_class, StagedWorker)
-    queue = ray.remote(BatchQueue).options(**here).remote()
+    queues = ray.remote(BatchQueues).options(name="moa-batches", get_if_exists=True, **here).remote()
+    queue = Queue(queues, uuid4().hex)
     try:
         batches = Batches(queue, chain(first, items), total, actors)
         batches.fill()
@@ -143,10 +145,10 @@ def map_shards(
                 batches.finished(done.number, len(done.results), done.seconds)
                 batches.fill()
     finally:
-        ray.kill(queue)
+        queue.call("close")
 
 
-def _numbered(queue: Any) -> Any:
+def _numbered(queue: Queue) -> Any:
     from ray.data import Datasource, ReadTask
     from ray.data.block import BlockMetadata
 
@@ -187,7 +189,7 @@ class _Done:
 class _BatchWorker:
     """The actor: a worker, or the reason why there is none. Ray wraps exceptions in its own; a UserError is text."""
 
-    def __init__(self, queue: Any, worker_class: type[ShardWorker], arguments: tuple[Any, ...]) -> None:
+    def __init__(self, queue: Queue, worker_class: type[ShardWorker], arguments: tuple[Any, ...]) -> None:
         self.queue, self.refusal, self.turn = queue, "", threading.Lock()
         try:
             self.worker = worker_class(*arguments)
@@ -201,7 +203,7 @@ class _BatchWorker:
         try:
             if self.refusal:
                 raise UserError(self.refusal)
-            for item in ray.get(ray.get(self.queue.get.remote(number))[0]):
+            for item in ray.get(ray.get(self.queue.call("get", number))[0]):
                 results.append(self._one(item))
         except UserError as error:
             return {"done": _Done(number, [], refusal=str(error))}

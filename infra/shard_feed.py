@@ -7,7 +7,9 @@ measured so far allows.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -18,7 +20,7 @@ _MOST_ITEMS = 512
 
 
 class BatchQueue:
-    """The actor between driver and workers: references to the batches in the window, by number.
+    """What lies between driver and workers: references to the batches in the window, by number.
 
     An asynchronous actor may begin calls in another order than that in which they were made; nothing here minds.
     """
@@ -60,11 +62,42 @@ class BatchQueue:
         """The batch's result is in."""
         self._batches.pop(number, None)
 
+    async def close(self) -> None:
+        """Nobody waits for more, and nothing is held any longer."""
+        self._batches.clear()
+        self._seen.clear()
+        await self.end(0)
+
+
+class BatchQueues:
+    """The actor: a queue for each call of `map_shards`. One process serves all of a driver's calls; starting one takes
+    two seconds of a core."""
+
+    def __init__(self) -> None:
+        # A closed queue stays (it is empty): a read task that was given up may still ask it.
+        self._queues: defaultdict[str, BatchQueue] = defaultdict(BatchQueue)
+
+    async def call(self, name: str, method: str, *arguments: Any) -> Any:
+        """One of the methods of the queue called `name`."""
+        return await getattr(self._queues[name], method)(*arguments)
+
+
+@dataclass(frozen=True)
+class Queue:
+    """One queue of the actor, from any process; its methods return what Ray's do: a reference to the answer."""
+
+    actor: Any
+    name: str
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Begin one of BatchQueue's methods."""
+        return self.actor.call.remote(self.name, method, *arguments)
+
 
 class Batches:
     """The driver's end: cuts the items into batches and keeps `window` of them under way."""
 
-    def __init__(self, queue: Any, items: Iterable[dict[str, Any]], total: int | None, concurrency: int) -> None:
+    def __init__(self, queue: Queue, items: Iterable[dict[str, Any]], total: int | None, concurrency: int) -> None:
         self._queue, self._items, self._concurrency = queue, iter(items), concurrency
         self._remaining = total
         # Each actor may have one batch in its hands and one waiting: what a lost node holds never fills the window.
@@ -81,19 +114,19 @@ class Batches:
             batch = list(islice(self._items, self._size))
             if not batch:
                 self._ended = True
-                self._queue.end.remote(self._next)
+                self._queue.call("end", self._next)
                 return
             if self._remaining is not None:
                 self._remaining = max(self._remaining - len(batch), 0)
             reference = ray.put(batch)
             self._references[self._next] = reference
-            self._queue.put.remote(self._next, [reference])
+            self._queue.call("put", self._next, [reference])
             self._next += 1
 
     def finished(self, number: int, items: int, seconds: float) -> None:
         """Let a batch go and learn from it how large the following ones may be."""
         del self._references[number]
-        self._queue.release.remote(number)
+        self._queue.call("release", number)
         each = seconds / max(items, 1)
         known = self._seconds_per_item
         self._seconds_per_item = each if known is None else 0.5 * (known + each)
@@ -103,13 +136,13 @@ class Batches:
         self._size = max(size, 1)
 
 
-def numbers(queue: Any) -> Iterator[Any]:
+def numbers(queue: Queue) -> Iterator[Any]:
     """The number of each batch as a table of one row, as soon as there is that batch. Runs as Ray Data's one read task:
     repeated after a crash it gives the same numbers."""
     import pyarrow
     import ray
 
     number = 0
-    while ray.get(queue.exists.remote(number)):
+    while ray.get(queue.call("exists", number)):
         yield pyarrow.table({"number": [number]})
         number += 1

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.shard_feed import BatchQueue
+from infra.shard_feed import BatchQueue, BatchQueues
 
 
 @given(count=st.integers(0, 12), seed=st.integers(0, 10**6))
@@ -46,5 +46,24 @@ def test_a_batch_that_was_let_go_is_still_known() -> None:
             await queue.get(0)
         await queue.end(1)
         assert not await queue.exists(1)
+
+    asyncio.run(scenario())
+
+
+def test_what_was_given_up_is_told_so_and_disturbs_nobody() -> None:
+    """The read task of an abandoned call waits for its next batch; the actor goes on for other calls."""
+
+    async def scenario() -> None:
+        queues = BatchQueues()
+        await queues.call("one", "put", 0, ["batch"])
+        await queues.call("other", "put", 0, ["theirs"])
+        waiting = asyncio.create_task(queues.call("one", "exists", 1))
+        await asyncio.sleep(0)
+        await queues.call("one", "close")
+        assert not await asyncio.wait_for(waiting, 10)
+        assert not await queues.call("one", "exists", 0)
+        with pytest.raises(KeyError):
+            await queues.call("one", "get", 0)
+        assert await queues.call("other", "get", 0) == ["theirs"]
 
     asyncio.run(scenario())
