@@ -200,6 +200,12 @@ def decode_instances(data: bytes) -> UInt8[np.ndarray, "h w"]:
         return np.array(image)
 
 
+def open_picture(data: bytes) -> Image.Image:
+    """As `decode_picture`, but decoded only when its pixels are first asked for; its size is known at once."""
+    image: Image.Image = Image.open(io.BytesIO(data), formats=["JPEG", "PNG"])
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
 def decode_picture(data: bytes) -> Image.Image:
     """The picture of a sample, RGB. It was checked when it was taken in; this only undoes our own encoding."""
     with Image.open(io.BytesIO(data), formats=["JPEG", "PNG"]) as image:

@@ -1,4 +1,6 @@
-"""Photos in, a release out; again; and more photos: real Prefect, real Ray, tiny models of the production classes."""
+"""Photos in, a release out; again; one is taken back and more come; somebody of the evaluation among them.
+
+Real Prefect, real Ray, tiny models of the production classes."""
 
 import json
 import shutil
@@ -11,9 +13,15 @@ from PIL import Image
 from prefect.testing.utilities import prefect_test_harness
 from safetensors.numpy import load_file
 
+from flows import ingest as ingest_stage
+from flows import model_stages
 from flows.demo import conclude
 from flows.evaluate import evaluate
+from flows.forget import forget, purge
 from flows.generate import generate
+from flows.holdings import holdings
+from flows.ingest import ingest
+from flows.near_duplicates import duplicates
 from flows.publish import publish
 from flows.retrain import Journey, retrain
 from flows.run import Run
@@ -22,20 +30,31 @@ from flows.train import train
 from infra.errors import UserError
 from infra.ray_session import ray_session
 from infra.settings import Settings
-from tests.tiny_world import tiny_settings, write_photos, write_world
+from preprocessing.catalog import load_shard
+from preprocessing.forgetting import find_photo
+from preprocessing.shards import read_tar
+from tests.tiny_world import add_photo, tiny_settings, write_photos, write_world
+from tests.without_ray import map_shards
 
 # The tests of this file follow one another on one workspace.
 pytestmark = [pytest.mark.xdist_group("journey"), pytest.mark.timeout(900)]  # two minutes on an idle machine
 
+IN_FFHQ = "images1024x1024/00000"
+SEARCHED = {"near_duplicates.search": "true", "near_duplicates.cosine": "0.9", "signatures.workers": "2"}
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_world(tmp_path_factory.mktemp("world"))
+    """Twenty photos to learn from, one of them a second time, mirrored and in other bytes."""
+    root = write_world(tmp_path_factory.mktemp("world"))
+    photo = Image.open(root / "ffhq" / IN_FFHQ / "00002.png")
+    add_photo(root / "ffhq", 60, photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    return root
 
 
 @pytest.fixture(scope="module")
 def settings(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return tiny_settings(world, tmp_path_factory.mktemp("workspace"))
+    return tiny_settings(world, tmp_path_factory.mktemp("workspace"), SEARCHED)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,17 +73,42 @@ def test_first_journey_ends_in_production(settings: Settings, first: Journey) ->
     run = Run(settings)
     assert (first.release, first.promoted, first.nothing_new) == (1, True, False)
     assert [one.stage for one in first.stages] == [
-        "ingest", "caption", "segment", "shard", "train", "evaluate", "publish",
+        "ingest", "duplicates", "caption", "segment", "shard", "train", "evaluate", "publish",
     ]  # fmt: skip
-    assert [one.done for one in first.stages[:4]] == [4, 4, 4, 4]
+    assert [one.done for one in first.stages[:5]] == [4, 4, 4, 4, 4]
     current = run.releases.current("production")
     assert current is not None and current.number == 1
 
 
 def test_every_photo_is_accounted_for(settings: Settings, first: Journey) -> None:
     counts = Run(settings).catalog.counts(Run(settings).fingerprints)
-    assert counts.seen == 22 == counts.kept + sum(counts.refused.values())
-    assert counts.refused["duplicate"] == 1 and counts.refused["not_an_image"] == 1
+    assert counts.seen == 23 == counts.kept + sum(counts.refused.values())
+    assert {name: counts.refused[name] for name in ("duplicate", "near_duplicate", "not_an_image")} == {
+        "duplicate": 1, "near_duplicate": 1, "not_an_image": 1,
+    }  # fmt: skip
+
+
+def test_a_copy_is_found_and_not_trained_on(settings: Settings, first: Journey) -> None:
+    run = Run(settings)
+    (row,) = run.catalog.photos("duplicates")
+    assert row.origin == f"{IN_FFHQ}/00060.png" and "00002.png (" in row.detail
+    assert row.origin not in _trained_on(run) and len(_trained_on(run)) > 1
+    assert "duplicates" in run.releases.manifest(run.releases.resolve("1"))["lineage"]["stages"]
+    assert len(run.store.list(f"runs/{first.run_id}/split-")) == 1  # nobody of the evaluation was there
+
+
+def test_who_does_the_work_does_not_matter(
+    world: Path, settings: Settings, first: Journey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two actors on Ray; one worker that takes the shards in reverse."""
+    alone = tiny_settings(world, tmp_path, SEARCHED)
+    for module in (ingest_stage, model_stages):
+        monkeypatch.setattr(module, "map_shards", map_shards)
+    ingest.fn(alone)
+    duplicates.fn(alone)
+    for stage in ("ingest", "signatures", "duplicates"):
+        assert Run(alone).catalog.shards(stage) == Run(settings).catalog.shards(stage)
+        assert Run(alone).catalog.photos(stage) == Run(settings).catalog.photos(stage)
 
 
 def test_release_names_where_it_comes_from(settings: Settings, first: Journey) -> None:
@@ -80,7 +124,7 @@ def test_release_names_where_it_comes_from(settings: Settings, first: Journey) -
 def test_report_and_summary(settings: Settings, first: Journey, capsys: pytest.CaptureFixture[str]) -> None:
     conclude(settings, first, seconds=1.0)
     summary = json.loads((settings.workspace / "summary.json").read_text())
-    assert summary["photos"]["in"] == 22
+    assert summary["photos"]["in"] == 23
     assert summary["release"] == {"number": 1, "id": summary["release"]["id"], "promoted": True}
     page = (settings.workspace / "report.html").read_text()
     assert "duplicate" in page and "data:image/" in page and "http://" not in page.replace("http://www.w3.org", "")
@@ -136,7 +180,7 @@ def test_again_with_nothing_new_ends_early(settings: Settings, first: Journey) -
     version = Run(settings).catalog.version
     again = retrain(settings)
     assert again.nothing_new and again.release == 1
-    assert [one.stage for one in again.stages] == ["ingest", "caption", "segment", "shard"]
+    assert [one.stage for one in again.stages] == ["ingest", "duplicates", "caption", "segment", "shard"]
     assert all(one.done == 0 for one in again.stages)
     assert Run(settings).catalog.version == version
     alone = [stage(settings) for stage in (train, evaluate, publish)]  # each by itself, as a command
@@ -144,16 +188,53 @@ def test_again_with_nothing_new_ends_early(settings: Settings, first: Journey) -
     assert len(Run(settings).releases.all()) == 1
 
 
-def test_more_photos_make_release_two_from_release_one(settings: Settings, world: Path, first: Journey) -> None:
-    before = {row.shard: row.sha256 for row in Run(settings).shards("shard")}
-    production = Run(settings).releases.resolve("production")
+def test_one_photo_is_taken_back_and_more_make_release_two_from_release_one(
+    settings: Settings, world: Path, first: Journey
+) -> None:
+    run = Run(settings)
+    production = run.releases.resolve("production")
+    origin = min(_trained_on(run))
+    (row,) = find_photo(run.catalog, origin).photos
+    samples = sum(shard.samples for shard in run.training_shards())
+    forget(settings, origin, None, "asked for")
+    purge(settings, confirmed=True)
+    before = {row.shard: row.sha256 for row in run.shards("shard")}
+    assert sum(shard.samples for shard in run.training_shards()) == samples - 1
     write_photos(world / "ffhq", 5, first=30)
+
     more = retrain(settings)
+
     assert (more.release, more.nothing_new) == (2, False)
-    # 7 new files, 6 a chunk: five photos and a duplicate, then the file that is no picture.
-    assert [one.done for one in more.stages[:4]] == [1, 1, 1, 1]
-    after = {row.shard: row.sha256 for row in Run(settings).shards("shard")}
+    # 7 new files, 6 a chunk: five photos and a duplicate, then the file that is no picture. Of what was forgotten
+    # nothing is made again.
+    assert [one.done for one in more.stages[:5]] == [1, 1, 1, 1, 1]
+    after = {row.shard: row.sha256 for row in run.shards("shard")}
     assert before.items() <= after.items() and len(after) == len(before) + 1
-    card = Run(settings).releases.manifest(Run(settings).releases.resolve("2"))["lineage"]
+    card = run.releases.manifest(run.releases.resolve("2"))["lineage"]
     assert card["start"] == f"release:{production.id}" and card["compared_with"] == 1
     assert any("production" in check["name"] for check in card["verdict"]["checks"])
+    assert origin not in _trained_on(run)
+    held = holdings(run, {row.key}).releases
+    assert [(one.release.number, one.photos, one.through and one.through.number) for one in held] == [
+        (1, 1, None),
+        (2, 0, 1),  # it went on from release 1
+    ]
+    needles = (f"{row.key}.jpg".encode(), f"{row.key}.embed.npy".encode())
+    files = [path for path in Path(settings.store_root).rglob("*") if path.is_file()]
+    assert not any(needle in path.read_bytes() for path in files for needle in needles)
+
+
+def test_somebody_to_evaluate_on_among_the_photos_stops_the_run(
+    settings: Settings, world: Path, first: Journey
+) -> None:
+    photo = world / "celeba" / "img_celeba" / "000001.png"
+    origin = add_photo(world / "ffhq", 70, Image.open(photo).resize((128, 128), Image.Resampling.BICUBIC))
+    with pytest.raises(UserError, match=r"00070.png \(looks like 1's .*000001.png\): moa forget"):
+        retrain(settings)
+    forget(settings, origin, None, "evaluated on")
+    assert retrain(settings).nothing_new
+
+
+def _trained_on(run: Run) -> set[str]:
+    tars = [load_shard(run.store, row) for row in run.training_shards()]
+    return {sample.json()["origin"] for tar in tars for sample in read_tar(tar)}

@@ -15,9 +15,11 @@ from preprocessing.shards import (
     UnsafeTar,
     decode_instances,
     decode_npy,
+    decode_picture,
     encode_instances,
     encode_json,
     encode_npy,
+    open_picture,
     read_tar,
     split_samples,
     write_tar,
@@ -230,6 +232,19 @@ def test_instance_maps() -> None:
     Image.new("RGB", (2, 2)).save(colour, "PNG")
     with pytest.raises(ValueError, match="8-bit grey"):
         decode_instances(colour.getvalue())
+
+
+def test_an_opened_picture_is_decoded_when_it_is_looked_at() -> None:
+    encoded = io.BytesIO()
+    Image.new("RGB", (64, 48), (10, 200, 90)).save(encoded, "JPEG")
+    assert np.array_equal(open_picture(encoded.getvalue()), decode_picture(encoded.getvalue()))
+    cut_off = open_picture(encoded.getvalue()[:-40])
+    assert cut_off.size == (64, 48) and cut_off.mode == "RGB"
+    with pytest.raises(OSError):
+        cut_off.convert("L")
+    grey = io.BytesIO()
+    Image.new("L", (2, 2), 7).save(grey, "PNG")
+    assert open_picture(grey.getvalue()).getpixel((0, 0)) == (7, 7, 7)
 
 
 def test_json_is_plain_json() -> None:

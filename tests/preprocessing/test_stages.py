@@ -167,6 +167,16 @@ def test_different_words_are_bound_too(precomputer: Precomputer) -> None:
     assert rows == [] and [subject["instance"] for subject in sample.json()["subjects"]] == [1, 2]
 
 
+def test_whom_one_word_names_is_bound_without_decoding(precomputer: Precomputer) -> None:
+    samples = [(sample.key, dict(sample.parts)) for sample in read_tar(ingested(2))]
+    for _, parts in samples:
+        parts["jpg"] = parts["jpg"][:-200]
+    told = captions("a man", "a man and a woman")
+    one, two = read_tar(bind_shard(write_tar(samples), told, segments(1, 2), precomputer))
+    assert [subject["word"] for subject in one.json()["subjects"]] == ["man"]
+    assert two.json()["refused"] == "model_failed"
+
+
 def test_people_whom_no_word_names_are_background(precomputer: Precomputer) -> None:
     tar, _ = shard_of(ingested(1), captions("a man"), segments(2), precomputer, SHARD)
     (sample,) = read_tar(tar)
