@@ -80,6 +80,7 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
     try:
         yield
     finally:
+        _queues.forget()
         ray.shutdown()
 
 
@@ -109,6 +110,7 @@ def map_shards(
     if not first:
         return  # and nothing is started
     import ray.data
+    from ray.exceptions import RayError
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -119,8 +121,7 @@ def map_shards(
     here = {"num_cpus": 0, "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
     actors = min(concurrency, total or concurrency)
     staged = issubclass(worker_class, StagedWorker)
-    queues = ray.remote(BatchQueues).options(name="moa-batches", get_if_exists=True, **here).remote()
-    queue = Queue(queues, uuid4().hex)
+    queue = Queue(_queues.of_this_session(here), uuid4().hex)
     try:
         batches = Batches(queue, chain(first, items), total, actors)
         batches.fill()
@@ -144,8 +145,38 @@ def map_shards(
                 yield from done.results
                 batches.finished(done.number, len(done.results), done.seconds)
                 batches.fill()
+    except RayError:
+        _queues.forget()  # perhaps it was this actor that died
+        raise
     finally:
         queue.call("close")
+
+
+class _Queues:
+    """The actor that holds the queues of this process's session.
+
+    It lives as long as somebody holds it, and while Ray takes it away it cannot be found again by name: so it is held
+    here from its first use to the session's end.
+    """
+
+    def __init__(self) -> None:
+        self._actor: Any = None
+        self._lock = threading.Lock()
+
+    def of_this_session(self, options: dict[str, Any]) -> Any:
+        import ray
+
+        with self._lock:
+            if self._actor is None:
+                self._actor = ray.remote(BatchQueues).options(**options).remote()
+            return self._actor
+
+    def forget(self) -> None:
+        with self._lock:
+            self._actor = None
+
+
+_queues = _Queues()
 
 
 def _numbered(queue: Queue) -> Any:

@@ -147,8 +147,9 @@ def _find_directory(file: BinaryIO, end: int) -> tuple[int, int, int]:
         raise ValueError("no directory at its end: it is cut off, or no zip")
     _, disk, _, _, _, size, start, _ = _END.unpack_from(tail, place)
     directory_end = tail_start + place
-    if 0xFFFFFFFF in (size, start) or tail[max(place - _END64_LOCATOR.size, 0) : place][:4] == b"PK\x06\x07":
-        _, _, at, _ = _END64_LOCATOR.unpack_from(tail, place - _END64_LOCATOR.size)
+    locator = tail[place - _END64_LOCATOR.size : place] if place >= _END64_LOCATOR.size else b""
+    if 0xFFFFFFFF in (size, start) or locator.startswith(b"PK\x06\x07"):
+        _, _, at, _ = _END64_LOCATOR.unpack(locator)
         file.seek(min(at, end))
         wide = file.read(_END64.size)
         if not wide.startswith(b"PK\x06\x06"):

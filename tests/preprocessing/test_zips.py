@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from infra.errors import UserError
@@ -43,6 +43,7 @@ def read_all(path: Path) -> dict[str, bytes]:
     st.binary(max_size=40),
     st.binary(max_size=40),
 )
+@example(members={}, method=zipfile.ZIP_STORED, comment=b"", before=b"PK\x06\x07")
 @settings(max_examples=60, deadline=None)
 def test_what_was_packed_comes_out(
     tmp_path_factory: pytest.TempPathFactory, members: dict[str, bytes], method: int, comment: bytes, before: bytes
