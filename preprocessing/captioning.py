@@ -6,10 +6,12 @@ from typing import Any, Protocol
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from infra.errors import UserError
 from infra.model_files import resolve
 from infra.settings import CaptionSettings, ModelReference
+from preprocessing.batching import Steps, in_batches
 from preprocessing.lavis import LavisCaptioner
 
 _KEPT = "\t\n\v\f\r\u0085\u200c\u200d"
@@ -17,6 +19,11 @@ _KEPT = "\t\n\v\f\r\u0085\u200c\u200d"
 
 class Captioner(Protocol):
     """What the caption stage needs of a model."""
+
+    @property
+    def steps(self) -> Steps[Image.Image, str]:
+        """`caption` of one batch, in the three steps that run beside one another."""
+        ...
 
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
         """One line per RGB picture, without special tokens; "" where the model says nothing."""
@@ -48,21 +55,30 @@ class TransformersCaptioner:
         )
         self._model = model.eval().to(self._device)
 
-    @torch.inference_mode()
+    @property
+    def steps(self) -> Steps[Image.Image, str]:
+        return Steps(self._run, self._collate, self._read)
+
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
-        captions: list[str] = []
-        for start in range(0, len(images), self._settings.batch_size):
-            batch = list(images[start : start + self._settings.batch_size])
-            pixels = self._processor(images=batch, return_tensors="pt")["pixel_values"]
-            # No sampling: the same pictures must give the same captions. No prompt: BLIP-2 then simply describes.
-            tokens = self._model.generate(
-                pixel_values=pixels.to(self._device, self._dtype),
-                max_new_tokens=self._settings.max_new_tokens,
-                num_beams=self._settings.num_beams,
-                do_sample=False,
-            )
-            captions += self._processor.batch_decode(tokens, skip_special_tokens=True)
-        return [one_line(caption) for caption in captions]
+        return in_batches(self.steps, images, self._settings.batch_size)
+
+    def _collate(self, images: list[Image.Image]) -> Tensor:
+        pixels: Tensor = self._processor(images=images, return_tensors="pt")["pixel_values"]
+        return pixels.to(self._device, self._dtype)
+
+    @torch.inference_mode()
+    def _run(self, pixels_BCHW: Tensor) -> Tensor:
+        # No sampling: the same pictures must give the same captions. No prompt: BLIP-2 then simply describes.
+        tokens: Tensor = self._model.generate(
+            pixel_values=pixels_BCHW,
+            max_new_tokens=self._settings.max_new_tokens,
+            num_beams=self._settings.num_beams,
+            do_sample=False,
+        )
+        return tokens
+
+    def _read(self, _: list[Image.Image], tokens: Tensor) -> list[str]:
+        return [one_line(text) for text in self._processor.batch_decode(tokens, skip_special_tokens=True)]
 
 
 CAPTIONERS: dict[str, Callable[[ModelReference, CaptionSettings], Captioner]] = {

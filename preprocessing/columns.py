@@ -16,15 +16,18 @@ import numpy as np
 from PIL import Image
 
 from infra.settings import ShardSettings
+from preprocessing.batching import Steps, one_bad_apple
 from preprocessing.precompute import Precomputer, subject_variants
 from preprocessing.shards import Sample, decode_instances, encode_npy, read_tar, write_tar
-from preprocessing.stages import failed, one_bad_apple, picture_of
+from preprocessing.stages import failed, picture_of
 
 
 def moments_column(ingest: bytes, bound: bytes, precomputer: Precomputer, settings: ShardSettings) -> bytes:
     """Every ingested photo, bound or not: who is named in it does not change its moments."""
     samples = list(read_tar(ingest))
-    made = one_bad_apple(lambda batch: list(precomputer.moments(batch)), samples, settings.batch_size, picture_of)
+    made = one_bad_apple(
+        Steps(lambda batch: list(precomputer.moments(batch))), samples, settings.batch_size, picture_of
+    )
     return _column("moments", samples, made)
 
 
@@ -35,7 +38,8 @@ def text_column(ingest: bytes, bound: bytes, precomputer: Precomputer, settings:
     def caption_of(sample: Sample) -> str:
         return str(sample.json()["caption"])
 
-    made = one_bad_apple(lambda batch: list(precomputer.text(batch)), samples, settings.batch_size, caption_of)
+    steps: Steps[str, np.ndarray] = Steps(lambda batch: list(precomputer.text(batch)))
+    made = one_bad_apple(steps, samples, settings.batch_size, caption_of)
     return _column("text", samples, made)
 
 
@@ -59,7 +63,7 @@ def image_embeds_column(ingest: bytes, bound: bytes, precomputer: Precomputer, s
         ends = np.cumsum([len(crops) for crops in batch])[:-1]
         return [one.reshape(-1, settings.reference_variants, embeds.shape[-1]) for one in np.split(embeds, ends)]
 
-    return _column("image_embeds", samples, one_bad_apple(embeds_of, samples, settings.batch_size, crops_of))
+    return _column("image_embeds", samples, one_bad_apple(Steps(embeds_of), samples, settings.batch_size, crops_of))
 
 
 # Ingest shard, bound shard, models and settings -> shard of `{key}.{name}.npy`, or `.json` where the model failed.

@@ -24,6 +24,7 @@ from PIL import Image
 from infra.backends import INSTALL_LAVIS, lavis_interpreter
 from infra.errors import UserError
 from infra.settings import CaptionSettings, ModelReference
+from preprocessing.batching import Steps
 
 _WORKER = Path(__file__).with_name("lavis_worker.py")
 
@@ -54,6 +55,11 @@ class LavisCaptioner:
         self._settings = settings
         self._load_seconds, self._batch_seconds = load_seconds, batch_seconds
         self._worker: _Worker | None = None
+
+    @property
+    def steps(self) -> Steps[Image.Image, str]:
+        """All in one: the work is done by another process."""
+        return Steps(self.caption)
 
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
         """One line per RGB picture."""

@@ -21,6 +21,7 @@ from infra.backends import INSTALL_DETECTRON2
 from infra.errors import UserError
 from infra.model_files import is_hub_id, resolve
 from infra.settings import ModelReference, SegmentSettings
+from preprocessing.batching import Steps, in_batches
 
 _MOST_PEOPLE = 255  # an instance map has 8 bits
 
@@ -56,6 +57,11 @@ class People:
 
 class Segmenter(Protocol):
     """What the segment stage needs of a model."""
+
+    @property
+    def steps(self) -> Steps[Image.Image, People]:
+        """`segment` of one batch, in the three steps that run beside one another."""
+        ...
 
     def segment(self, images: Sequence[Image.Image]) -> list[People]:
         """The people in each RGB picture; a picture without people has an empty tuple and a map of zeros."""
@@ -162,24 +168,33 @@ class TransformersSegmenter:
         if not self._person_labels:
             raise UserError(f"The segmenter {reference.location!r} has no class 'person': choose one trained on COCO.")
 
-    @torch.inference_mode()
+    @property
+    def steps(self) -> Steps[Image.Image, People]:
+        return Steps(self._run, self._collate, self._read)
+
     def segment(self, images: Sequence[Image.Image]) -> list[People]:
-        found = []
-        for start in range(0, len(images), self._settings.batch_size):
-            batch = list(images[start : start + self._settings.batch_size])
-            inputs = self._processor(images=batch, return_tensors="pt").to(self._device)
-            outputs = self._model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
-            padded = tuple(inputs["pixel_values"].shape[-2:])
-            for i, image in enumerate(batch):
-                valid = (int(inputs["pixel_mask"][i].any(1).sum()), int(inputs["pixel_mask"][i].any(0).sum()))
-                classes = outputs.class_queries_logits[i]
-                # Enlarging a mask costs more than all else here, and of 100 or 200 queries few are people.
-                score_Q = _person_score(classes, self._person_labels)
-                likely = score_Q > self._settings.score_threshold
-                likely[score_Q.argmax()] = True  # none at all cannot be enlarged
-                mask_logits = outputs.masks_queries_logits[i][likely]
-                full = _to_picture(mask_logits, padded, valid, (image.height, image.width))
-                found.append(separate_people(classes[likely], full, self._person_labels, self._settings))
+        return in_batches(self.steps, images, self._settings.batch_size)
+
+    def _collate(self, images: list[Image.Image]) -> Any:
+        return self._processor(images=images, return_tensors="pt").to(self._device)
+
+    @torch.inference_mode()
+    def _run(self, inputs: Any) -> tuple[Any, Any]:
+        return inputs, self._model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
+
+    @torch.inference_mode()
+    def _read(self, images: list[Image.Image], made: tuple[Any, Any]) -> list[People]:
+        inputs, outputs = made
+        found, padded = [], tuple(inputs["pixel_values"].shape[-2:])
+        for i, image in enumerate(images):
+            valid = (int(inputs["pixel_mask"][i].any(1).sum()), int(inputs["pixel_mask"][i].any(0).sum()))
+            classes = outputs.class_queries_logits[i]
+            # Enlarging a mask costs more than all else here, and of 100 or 200 queries few are people.
+            score_Q = _person_score(classes, self._person_labels)
+            likely = score_Q > self._settings.score_threshold
+            likely[score_Q.argmax()] = True  # none at all cannot be enlarged
+            full = _to_picture(outputs.masks_queries_logits[i][likely], padded, valid, (image.height, image.width))
+            found.append(separate_people(classes[likely], full, self._person_labels, self._settings))
         return found
 
 
@@ -228,6 +243,10 @@ class Detectron2Segmenter:
         # In COCO's panoptic metadata the things, people among them, are the first classes.
         things = MetadataCatalog.get(configuration.DATASETS.TEST[0]).thing_classes
         self._person_labels = [things.index("person")]
+
+    @property
+    def steps(self) -> Steps[Image.Image, People]:
+        return Steps(self.segment)
 
     @torch.inference_mode()
     def segment(self, images: Sequence[Image.Image]) -> list[People]:

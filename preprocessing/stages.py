@@ -6,16 +6,15 @@ and its error is raised.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from infra.errors import UserError
 from infra.settings import BindingSettings, CaptionSettings, FilterSettings, SegmentSettings, ShardSettings
+from preprocessing.batching import Steps, one_bad_apple
 from preprocessing.binding import Subject
 from preprocessing.captioning import Captioner, one_line
 from preprocessing.catalog import REFUSED, PhotoRow
@@ -38,9 +37,8 @@ from preprocessing.shards import (
 )
 from preprocessing.subjects import Found, faces_of, find_subjects
 
-_Input = TypeVar("_Input")
-_Ready = TypeVar("_Ready")
 _Output = TypeVar("_Output")
+_Seen = tuple[Image.Image, list[dict[str, Any]]]  # a photo, and the faces that its source knows
 
 # Every binding counts and nobody is filtered out.
 ANY_BINDING = BindingSettings(margin=0.0)
@@ -60,12 +58,7 @@ def caption_shard(
 ) -> tuple[bytes, list[PhotoRow]]:
     """Ingested shard -> `{key}.json` with the caption for every photo, and a row for every photo refused."""
     samples = list(read_tar(tar))
-    answers = one_bad_apple(
-        lambda batch: [one_line(caption) for caption in captioner.caption(batch)],
-        _without_prepared(samples),
-        settings.batch_size,
-        picture_of,
-    )
+    answers = one_bad_apple(_captions(captioner), _without_prepared(samples), settings.batch_size, picture_of)
     results = _with_prepared(samples, answers, lambda _, part: str(part["caption"]))
     written, rows = [], []
     for sample, result in zip(samples, results, strict=True):
@@ -86,9 +79,7 @@ def segment_shard(
     detector: looks for the faces of people whom the source's faces miss; what it finds goes into the json as `faces`.
     """
     samples = list(read_tar(tar))
-    answers = one_bad_apple(
-        lambda batch: _people(batch, segmenter, detector), _without_prepared(samples), settings.batch_size, _seen
-    )
+    answers = one_bad_apple(_people(segmenter, detector), _without_prepared(samples), settings.batch_size, _seen)
     results = _with_prepared(samples, answers, lambda sample, part: (_prepared_people(sample, part), []))
     written, rows = [], []
     for sample, result in zip(samples, results, strict=True):
@@ -126,12 +117,12 @@ def bind_shard(
     captioned = {sample.key: sample for sample in read_tar(captions)}
     segmented = {sample.key: sample for sample in read_tar(segments)}
     samples = [sample for sample in read_tar(ingest) if sample.key in captioned and sample.key in segmented]
-    results = one_bad_apple(
-        lambda batch: [_bind(s, captioned[s.key], segmented[s.key], precomputer, binding, filters) for s in batch],
-        samples,
-        1,
-        lambda sample: sample,
-    )
+
+    def bound(batch: list[Sample]) -> list[_Bound]:
+        return [_bind(s, captioned[s.key], segmented[s.key], precomputer, binding, filters) for s in batch]
+
+    steps: Steps[Sample, _Bound] = Steps(bound)
+    results = one_bad_apple(steps, samples, 1, lambda sample: sample)
     written: list[tuple[str, dict[str, bytes]]] = []
     for sample, result in zip(samples, results, strict=True):
         if isinstance(result, Exception):
@@ -233,26 +224,40 @@ def picture_of(sample: Sample) -> Image.Image:
     return decode_picture(sample.parts["jpg"])
 
 
-def _seen(sample: Sample) -> tuple[Image.Image, list[dict[str, Any]]]:
+def _seen(sample: Sample) -> _Seen:
     """The photo, and the faces that its source knows."""
     return picture_of(sample), sample.json().get("faces") or []
 
 
-def _people(
-    photos: Sequence[tuple[Image.Image, list[dict[str, Any]]]], segmenter: Segmenter, detector: Detector | None
-) -> list[tuple[People, list[dict[str, Any]]]]:
+def _captions(captioner: Captioner) -> Steps[Image.Image, str]:
+    """Whatever the captioner writes, on one line."""
+    steps = captioner.steps
+
+    def read(photos: list[Image.Image], made: Any) -> list[str]:
+        return [one_line(caption) for caption in steps.read(photos, made)]
+
+    return Steps(steps.run, steps.collate, read)
+
+
+def _people(segmenter: Segmenter, detector: Detector | None) -> Steps[_Seen, tuple[People, list[dict[str, Any]]]]:
     """The people in each photo and the faces that its source did not know; ValueError for maps of another size."""
-    segmented = _as_many(segmenter.segment([picture for picture, _ in photos]), photos)
-    for (picture, _), people in zip(photos, segmented, strict=True):
-        if people.instances.shape != (picture.height, picture.width):
-            height, width = people.instances.shape
-            raise ValueError(f"a mask of {width} x {height} for a picture of {picture.width} x {picture.height}")
-    if detector is None:
-        return [(people, []) for people in segmented]
-    return [
-        (people, missing_faces(picture, faces, len(people.people) - len(faces_of(people, faces)), detector))
-        for (picture, faces), people in zip(photos, segmented, strict=True)
-    ]
+    steps = segmenter.steps
+
+    def collate(photos: list[_Seen]) -> Any:
+        return steps.collate([picture for picture, _ in photos])
+
+    def read(photos: list[_Seen], made: Any) -> list[tuple[People, list[dict[str, Any]]]]:
+        found = []
+        segmented = steps.read([picture for picture, _ in photos], made)
+        for (picture, faces), people in zip(photos, segmented, strict=True):
+            if people.instances.shape != (picture.height, picture.width):
+                height, width = people.instances.shape
+                raise ValueError(f"a mask of {width} x {height} for a picture of {picture.width} x {picture.height}")
+            more = len(people.people) - len(faces_of(people, faces))
+            found.append((people, [] if detector is None else missing_faces(picture, faces, more, detector)))
+        return found
+
+    return Steps(steps.run, collate, read)
 
 
 def _without_prepared(samples: Iterable[Sample]) -> list[Sample]:
@@ -287,68 +292,9 @@ def prepared_subjects(part: Mapping[str, Any], people: People, faces: Mapping[in
     return subjects
 
 
-def one_bad_apple(
-    work: Callable[[list[_Ready]], Sequence[_Output]],
-    items: Sequence[_Input],
-    batch_size: int,
-    prepare: Callable[[_Input], _Ready],
-) -> list[_Output | Exception]:
-    """`work` on the prepared items in batches; where a batch fails, its items one by one.
-
-    The next batch is prepared (decoded, cut) while `work` is at this one: a GPU does not wait for the JPEG decoder. An
-    item that cannot be prepared costs itself. The first error is raised if everything failed.
-    """
-
-    def prepared(batch: Sequence[_Input]) -> list[_Ready | Exception]:
-        return [_tried(prepare, item) for item in batch]
-
-    results: list[_Output | Exception] = []
-    batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
-    with ThreadPoolExecutor(1) as ahead:
-        following = ahead.submit(prepared, batches[0]) if batches else None
-        for position in range(len(batches)):
-            assert following is not None
-            ready = following.result()
-            if position + 1 < len(batches):
-                following = ahead.submit(prepared, batches[position + 1])
-            done = iter(_worked(work, [item for item in ready if not isinstance(item, Exception)]))
-            results += [item if isinstance(item, Exception) else next(done) for item in ready]
-    if len(results) > 1 and all(isinstance(result, Exception) for result in results):
-        raise next(result for result in results if isinstance(result, Exception))
-    return results
-
-
-def _worked(work: Callable[[list[_Ready]], Sequence[_Output]], batch: list[_Ready]) -> list[_Output | Exception]:
-    if not batch:
-        return []
-    together = _tried(lambda ready: _as_many(work(ready), ready), batch)
-    if not isinstance(together, Exception):
-        if len(together) != len(batch):
-            raise ValueError(f"a model gave {len(together)} results for {len(batch)} photos")
-        return list(together)
-    if len(batch) == 1:
-        return [together]
-    return [_tried(lambda item: _as_many(work([item]), [item])[0], item) for item in batch]
-
-
-def _tried(action: Callable[[_Input], _Output], item: _Input) -> _Output | Exception:
-    try:
-        return action(item)
-    except UserError:  # about the installation, not about a photo
-        raise
-    except Exception as error:
-        return error
-
-
 def failed(error: Exception) -> dict[str, bytes]:
     """A column's entry for a photo on which its model failed."""
     return {"json": encode_json({"refused": Reason.MODEL_FAILED.value, "detail": _say(error)})}
-
-
-def _as_many(made: Sequence[_Output], items: Sequence[_Input]) -> Sequence[_Output]:
-    if len(made) != len(items):
-        raise ValueError(f"{len(made)} results for {len(items)} photos")
-    return made
 
 
 def _refused(stage: str, shard: str, sample: Sample, reason: Reason, detail: str) -> PhotoRow:

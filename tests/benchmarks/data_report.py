@@ -32,7 +32,8 @@ def ffhq(numbers: dict[str, Any]) -> dict[str, Any]:
 
 def _around(numbers: dict[str, Any], stage: str) -> str:
     whole = numbers[f"{stage}_ms"]
-    return f"{whole:.1f} ms of a core a photo, {whole * (1 - numbers[f'{stage}_ratio']):.1f} of them around the model"
+    ratio = numbers[f"{stage}_cpu_ratio"]
+    return f"{whole:.1f} ms of a core a photo, {whole * (1 - ratio):.1f} of them beside the model (in CPU {ratio:.2f})"
 
 
 def table_of(numbers: dict[str, Any]) -> str:
@@ -53,9 +54,9 @@ def table_of(numbers: dict[str, Any]) -> str:
         f"# The data plane's speed, {numbers['date']}",
         "",
         f"{numbers['machine']}; {numbers['libraries']},",
-        f"torch {torch.__version__}. {numbers['rounds']} rounds, bare and ours in turn. Ingest, caption and segment:",
-        "medians of processor time, one thread of torch; shards: the clock, the best round of each. Caption and",
-        "segment are the demo's tiny models on the CPU, beside whose few milliseconds a photo all else is large.",
+        f"torch {torch.__version__}. {numbers['rounds']} rounds, bare and ours in turn, one thread of torch. Ingest:",
+        "median of processor time; caption and segment: median by the clock; shards: by the clock, the best of each.",
+        "Caption and segment are the demo's tiny models, beside whose few milliseconds a photo all else is large.",
         "Again: `make bench-data`.",
         "",
         "| measure | figure | from | goal |",

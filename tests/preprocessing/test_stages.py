@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from infra.errors import UserError
 from infra.settings import CaptionSettings, ModelReference, SegmentSettings, ShardSettings
+from preprocessing.batching import Steps
 from preprocessing.captioning import open_captioner
 from preprocessing.catalog import PhotoRow, ShardRow
 from preprocessing.columns import COLUMNS, wanted_columns
@@ -211,18 +213,10 @@ def test_batches_do_not_change_what_a_photo_becomes(precomputer: Precomputer) ->
 
 
 class Fussy:
-    """A captioner and segmenter that cannot stand some pictures; `bad` looks at the first pixel."""
+    """Cannot stand some pictures; `bad` looks at the first pixel."""
 
     def __init__(self, bad: Callable[[object], bool], error: type[Exception] = RuntimeError) -> None:
         self.bad, self.error = bad, error
-
-    def caption(self, images: Sequence[Image.Image]) -> list[str]:
-        self._check(images)
-        return ["a man"] * len(images)
-
-    def segment(self, images: Sequence[Image.Image]) -> list[People]:
-        self._check(images)
-        return [People(np.zeros((image.height, image.width), np.uint8), ()) for image in images]
 
     def _check(self, images: Sequence[Image.Image]) -> None:
         for image in images:
@@ -230,10 +224,30 @@ class Fussy:
                 raise self.error("no,\n not this one")
 
 
+class FussyCaptioner(Fussy):
+    @property
+    def steps(self) -> Steps[Image.Image, str]:
+        return Steps(self.caption)
+
+    def caption(self, images: Sequence[Image.Image]) -> list[str]:
+        self._check(images)
+        return ["a man"] * len(images)
+
+
+class FussySegmenter(Fussy):
+    @property
+    def steps(self) -> Steps[Image.Image, People]:
+        return Steps(self.segment)
+
+    def segment(self, images: Sequence[Image.Image]) -> list[People]:
+        self._check(images)
+        return [People(np.zeros((image.height, image.width), np.uint8), ()) for image in images]
+
+
 def test_one_bad_photo_costs_one_row() -> None:
     tar = ingested(5)
     pixel = Image.open(io.BytesIO(photo(1))).getpixel((0, 0))
-    captioned, rows = caption_shard(tar, Fussy(lambda other: other == pixel), CAPTION, "s")
+    captioned, rows = caption_shard(tar, FussyCaptioner(lambda other: other == pixel), CAPTION, "s")
     assert [sample.key for sample in read_tar(captioned)] == ["key0", "key2", "key3", "key4"]
     assert [(row.stage, row.key, row.status, row.reason) for row in rows] == [
         ("caption", "key1", "refused", "model_failed")
@@ -245,7 +259,7 @@ def test_a_damaged_picture_inside_a_shard_costs_one_row(precomputer: Precomputer
     samples = [(sample.key, dict(sample.parts)) for sample in read_tar(ingested())]
     samples[1][1]["jpg"] = samples[1][1]["jpg"][:300]
     tar = write_tar(samples)
-    captioned, rows = caption_shard(tar, Fussy(lambda pixel: False), CAPTION)
+    captioned, rows = caption_shard(tar, FussyCaptioner(lambda pixel: False), CAPTION)
     assert [row.key for row in rows] == ["key1"] and len(list(read_tar(captioned))) == 2
     built, rows = shard_of(tar, captions(*["a man"] * 3), segments(1, 1, 1), precomputer, SHARD)
     assert [row.key for row in rows] == ["key1"] and len(list(read_tar(built))) == 2
@@ -253,13 +267,13 @@ def test_a_damaged_picture_inside_a_shard_costs_one_row(precomputer: Precomputer
 
 def test_a_model_that_fails_on_everything_is_not_the_photos_fault() -> None:
     with pytest.raises(RuntimeError, match="not this one"):
-        caption_shard(ingested(), Fussy(lambda pixel: True), CAPTION)
+        caption_shard(ingested(), FussyCaptioner(lambda pixel: True), CAPTION)
     with pytest.raises(UserError):
-        caption_shard(ingested(1), Fussy(lambda pixel: True, UserError), CAPTION)
+        caption_shard(ingested(1), FussyCaptioner(lambda pixel: True, UserError), CAPTION)
 
 
 def test_nobody_found_falls_back_on_faces() -> None:
-    nobody = Fussy(lambda pixel: False)
+    nobody = FussySegmenter(lambda pixel: False)
     tar, rows = segment_shard(ingested(2), nobody, SEGMENT, "s")
     assert list(read_tar(tar)) == [] and [row.reason for row in rows] == ["no_person", "no_person"]
     face = {"box": [12, 6, 20, 15], "landmarks": [], "score": 0.99}
@@ -273,7 +287,7 @@ def test_nobody_found_falls_back_on_faces() -> None:
 
 def test_an_empty_shard_stays_empty(precomputer: Precomputer) -> None:
     empty = write_tar([])
-    assert caption_shard(empty, Fussy(lambda pixel: True), CAPTION) == (empty, [])
+    assert caption_shard(empty, FussyCaptioner(lambda pixel: True), CAPTION) == (empty, [])
     assert shard_of(empty, empty, empty, precomputer, SHARD) == (empty, [])
 
 
@@ -297,12 +311,22 @@ def test_fingerprints_follow_what_changes_the_bytes() -> None:
     assert first != named({}, "other")
 
 
-class _NeverAsked:
+def _never(_: object) -> NoReturn:
+    raise AssertionError("a model was asked about a photo that came with what it would say")
+
+
+class _NeverAskedCaptioner:
+    steps: Steps[Image.Image, str] = Steps(_never, _never)
+
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
-        raise AssertionError("the model was asked about a photo that came with its caption")
+        _never(images)
+
+
+class _NeverAskedSegmenter:
+    steps: Steps[Image.Image, People] = Steps(_never, _never)
 
     def segment(self, images: Sequence[Image.Image]) -> list[People]:
-        raise AssertionError("the model was asked about a photo that came with its masks")
+        _never(images)
 
 
 def test_what_a_source_prepared_goes_through_without_a_model(precomputer: Precomputer, tmp_path: Path) -> None:
@@ -315,8 +339,8 @@ def test_what_a_source_prepared_goes_through_without_a_model(precomputer: Precom
     json = {"source": "fastcomposer", "origin": "0.jpg", "faces": [face], "prepared": about}
     parts = {"jpg": photo(0), "json": encode_json(json), "instances.png": instances}
     tar = write_tar([("key0", parts)])
-    captioned, refused = caption_shard(tar, _NeverAsked(), CAPTION)
-    segmented, nobody = segment_shard(tar, _NeverAsked(), SEGMENT)
+    captioned, refused = caption_shard(tar, _NeverAskedCaptioner(), CAPTION)
+    segmented, nobody = segment_shard(tar, _NeverAskedSegmenter(), SEGMENT)
     assert refused == nobody == []
     built, rows = shard_of(tar, captioned, segmented, precomputer)
     assert rows == []

@@ -1,0 +1,118 @@
+"""A shard's photos through a model in batches, so that the model waits for nobody.
+
+While it is at one batch, the next one is prepared on one thread (decoded, normalised) and the last one read on another
+(masks enlarged, tokens spelled out). A photo on which it fails costs itself.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from infra.errors import UserError
+
+_Input = TypeVar("_Input")
+_Ready = TypeVar("_Ready")
+_Output = TypeVar("_Output")
+
+
+def _as_made(_: Sequence[Any], made: Any) -> Any:
+    return made
+
+
+@dataclass(frozen=True)
+class Steps(Generic[_Ready, _Output]):
+    """A model's way with a batch. `run` is never in two threads at once; the others may be beside it, each in one.
+
+    collate: photos → what the model takes. run: that → what it gives. read: photos and that → one result per photo.
+    """
+
+    run: Callable[[Any], Any]
+    collate: Callable[[list[_Ready]], Any] = list
+    read: Callable[[list[_Ready], Any], Sequence[_Output]] = _as_made
+
+    def __call__(self, batch: list[_Ready]) -> list[_Output]:
+        """All three, one after another; ValueError unless there is one result per photo."""
+        return _as_many(self.read(batch, self.run(self.collate(batch))), batch)
+
+
+def in_batches(steps: Steps[_Ready, _Output], items: Sequence[_Ready], batch_size: int) -> list[_Output]:
+    """One result per item, batch after batch; the first error is raised."""
+    starts = range(0, len(items), batch_size)
+    return [result for start in starts for result in steps(list(items[start : start + batch_size]))]
+
+
+def one_bad_apple(
+    steps: Steps[_Ready, _Output],
+    items: Sequence[_Input],
+    batch_size: int,
+    prepare: Callable[[_Input], _Ready],
+) -> list[_Output | Exception]:
+    """The steps on the prepared items in batches; where a batch fails, its items one by one.
+
+    An item that cannot be prepared costs itself. The first error is raised if everything failed, a UserError always.
+    """
+
+    def prepared(start: int) -> tuple[list[_Ready | Exception], Any]:
+        ready = [_tried(prepare, item) for item in items[start : start + batch_size]]
+        good = [item for item in ready if not isinstance(item, Exception)]
+        return ready, _tried(steps.collate, good) if good else None
+
+    results: list[_Output | Exception] = []
+
+    def settle(ready: list[_Ready | Exception], reading: "Future[list[_Output]] | Exception | None") -> None:
+        good = [item for item in ready if not isinstance(item, Exception)]
+        settled = _settled(steps, good, reading)
+        done = iter(settled)
+        results.extend(item if isinstance(item, Exception) else next(done) for item in ready)
+
+    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
+        following = ahead.submit(prepared, 0)
+        before: tuple[list[_Ready | Exception], Any] | None = None
+        for start in range(0, len(items), batch_size):
+            ready, inputs = following.result()
+            following = ahead.submit(prepared, start + batch_size)
+            good = [item for item in ready if not isinstance(item, Exception)]
+            made = inputs if inputs is None or isinstance(inputs, Exception) else _tried(steps.run, inputs)
+            failed = isinstance(made, Exception) or not good
+            reading = made if failed else behind.submit(_read, steps, good, made)
+            if before is not None:
+                settle(*before)
+            before = ready, reading
+        if before is not None:
+            settle(*before)
+    if len(results) > 1 and all(isinstance(result, Exception) for result in results):
+        raise next(result for result in results if isinstance(result, Exception))
+    return results
+
+
+def _read(steps: Steps[_Ready, _Output], batch: list[_Ready], made: Any) -> list[_Output]:
+    return _as_many(steps.read(batch, made), batch)
+
+
+def _settled(
+    steps: Steps[_Ready, _Output], batch: list[_Ready], reading: "Future[list[_Output]] | Exception | None"
+) -> list[_Output | Exception]:
+    if not batch:
+        return []
+    together = reading if not isinstance(reading, Future) else _tried(Future.result, reading)
+    if isinstance(together, list):
+        return list(together)
+    if len(batch) == 1 and isinstance(together, Exception):
+        return [together]
+    return [_tried(lambda one: steps([one])[0], item) for item in batch]
+
+
+def _tried(action: Callable[[_Input], _Output], item: _Input) -> _Output | Exception:
+    try:
+        return action(item)
+    except UserError:  # about the installation, not about a photo
+        raise
+    except Exception as error:
+        return error
+
+
+def _as_many(made: Sequence[_Output], items: Sequence[Any]) -> list[_Output]:
+    if len(made) != len(items):
+        raise ValueError(f"{len(made)} results for {len(items)} photos")
+    return list(made)
