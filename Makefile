@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench-model bench-data full-size claims clean
+.PHONY: help install demo test lint bench-model bench-data endurance full-size claims clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -39,6 +39,9 @@ bench-model: $(STAMP)  ## the model's speed beside the stock pipeline's and full
 
 bench-data: $(STAMP)  ## ingest, caption, segment and shards beside the bare work in them
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.data
+
+endurance: $(STAMP)  ## 20,000 photos on two Ray nodes and S3, once in peace, once killed ten times; hours on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.endurance
 
 claims: $(STAMP)  ## train and measure what the paper claims, into evaluation/CLAIMS.md; hours, goes on where it was
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.claims
