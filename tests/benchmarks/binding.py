@@ -164,8 +164,9 @@ def report(outcomes: Sequence[Outcome], each: int, seed: int) -> str:
     parts = [
         f"# Words bound to people, {date.today()}",
         f"{platform.machine()}, torch {torch.__version__}, commit {commit}: "
-        f"`python -m tests.benchmarks.binding --pictures {each} --seed {seed}`. Share of people bound to the right word, "
-        f"Paperfolk at 64 × 64 pixels, {each} pictures for each number of people and {each} pairs at two distances; goal {GOAL}.",
+        f"`python -m tests.benchmarks.binding --pictures {each} --seed {seed}`. Share of people bound to the right "
+        f"word, Paperfolk at 64 × 64 pixels, {each} pictures for each number of people and {each} pairs at two "
+        f"distances; goal {GOAL}.",
     ]
     for masks, title in (("true", "The drawing's own masks"), ("found", "The demo segmenter's masks")):
         if any(one.masks == masks for one in outcomes):

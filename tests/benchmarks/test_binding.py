@@ -35,4 +35,4 @@ def test_found_masks_of_one_or_two_are_bound_as_well(settings: Settings, scorer:
     outcomes = measure(world, settings, scorer, open_segmenter(settings.models.segmenter, settings.segment))
     for right, people in shares(outcomes, "found")["all phrasings"].values():
         assert right / people >= 0.95
-    assert "The demo segmenter's masks" in report(outcomes, 8)
+    assert "The demo segmenter's masks" in report(outcomes, 8, 2026)
