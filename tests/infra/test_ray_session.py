@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray.exceptions import RayError
 
+from infra import ray_session as ray_session_module
 from infra.errors import UserError
 from infra.ray_session import StagedWorker, map_shards, ray_session
 from infra.settings import RaySettings
@@ -126,6 +129,20 @@ def test_a_worker_that_is_killed_costs_what_it_had_in_its_hands(session: None, t
     results = Counter(result["number"] for result in map_shards(Dying, items, 2, (tmp_path,)))
     assert results == Counter(range(60))  # nothing lost, nothing twice
     assert (tmp_path / "3").read_text() == (tmp_path / "40").read_text() == "xx"
+
+
+def test_calls_share_one_actor_and_its_loss_costs_the_call_that_it_hits(session: None) -> None:
+    items = [{"number": number} for number in range(4)]
+    held = ray_session_module._queues
+    assert len(list(map_shards(Doubling, items, 1, (2,)))) == 4
+    shared = held.of_this_session({})
+    results = map_shards(Doubling, items, 1, (2,))
+    assert next(results)["number"] == 0 and held.of_this_session({}) is shared
+    assert len(list(results)) == 3
+    ray.kill(shared)
+    with pytest.raises(RayError):
+        list(map_shards(Doubling, items, 1, (2,)))
+    assert len(list(map_shards(Doubling, items, 1, (2,)))) == 4
 
 
 def test_fetching_and_putting_away_run_beside_the_work(session: None) -> None:
