@@ -1,4 +1,4 @@
-"""The Ray actors: each loads its model once, then takes one shard after another.
+"""The Ray actors: each loads its model once, with the first photo that needs it, then takes one shard after another.
 
 Shards come from the object store and go back to it; only rows of the catalog travel between processes. Nothing is
 visible before its row is committed, so an actor that dies in the middle leaves litter at worst.
@@ -56,11 +56,11 @@ class CaptionWorker(StagedWorker):
     def __init__(
         self, store: ObjectStore, reference: ModelReference, settings: CaptionSettings, fingerprint: str
     ) -> None:
-        from preprocessing.captioning import open_captioner
+        from preprocessing.captioning import LazyCaptioner
 
         limit_threads()
         self.store, self.settings, self.fingerprint = store, settings, fingerprint
-        self.captioner = open_captioner(reference, settings)
+        self.captioner = LazyCaptioner(reference, settings)
 
     def fetch(self, item: dict[str, Any]) -> bytes:
         return load_shard(self.store, item["row"])
@@ -85,12 +85,12 @@ class SegmentWorker(StagedWorker):
         find_faces: bool,
         fingerprint: str,
     ) -> None:
-        from preprocessing.segmentation import open_segmenter
+        from preprocessing.segmentation import LazySegmenter
 
         limit_threads()
         self.detector = _LazyDetector() if find_faces else None
         self.store, self.settings, self.fingerprint = store, settings, fingerprint
-        self.segmenter = open_segmenter(reference, settings)
+        self.segmenter = LazySegmenter(reference, settings)
 
     def fetch(self, item: dict[str, Any]) -> bytes:
         return load_shard(self.store, item["row"])

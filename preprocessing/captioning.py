@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -35,6 +36,24 @@ def open_captioner(reference: ModelReference, settings: CaptionSettings) -> Capt
     if reference.backend not in CAPTIONERS:
         raise UserError(f"Unknown captioner backend {reference.backend!r}: choose one of {', '.join(CAPTIONERS)}.")
     return CAPTIONERS[reference.backend](reference, settings)
+
+
+class LazyCaptioner:
+    """A captioner that is loaded when it is first asked: photos that came with captions need none."""
+
+    def __init__(self, reference: ModelReference, settings: CaptionSettings) -> None:
+        self._reference, self._settings = reference, settings
+
+    @cached_property
+    def _captioner(self) -> Captioner:
+        return open_captioner(self._reference, self._settings)
+
+    @property
+    def steps(self) -> Steps[Image.Image, str]:
+        return self._captioner.steps
+
+    def caption(self, images: Sequence[Image.Image]) -> list[str]:
+        return self._captioner.caption(images)
 
 
 class TransformersCaptioner:

@@ -58,7 +58,8 @@ def caption_shard(
 ) -> tuple[bytes, list[PhotoRow]]:
     """Ingested shard -> `{key}.json` with the caption for every photo, and a row for every photo refused."""
     samples = list(read_tar(tar))
-    answers = one_bad_apple(_captions(captioner), _without_prepared(samples), settings.batch_size, picture_of)
+    asked = _without_prepared(samples)
+    answers = one_bad_apple(_captions(captioner), asked, settings.batch_size, picture_of) if asked else []
     results = _with_prepared(samples, answers, lambda _, part: str(part["caption"]))
     written, rows = [], []
     for sample, result in zip(samples, results, strict=True):
@@ -79,7 +80,8 @@ def segment_shard(
     detector: looks for the faces of people whom the source's faces miss; what it finds goes into the json as `faces`.
     """
     samples = list(read_tar(tar))
-    answers = one_bad_apple(_people(segmenter, detector), _without_prepared(samples), settings.batch_size, _seen)
+    asked = _without_prepared(samples)
+    answers = one_bad_apple(_people(segmenter, detector), asked, settings.batch_size, _seen) if asked else []
     results = _with_prepared(samples, answers, lambda sample, part: (_prepared_people(sample, part), []))
     written, rows = [], []
     for sample, result in zip(samples, results, strict=True):
