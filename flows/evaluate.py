@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from prefect import flow
@@ -133,7 +134,9 @@ def _draw_and_measure(run: Run, adapter: dict[str, bytes], people: Sequence[dict
         for batch in batches(todo, settings.batch_size)
     ]
     results = map_shards(PaintWorker, items, settings.workers, (run.settings, adapter))
-    drawn = [one for result in artifacts.tracked(results, len(items), "evaluate: batches") for one in result["drawn"]]
+    with closing(results):
+        batched = [result["drawn"] for result in artifacts.tracked(results, len(items), "evaluate: batches")]
+    drawn = [one for batch in batched for one in batch]
     drawn.sort(key=lambda one: one[0].model_dump_json())
     release = [one for one in drawn if one[0].subject is not None]
     prior = [one for one in drawn if one[0].subject is None]

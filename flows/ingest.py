@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -93,7 +94,7 @@ def read_photos(settings: Settings, records: Sequence[Record]) -> artifacts.Refu
             yield {"index": index, "records": batch}
 
     results = map_shards(IngestWorker, items(), workers, (*arguments, frozenset(known)), total)
-    with written_down(run, "ingest", workers) as clock, CommitBuffer(run.catalog) as buffer:
+    with closing(results), written_down(run, "ingest", workers) as clock, CommitBuffer(run.catalog) as buffer:
         for result in artifacts.tracked(results, total, "ingest: shards"):
             waiting[result["index"]] = result
             while following in waiting:

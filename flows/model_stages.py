@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from flows import artifacts
@@ -31,7 +31,7 @@ def run_stage(
     samples = 0
     results = map_shards(worker, items, workers, (run.store, *arguments, run.fingerprints[stage]), len(items), gpus)
     left_out: Counter[str] = Counter()
-    with written_down(run, stage, workers) as clock, CommitBuffer(run.catalog) as buffer:
+    with closing(results), written_down(run, stage, workers) as clock, CommitBuffer(run.catalog) as buffer:
         for result in artifacts.tracked(results, len(items), f"{stage}: shards"):
             shards = [result["shard"], *result.get("more", ())]
             made = sum(shard.samples for shard in shards if shard.stage == stage)

@@ -1,8 +1,8 @@
 """What the driver and the training's workers agree on: the job, and what a complete checkpoint is.
 
 A checkpoint is a folder of safetensors and JSON with a list of its files' digests. Only a folder that agrees with its
-list counts, so one that a kill cut short is passed over. (No torch and no Prefect here: neither the driver nor the
-reporter need load them.)
+list counts, so one that a kill cut short is passed over. (No torch and no Prefect here: the reporter's process
+need not load them.)
 """
 
 import hashlib

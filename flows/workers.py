@@ -1,4 +1,4 @@
-"""The Ray actors: each loads its model once, with the first photo that needs it, then takes one shard after another.
+"""The Ray actors: each loads its models once, then takes one shard after another.
 
 Shards come from the object store and go back to it; only rows of the catalog travel between processes. Nothing is
 visible before its row is committed, so an actor that dies in the middle leaves litter at worst.

@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from infra.shard_feed import Batches, BatchQueues, Queue, numbers
 
 
 class ShardWorker(Protocol):
-    """Made once per actor (it loads the model), then called once per shard."""
+    """Made once per actor (which is when most load their model), then called once per shard."""
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]: ...
 
@@ -91,7 +91,7 @@ def map_shards(
     constructor_args: Sequence[Any],
     total: int | None = None,
     gpus: float = 0.0,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Yield worker_class(*constructor_args)(item) for each item, each as soon as it is done, in any order.
 
     `concurrency` actors at most, each with `gpus` GPUs where the cluster has any. Items may come from a generator (then
@@ -100,7 +100,8 @@ def map_shards(
 
     An actor that dies, alone or with its node, is replaced and what it had in its hands is tried again: a batch of
     items, at most two seconds of work or a single item. An exception in a worker ends the iteration, a UserError as
-    itself. Where a worker is a `StagedWorker`, one item is fetched and another put away while a third is worked on.
+    itself. Close it (`contextlib.closing`) where the loop over it may be left early: its actors stay until then. Where
+    a worker is a `StagedWorker`, one item is fetched and another put away while a third is worked on.
     Needs a `ray_session`.
     """
     if isinstance(items, Sequence):
@@ -149,7 +150,8 @@ def map_shards(
         _queues.forget()  # perhaps it was this actor that died
         raise
     finally:
-        queue.call("close")
+        if ray.is_initialized():  # who is collected after the session must not start another
+            queue.call("close")
 
 
 class _Queues:

@@ -29,14 +29,16 @@ class BatchQueue:
         self._batches: dict[int, list[Any]] = {}
         self._seen: set[int] = set()
         self._total: int | None = None
+        self._closed = False
         self._changed = asyncio.Condition()
 
     async def put(self, number: int, batch: list[Any]) -> None:
         """batch: [reference], so that what it refers to stays where it is."""
         async with self._changed:
-            self._batches[number] = batch
-            self._seen.add(number)
-            self._changed.notify_all()
+            if not self._closed:
+                self._batches[number] = batch
+                self._seen.add(number)
+                self._changed.notify_all()
 
     async def end(self, total: int) -> None:
         """There are so many batches in all."""
@@ -48,7 +50,7 @@ class BatchQueue:
         """Wait until the batch is there, or it is known that there is none. A repeat gives the same answer."""
 
         def known() -> bool:
-            return number in self._seen or (self._total is not None and number >= self._total)
+            return self._closed or number in self._seen or (self._total is not None and number >= self._total)
 
         async with self._changed:
             await self._changed.wait_for(known)
@@ -63,10 +65,12 @@ class BatchQueue:
         self._batches.pop(number, None)
 
     async def close(self) -> None:
-        """Nobody waits for more, and nothing is held any longer."""
-        self._batches.clear()
-        self._seen.clear()
-        await self.end(0)
+        """Nobody waits for more, and nothing is held any longer, also of what comes late."""
+        async with self._changed:
+            self._closed = True
+            self._batches.clear()
+            self._seen.clear()
+            self._changed.notify_all()
 
 
 class BatchQueues:

@@ -7,6 +7,7 @@ While it is at one batch, the next one is prepared on one thread (decoded, norma
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from traceback import clear_frames
 from typing import Any, Generic, TypeVar
 
 from infra.errors import UserError
@@ -59,14 +60,25 @@ def one_bad_apple(
         return ready, _tried(steps.collate, good) if good else None
 
     results: list[_Output | Exception] = []
-
-    def settle(ready: list[_Ready | Exception], reading: "Future[list[_Output]] | Exception | None") -> None:
-        good = [item for item in ready if not isinstance(item, Exception)]
-        settled = _settled(steps, good, reading)
-        done = iter(settled)
-        results.extend(item if isinstance(item, Exception) else next(done) for item in ready)
-
     with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
+
+        def alone(item: _Ready) -> _Output:
+            """One item's steps, each in its own thread."""
+            inputs = ahead.submit(steps.collate, [item]).result()
+            return behind.submit(_read, steps, [item], steps.run(inputs)).result()[0]
+
+        def settle(ready: list[_Ready | Exception], reading: "Future[list[_Output]] | Exception | None") -> None:
+            good = [item for item in ready if not isinstance(item, Exception)]
+            together = _tried(Future.result, reading) if isinstance(reading, Future) else reading
+            if isinstance(together, list):
+                done: list[_Output | Exception] = [*together]
+            elif isinstance(together, Exception) and len(good) == 1:
+                done = [together]
+            else:
+                done = [_tried(alone, item) for item in good]
+            answers = iter(done)
+            results.extend(item if isinstance(item, Exception) else next(answers) for item in ready)
+
         following = ahead.submit(prepared, 0)
         before: tuple[list[_Ready | Exception], Any] | None = None
         for start in range(0, len(items), batch_size):
@@ -76,6 +88,7 @@ def one_bad_apple(
             made = inputs if inputs is None or isinstance(inputs, Exception) else _tried(steps.run, inputs)
             failed = isinstance(made, Exception) or not good
             reading = made if failed else behind.submit(_read, steps, good, made)
+            del inputs, made  # what the next batch needs the memory for
             if before is not None:
                 settle(*before)
             before = ready, reading
@@ -90,25 +103,14 @@ def _read(steps: Steps[_Ready, _Output], batch: list[_Ready], made: Any) -> list
     return _as_many(steps.read(batch, made), batch)
 
 
-def _settled(
-    steps: Steps[_Ready, _Output], batch: list[_Ready], reading: "Future[list[_Output]] | Exception | None"
-) -> list[_Output | Exception]:
-    if not batch:
-        return []
-    together = reading if not isinstance(reading, Future) else _tried(Future.result, reading)
-    if isinstance(together, list):
-        return list(together)
-    if len(batch) == 1 and isinstance(together, Exception):
-        return [together]
-    return [_tried(lambda one: steps([one])[0], item) for item in batch]
-
-
 def _tried(action: Callable[[_Input], _Output], item: _Input) -> _Output | Exception:
     try:
         return action(item)
     except UserError:  # about the installation, not about a photo
         raise
     except Exception as error:
+        # Its frames hold a forward pass's tensors: on a GPU the next batch would fail for want of that memory.
+        clear_frames(error.__traceback__)
         return error
 
 

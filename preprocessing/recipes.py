@@ -2,7 +2,7 @@
 
 Both are small objects beside the catalog, not rows of it: a recipe is written once per fingerprint, a speed once per
 run, and neither is read to make a shard, so the same photos still give the same rows and the same bytes. (No torch
-here: the driver need not load it.)
+here: what only plans and lists need not load it.)
 """
 
 import hashlib

@@ -198,21 +198,22 @@ class TransformersSegmenter:
         return self._processor(images=images, return_tensors="pt").to(self._device)
 
     @torch.inference_mode()
-    def _run(self, inputs: Any) -> tuple[Any, Any]:
-        return inputs, self._model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
+    def _run(self, inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        outputs = self._model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
+        # Not the pictures and hidden states: they would take the next batch's memory.
+        return inputs["pixel_mask"], outputs.class_queries_logits, outputs.masks_queries_logits
 
     @torch.inference_mode()
-    def _read(self, images: list[Image.Image], made: tuple[Any, Any]) -> list[People]:
-        inputs, outputs = made
-        found, padded = [], tuple(inputs["pixel_values"].shape[-2:])
-        for i, image in enumerate(images):
-            valid = (int(inputs["pixel_mask"][i].any(1).sum()), int(inputs["pixel_mask"][i].any(0).sum()))
-            classes = outputs.class_queries_logits[i]
+    def _read(self, images: list[Image.Image], made: tuple[Tensor, Tensor, Tensor]) -> list[People]:
+        pixel_mask_BHW, classes_BQC, masks_BQHW = made
+        found, padded = [], tuple(pixel_mask_BHW.shape[-2:])
+        for image, mask_HW, classes, masks in zip(images, pixel_mask_BHW, classes_BQC, masks_BQHW, strict=True):
+            valid = (int(mask_HW.any(1).sum()), int(mask_HW.any(0).sum()))
             # Enlarging a mask costs more than all else here, and of 100 or 200 queries few are people.
             score_Q = _person_score(classes, self._person_labels)
             likely = score_Q > self._settings.score_threshold
             likely[score_Q.argmax()] = True  # none at all cannot be enlarged
-            full = _to_picture(outputs.masks_queries_logits[i][likely], padded, valid, (image.height, image.width))
+            full = _to_picture(masks[likely], padded, valid, (image.height, image.width))
             found.append(separate_people(classes[likely], full, self._person_labels, self._settings))
         return found
 

@@ -1,7 +1,7 @@
 """What Ray distributes, in this process, for tests of what is distributed."""
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 
@@ -12,7 +12,7 @@ def map_shards(
     arguments: Sequence[Any],
     total: int | None = None,
     gpus: float = 0.0,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """`infra.ray_session.map_shards` with one worker: all is pickled as on its way to other machines, and the last item
     is done first, for no order is promised."""
     worker = worker_class(*pickle.loads(pickle.dumps(tuple(arguments))))

@@ -35,6 +35,7 @@ KINDS = ("driver", "actor", "node", "object store")
 BUCKETS = ("calm", "killed")
 _OUTAGE_SECONDS = 5.0  # of the object store: longer than a client's first retries
 _STARTS = 60  # of one command: more than that is no bad luck
+_HANGS_AFTER = 2 * 3600.0  # seconds of one start
 _KEYS = {"AWS_ACCESS_KEY_ID": "endurance", "AWS_SECRET_ACCESS_KEY": "endurance", "AWS_DEFAULT_REGION": "us-east-1"}
 # Ray's clusters ask for a token by default, and its clients send none by default.
 _KEYS |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -147,7 +148,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/endurance"), help="where the collections and logs lie")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    work = options.work.absolute()
+    work, where = options.work.absolute(), machine()
     sources = write_collections(work / "photos", options.photos)
     with tempfile.TemporaryDirectory(prefix="moa-endurance-") as workspaces:
         machines = Machines(work)
@@ -165,6 +166,7 @@ def main() -> None:
     same = calm == killed
     result = {
         "photos": options.photos,
+        "machine": where,
         "kills": killer.done,
         "calm_seconds": round(calm_seconds, 1),
         "killed_seconds": round(killed_seconds, 1),
@@ -192,8 +194,8 @@ def report(result: Mapping[str, Any]) -> str:
     )
     return f"""# The data plane killed {len(result["kills"])} times, {date.today().isoformat()}
 
-{machine()}. {result["photos"]} Paperfolk photos, half in FFHQ's and half in CelebA's format, through ingest, caption,
-segment and shard on two Ray nodes with an S3 server over HTTP: `python -m tests.faults.endurance --photos
+{result["machine"]}. {result["counts"]["in"]} Paperfolk photos, half in FFHQ's and half in CelebA's format, through
+ingest, caption, segment and shard on two Ray nodes with an S3 server over HTTP: `python -m tests.faults.endurance --photos
 {result["photos"]} --kills {len(result["kills"])}`. Whatever ended was started again by the same command. The two ended
 **{"alike, byte for byte" if result["same"] else "DIFFERENTLY"}**.
 
@@ -213,7 +215,7 @@ def write_collections(root: Path, photos: int) -> list[str]:
     """Two halves in two formats; their source specifications."""
     from preprocessing.sources import paperfolk
 
-    ffhq, celeba = root / "ffhq", root / "celeba"
+    ffhq, celeba = root / f"ffhq-{photos}", root / f"celeba-{photos}"
     if not (ffhq / "ffhq-dataset-v2.json").is_file():
         console.print(f"Paperfolk: {photos - photos // 2} photos in FFHQ's format")
         paperfolk.write_ffhq(ffhq, photos - photos // 2, seed=21)
@@ -233,13 +235,13 @@ def journey(
     commands = [["ingest", "--source", source] for source in sources] + [["caption"], ["segment"], ["shard"]]
     worked = 0.0
     for command in commands:
-        for _ in range(_STARTS):
+        for _ in range(1 if killer is None else _STARTS):
             code, seconds = _run([*command, *options], machines.folder / f"{bucket}.log", worked, killer, command[0])
             worked += seconds
             if code == 0:
                 break
         else:
-            raise SystemExit(f"{' '.join(command)} did not end well in {_STARTS} starts: see {bucket}.log.")
+            raise SystemExit(f"{' '.join(command)} did not end well: see {machines.folder / bucket}.log.")
         console.print(f"  {' '.join(command)}: ended at {worked:.0f} s")
     return contents(machines, bucket), worked
 
@@ -253,12 +255,18 @@ def _run(arguments: Sequence[str], log: Path, worked: float, killer: Killer | No
             [sys.executable, "-m", "flows.cli", *arguments],
             stdout=file, stderr=file, env=environment, cwd=ROOT, start_new_session=True,
         )  # fmt: skip
-        while driver.poll() is None:
-            time.sleep(0.1)
-            if killer is not None:
-                killer.look(worked + time.monotonic() - started, driver, name)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(driver.pid, signal.SIGKILL)  # what a killed driver leaves behind, such as its Prefect server
+        try:
+            while driver.poll() is None:
+                time.sleep(0.1)
+                seconds = time.monotonic() - started
+                if seconds > _HANGS_AFTER:
+                    raise SystemExit(f"{name} hangs: it has been at it for {seconds:.0f} s.")
+                if killer is not None:
+                    killer.look(worked + seconds, driver, name)
+        finally:  # what a killed driver leaves behind, such as its Prefect server, and a driver that is given up
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(driver.pid, signal.SIGKILL)
+            driver.wait()
     return driver.returncode, time.monotonic() - started
 
 

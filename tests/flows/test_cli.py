@@ -23,7 +23,7 @@ def test_help_loads_none_of_the_heavy_packages() -> None:
 
 
 def test_the_driver_leaves_torch_to_its_workers() -> None:
-    """Two seconds and 200 MB of every command and of the actor that is told how far a training is."""
+    """Two seconds and 200 MB of whatever comes before the training, and of the actor that is told how far it is."""
     assert _loaded("flows.retrain", "torch", "diffusers") == "[]"
     assert _loaded("flows.training_job", "torch", "prefect", "scipy") == "[]"
 

@@ -137,8 +137,8 @@ def test_calls_share_one_actor_and_its_loss_costs_the_call_that_it_hits(session:
     assert len(list(map_shards(Doubling, items, 1, (2,)))) == 4
     shared = held.of_this_session({})
     results = map_shards(Doubling, items, 1, (2,))
-    assert next(results)["number"] == 0 and held.of_this_session({}) is shared
-    assert len(list(results)) == 3
+    assert next(results)["number"] in (0, 2, 4, 6)
+    assert held.of_this_session({}) is shared and len(list(results)) == 3
     ray.kill(shared)
     with pytest.raises(RayError):
         list(map_shards(Doubling, items, 1, (2,)))

@@ -61,7 +61,10 @@ def test_what_was_given_up_is_told_so_and_disturbs_nobody() -> None:
         await asyncio.sleep(0)
         await queues.call("one", "close")
         assert not await asyncio.wait_for(waiting, 10)
-        assert not await queues.call("one", "exists", 0)
+        await queues.call("one", "put", 1, ["late"])
+        await queues.call("one", "end", 5)
+        for number in range(3):
+            assert not await asyncio.wait_for(queues.call("one", "exists", number), 10)
         with pytest.raises(KeyError):
             await queues.call("one", "get", 0)
         assert await queues.call("other", "get", 0) == ["theirs"]

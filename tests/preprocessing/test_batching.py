@@ -1,6 +1,8 @@
 """Batches: beside one another, in order, and one bad photo costs itself wherever it fails."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +46,7 @@ def test_whoever_fails_costs_himself(count: int, batch_size: int, bad: set[tuple
     prepare, steps = _steps(lambda step, number: (step, number) in bad)
     failing = {number for _, number in bad if number < count}
     if count > 1 and len(failing) == count:
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError, match=" 0$"):  # the first of them
             one_bad_apple(steps, range(count), batch_size, prepare)
         return
     results = one_bad_apple(steps, range(count), batch_size, prepare)
@@ -79,23 +81,55 @@ def test_the_model_waits_for_nobody() -> None:
     assert one_bad_apple(Steps(run, collate, read), range(4), 1, lambda number: number) == [0, 1, 2, 3]
 
 
-def test_the_model_is_in_one_thread_at_a_time() -> None:
-    """Also when what was read has to be made again."""
-    busy, threads = threading.Lock(), set()
+def test_each_step_keeps_to_its_thread() -> None:
+    """Also when a batch has to be done again, one by one."""
+    threads: dict[str, set[int]] = {step: set() for step in STEPS}
+
+    def here(step: str) -> None:
+        threads[step].add(threading.get_ident())
+
+    def prepare(number: int) -> int:
+        here("prepare")
+        return number
+
+    def collate(batch: list[int]) -> list[int]:
+        here("collate")
+        return batch
 
     def run(inputs: list[int]) -> list[int]:
-        assert busy.acquire(blocking=False)
-        threads.add(threading.get_ident())
-        busy.release()
+        here("run")
         return inputs
 
     def read(batch: list[int], made: Any) -> Any:
+        here("read")
         if len(batch) > 1:
             raise RuntimeError("not together")
         return made
 
-    assert one_bad_apple(Steps(run, read=read), range(7), 3, lambda number: number) == list(range(7))
-    assert threads == {threading.get_ident()}
+    assert one_bad_apple(Steps(run, collate, read), range(7), 3, prepare) == list(range(7))
+    assert threads["run"] == {threading.get_ident()} and all(len(found) == 1 for found in threads.values())
+    assert threads["prepare"] == threads["collate"] != threads["read"] != threads["run"]
+
+
+def test_what_failed_holds_nothing() -> None:
+    """Not while the next batch is at work, nor while it is tried again."""
+
+    class Tensor:
+        pass
+
+    held: list[weakref.ref[Tensor]] = []
+
+    def run(numbers: list[int]) -> list[int]:
+        gc.collect()
+        assert not any(one() for one in held)
+        if 0 in numbers:
+            large = Tensor()
+            held.append(weakref.ref(large))
+            raise MemoryError
+        return numbers
+
+    first, *others = one_bad_apple(Steps(run), range(6), 2, lambda number: number)
+    assert isinstance(first, MemoryError) and others == [1, 2, 3, 4, 5] and len(held) == 2
 
 
 def test_a_wrong_number_of_results_is_an_error() -> None:
@@ -110,14 +144,22 @@ def test_a_wrong_number_of_results_is_an_error() -> None:
 
 @pytest.mark.parametrize("where", STEPS)
 def test_what_the_user_must_mend_is_raised_at_once(where: str) -> None:
+    runs = 0
+
+    def run(numbers: list[int]) -> list[int]:
+        nonlocal runs
+        runs += 1
+        return numbers
+
     def refuse(*_: Any) -> Any:
         raise UserError("install it")
 
-    steps: dict[str, Any] = {"run": list, "collate": list, "read": lambda _, made: made, "prepare": lambda one: one}
+    steps: dict[str, Any] = {"run": run, "collate": list, "read": lambda _, made: made, "prepare": lambda one: one}
     steps[where] = refuse
     prepare = steps.pop("prepare")
     with pytest.raises(UserError, match="install it"):
-        one_bad_apple(Steps(**steps), [1, 2, 3], 2, prepare)
+        one_bad_apple(Steps(**steps), range(20), 2, prepare)
+    assert runs <= 2  # where `read` refuses, the next batch is under way
 
 
 def test_batches_keep_the_order() -> None:
