@@ -195,9 +195,9 @@ def report(result: Mapping[str, Any]) -> str:
     return f"""# The data plane killed {len(result["kills"])} times, {date.today().isoformat()}
 
 {result["machine"]}. {result["counts"]["in"]} Paperfolk photos, half in FFHQ's and half in CelebA's format, through
-ingest, caption, segment and shard on two Ray nodes with an S3 server over HTTP: `python -m tests.faults.endurance --photos
-{result["photos"]} --kills {len(result["kills"])}`. Whatever ended was started again by the same command. The two ended
-**{"alike, byte for byte" if result["same"] else "DIFFERENTLY"}**.
+ingest, caption, segment and shard on two Ray nodes with an S3 server over HTTP: `python -m tests.faults.endurance
+--photos {result["photos"]} --kills {len(result["kills"])}`. Whatever ended was started again by the same command. The
+two ended **{"alike, byte for byte" if result["same"] else "DIFFERENTLY"}**.
 
 In {result["counts"]["in"]}, kept {result["counts"]["kept"]}, refused: {refused}.
 
