@@ -1,10 +1,17 @@
-"""Photos in, a release out; again; one is taken back and more come; somebody of the evaluation among them.
+"""Photos in, killed twice, a release out; again; one is taken back and more come, somebody of the evaluation among
+them.
 
 Real Prefect, real Ray, tiny models of the production classes."""
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +22,7 @@ from safetensors.numpy import load_file
 
 from flows import ingest as ingest_stage
 from flows import model_stages
-from flows.demo import conclude
+from flows.caption import caption
 from flows.evaluate import evaluate
 from flows.forget import forget, purge
 from flows.generate import generate
@@ -23,9 +30,11 @@ from flows.holdings import holdings
 from flows.ingest import ingest
 from flows.near_duplicates import duplicates
 from flows.publish import publish
-from flows.retrain import Journey, retrain
+from flows.retrain import retrain
 from flows.run import Run
+from flows.segment import segment
 from flows.session import prepare_environment
+from flows.shard import shard
 from flows.train import train
 from infra.errors import UserError
 from infra.ray_session import ray_session
@@ -33,14 +42,15 @@ from infra.settings import Settings
 from preprocessing.catalog import load_shard
 from preprocessing.forgetting import find_photo
 from preprocessing.shards import read_tar
-from tests.tiny_world import add_photo, tiny_settings, write_photos, write_world
+from tests.tiny_world import add_photo, tiny_changes, tiny_settings, write_photos, write_world
 from tests.without_ray import map_shards
 
 # The tests of this file follow one another on one workspace.
 pytestmark = [pytest.mark.xdist_group("journey"), pytest.mark.timeout(900)]  # two minutes on an idle machine
 
+REPOSITORY = Path(__file__).parents[2]
 IN_FFHQ = "images1024x1024/00000"
-SEARCHED = {"near_duplicates.search": "true", "near_duplicates.cosine": "0.9", "signatures.workers": "2"}
+SEARCHED = {"near_duplicates.search": "true", "near_duplicates.cosine": "0.9", "signatures.workers": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -57,30 +67,42 @@ def settings(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return tiny_settings(world, tmp_path_factory.mktemp("workspace"), SEARCHED)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def session(settings: Settings) -> Iterator[None]:
+@pytest.fixture(scope="module")
+def first(settings: Settings, world: Path) -> subprocess.CompletedProcess[str]:
+    """`moa retrain` killed with everything it started, first while it captions, then while it trains, and ended well
+    the third time."""
+    command = [sys.executable, "-m", "flows.cli", "retrain", "--workspace", str(settings.workspace)]
+    changes = {**tiny_changes(world), **SEARCHED}
+    command += [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    run, attempts = Run(settings), Path(settings.store_root) / "runs"
+    _kill_when(lambda: bool(run.catalog.shards("caption")), command)
+    _kill_when(lambda: any(attempts.glob("*/attempts/*/step-00000004/complete.json")), command)
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=400)
+
+
+@pytest.fixture(scope="module")
+def session(settings: Settings, first: object) -> Iterator[None]:
+    """Prefect and Ray in this process, once the command has ended."""
     prepare_environment()
     with prefect_test_harness(server_startup_timeout=120), ray_session(settings.ray):
         yield
 
 
-@pytest.fixture(scope="module")
-def first(settings: Settings) -> Journey:
-    return retrain(settings)
-
-
-def test_first_journey_ends_in_production(settings: Settings, first: Journey) -> None:
+def test_a_run_that_was_killed_twice_ends_in_production(
+    settings: Settings, first: subprocess.CompletedProcess[str]
+) -> None:
+    assert first.returncode == 0, first.stderr
+    assert "continued after step" in first.stderr
     run = Run(settings)
-    assert (first.release, first.promoted, first.nothing_new) == (1, True, False)
-    assert [one.stage for one in first.stages] == [
-        "ingest", "duplicates", "caption", "segment", "shard", "train", "evaluate", "publish",
-    ]  # fmt: skip
-    assert [one.done for one in first.stages[:5]] == [4, 4, 4, 4, 4]
     current = run.releases.current("production")
-    assert current is not None and current.number == 1
+    assert current is not None and current.number == 1 and len(run.releases.all()) == 1
+    for stage in ("ingest", "duplicates", "caption", "segment", "shard"):
+        assert len(run.shards(stage)) == 4
+    photos = Counter((row.source, row.origin) for row in run.catalog.photos("ingest"))
+    assert len(photos) == 23 and set(photos.values()) == {1}
 
 
-def test_every_photo_is_accounted_for(settings: Settings, first: Journey) -> None:
+def test_every_photo_is_accounted_for(settings: Settings, first: object) -> None:
     counts = Run(settings).catalog.counts(Run(settings).fingerprints)
     assert counts.seen == 23 == counts.kept + sum(counts.refused.values())
     assert {name: counts.refused[name] for name in ("duplicate", "near_duplicate", "not_an_image")} == {
@@ -88,50 +110,47 @@ def test_every_photo_is_accounted_for(settings: Settings, first: Journey) -> Non
     }  # fmt: skip
 
 
-def test_a_copy_is_found_and_not_trained_on(settings: Settings, first: Journey) -> None:
+def test_a_copy_is_found_and_not_trained_on(settings: Settings, first: object) -> None:
     run = Run(settings)
     (row,) = run.catalog.photos("duplicates")
     assert row.origin == f"{IN_FFHQ}/00060.png" and "00002.png (" in row.detail
     assert row.origin not in _trained_on(run) and len(_trained_on(run)) > 1
     assert "duplicates" in run.releases.manifest(run.releases.resolve("1"))["lineage"]["stages"]
-    assert len(run.store.list(f"runs/{first.run_id}/split-")) == 1  # nobody of the evaluation was there
+    assert len(run.store.list(f"runs/{_trained(run)}/split-")) == 1  # nobody of the evaluation was there
 
 
-def test_who_does_the_work_does_not_matter(
-    world: Path, settings: Settings, first: Journey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_neither_kills_nor_who_does_the_work_matter(
+    world: Path, settings: Settings, first: object, session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two actors on Ray; one worker that takes the shards in reverse."""
+    """Killed, with two actors on Ray; undisturbed, with one worker that takes the shards in reverse."""
     alone = tiny_settings(world, tmp_path, SEARCHED)
     for module in (ingest_stage, model_stages):
         monkeypatch.setattr(module, "map_shards", map_shards)
-    ingest.fn(alone)
-    duplicates.fn(alone)
-    for stage in ("ingest", "signatures", "duplicates"):
-        assert Run(alone).catalog.shards(stage) == Run(settings).catalog.shards(stage)
-        assert Run(alone).catalog.photos(stage) == Run(settings).catalog.photos(stage)
+    for stage in (ingest, duplicates, caption, segment, shard):
+        stage.fn(alone)
+    assert Run(alone).catalog.content_digest() == Run(settings).catalog.content_digest()
 
 
-def test_release_names_where_it_comes_from(settings: Settings, first: Journey) -> None:
+def test_release_names_where_it_comes_from(settings: Settings, first: object) -> None:
     run = Run(settings)
     card = run.releases.manifest(run.releases.resolve("production"))["lineage"]
-    assert card["run_id"] == first.run_id
+    assert run.store.exists(f"runs/{card['run_id']}/finished.json")
     assert card["catalog_digest"] == run.catalog.content_digest(card["catalog_version"])
     assert card["stages"] == run.fingerprints
     assert card["start"] == "scratch"
     assert card["samples"] == sum(row.samples for row in run.training_shards())
 
 
-def test_report_and_summary(settings: Settings, first: Journey, capsys: pytest.CaptureFixture[str]) -> None:
-    conclude(settings, first, seconds=1.0)
+def test_report_and_summary(settings: Settings, first: subprocess.CompletedProcess[str]) -> None:
     summary = json.loads((settings.workspace / "summary.json").read_text())
     assert summary["photos"]["in"] == 23
     assert summary["release"] == {"number": 1, "id": summary["release"]["id"], "promoted": True}
     page = (settings.workspace / "report.html").read_text()
     assert "duplicate" in page and "data:image/" in page and "http://" not in page.replace("http://www.w3.org", "")
-    assert summary["pull"] in capsys.readouterr().out and summary["pull"].startswith("moa pull production DIR")
+    assert summary["pull"] in first.stdout and summary["pull"].startswith("moa pull production DIR")
 
 
-def test_pulled_release_draws(settings: Settings, world: Path, first: Journey, tmp_path: Path) -> None:
+def test_pulled_release_draws(settings: Settings, world: Path, first: object, tmp_path: Path) -> None:
     folder = tmp_path / "pulled"
     Run(settings).releases.pull("production", folder)
     assert {"adapter.safetensors", "adapter_config.json", "README.md", "manifest.json"} <= {
@@ -149,7 +168,9 @@ def test_pulled_release_draws(settings: Settings, world: Path, first: Journey, t
         generate(settings, [photo, photo], prompt, 7, tmp_path / "d.png")
 
 
-def test_number_of_workers_does_not_change_what_is_learned(settings: Settings, first: Journey, tmp_path: Path) -> None:
+def test_number_of_workers_does_not_change_what_is_learned(
+    settings: Settings, first: object, session: None, tmp_path: Path
+) -> None:
     run = Run(settings)
     for name in ("catalog", "shards"):
         shutil.copytree(Path(settings.store_root) / name, tmp_path / "store" / name)
@@ -157,26 +178,25 @@ def test_number_of_workers_does_not_change_what_is_learned(settings: Settings, f
         update={"workspace": tmp_path, "train": settings.train.model_copy(update={"workers": 1})}
     )
     result = train(alone, from_scratch=True)
-    assert result.facts["run_id"] == first.run_id
+    assert result.facts["run_id"] == _trained(run)
     adapters = [
-        load_file(Path(one.store_root) / "runs" / first.run_id / "adapter.safetensors") for one in (settings, alone)
+        load_file(Path(one.store_root) / "runs" / _trained(run) / "adapter.safetensors") for one in (settings, alone)
     ]
-    assert run.store.exists(f"runs/{first.run_id}/finished.json")
     for name, weights in adapters[0].items():
         np.testing.assert_allclose(weights, adapters[1][name], atol=2e-3, err_msg=name)
 
 
 def test_what_the_user_must_mend_is_one_sentence_at_once(
-    settings: Settings, first: Journey, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, first: object, session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray would try the training again three times, and wrap the sentence into a traceback."""
     monkeypatch.setattr("flows.train.adapter_of", lambda run, start: {"adapter_config.json": b"{}"})
-    changed = settings.model_copy(update={"train": settings.train.model_copy(update={"seed": 1})})
+    changed = settings.model_copy(update={"train": settings.train.model_copy(update={"seed": 1, "workers": 1})})
     with pytest.raises(UserError, match="is not an adapter's configuration"):
         train(changed)
 
 
-def test_again_with_nothing_new_ends_early(settings: Settings, first: Journey) -> None:
+def test_again_with_nothing_new_ends_early(settings: Settings, first: object, session: None) -> None:
     version = Run(settings).catalog.version
     again = retrain(settings)
     assert again.nothing_new and again.release == 1
@@ -189,8 +209,9 @@ def test_again_with_nothing_new_ends_early(settings: Settings, first: Journey) -
 
 
 def test_one_photo_is_taken_back_and_more_make_release_two_from_release_one(
-    settings: Settings, world: Path, first: Journey
+    settings: Settings, world: Path, first: object, session: None
 ) -> None:
+    """Among those that come is somebody on whom releases are evaluated: that stops the run, once, at the training."""
     run = Run(settings)
     production = run.releases.resolve("production")
     origin = min(_trained_on(run))
@@ -200,20 +221,26 @@ def test_one_photo_is_taken_back_and_more_make_release_two_from_release_one(
     purge(settings, confirmed=True)
     before = {row.shard: row.sha256 for row in run.shards("shard")}
     assert sum(shard.samples for shard in run.training_shards()) == samples - 1
-    write_photos(world / "ffhq", 5, first=30)
+    write_photos(world / "ffhq", 4, first=30)
+    evaluated_on = Image.open(world / "celeba" / "img_celeba" / "000001.png")
+    somebody = add_photo(world / "ffhq", 70, evaluated_on.resize((128, 128), Image.Resampling.BICUBIC))
 
-    more = retrain(settings)
+    with pytest.raises(UserError, match=r"00070.png \(looks like 1's .*000001.png\): moa forget"):
+        retrain(settings)
+    forget(settings, somebody, None, "evaluated on")
+    # The number of workers is no part of what is trained.
+    more = retrain(settings.model_copy(update={"train": settings.train.model_copy(update={"workers": 1})}))
 
     assert (more.release, more.nothing_new) == (2, False)
-    # 7 new files, 6 a chunk: five photos and a duplicate, then the file that is no picture. Of what was forgotten
-    # nothing is made again.
-    assert [one.done for one in more.stages[:5]] == [1, 1, 1, 1, 1]
+    # 7 new files, 6 a chunk: the first held five photos and a duplicate, the second a single one or none. Of what was
+    # forgotten nothing is made again, nor of what the stopped run had made.
+    assert [one.done for one in more.stages[:5]] == [0, 0, 0, 0, 0]
     after = {row.shard: row.sha256 for row in run.shards("shard")}
-    assert before.items() <= after.items() and len(after) == len(before) + 1
+    assert before.items() <= after.items() and len(after) > len(before)
     card = run.releases.manifest(run.releases.resolve("2"))["lineage"]
     assert card["start"] == f"release:{production.id}" and card["compared_with"] == 1
     assert any("production" in check["name"] for check in card["verdict"]["checks"])
-    assert origin not in _trained_on(run)
+    assert not {origin, somebody} & _trained_on(run)
     held = holdings(run, {row.key}).releases
     assert [(one.release.number, one.photos, one.through and one.through.number) for one in held] == [
         (1, 1, None),
@@ -224,15 +251,22 @@ def test_one_photo_is_taken_back_and_more_make_release_two_from_release_one(
     assert not any(needle in path.read_bytes() for path in files for needle in needles)
 
 
-def test_somebody_to_evaluate_on_among_the_photos_stops_the_run(
-    settings: Settings, world: Path, first: Journey
-) -> None:
-    photo = world / "celeba" / "img_celeba" / "000001.png"
-    origin = add_photo(world / "ffhq", 70, Image.open(photo).resize((128, 128), Image.Resampling.BICUBIC))
-    with pytest.raises(UserError, match=r"00070.png \(looks like 1's .*000001.png\): moa forget"):
-        retrain(settings)
-    forget(settings, origin, None, "evaluated on")
-    assert retrain(settings).nothing_new
+def _kill_when(ready: Callable[[], bool], command: list[str]) -> None:
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 400
+    while not ready():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "the run did not get there"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _trained(run: Run) -> str:
+    """The id of the training of release 1."""
+    return str(run.releases.manifest(run.releases.resolve("1"))["lineage"]["run_id"])
 
 
 def _trained_on(run: Run) -> set[str]:

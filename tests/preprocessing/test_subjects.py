@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from infra.settings import BindingSettings, CaptionSettings, FilterSettings, SegmentSettings, load_settings
+from preprocessing.batching import Steps
 from preprocessing.binding import Subject, Word, token_index
 from preprocessing.catalog import PhotoRow
 from preprocessing.faces import Face
@@ -195,6 +196,10 @@ class Model:
         return [self.answers.get(image.getpixel((0, 0)), self.usual)() for image in images]
 
     caption = segment = _answer
+
+    @property
+    def steps(self) -> Steps[Image.Image, object]:
+        return Steps(self._answer)
 
 
 @pytest.fixture(scope="module")
