@@ -33,6 +33,7 @@ app.add_typer(applications)
 
 _STOPPED = "moa: stopped; the same command continues where it was."
 _MODULES = {"duplicates": "near_duplicates"}  # where a stage's module has another name
+_INTERRUPTED = 130  # the exit code that shells know
 _PATIENCE_SECONDS = 5.0  # for Prefect to note that the run was stopped
 
 Source = Annotated[
@@ -270,18 +271,20 @@ def _leave() -> None:
         with suppress(psutil.Error):
             child.kill()
     os.write(2, f"{_STOPPED}\n".encode())
-    os._exit(130)
+    os._exit(_INTERRUPTED)
 
 
 def _run() -> int:
     try:
         status = app(standalone_mode=False)  # the code of a typer.Exit, else what the command returned
+        if status == _INTERRUPTED:  # which is what typer makes of Ctrl-C
+            raise KeyboardInterrupt
     except UserError as error:
         typer.echo(f"moa: {error}", err=True)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         typer.echo(_STOPPED, err=True)
-        return 130
+        return _INTERRUPTED
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own: a wrong option or argument
             _say_usage(error)

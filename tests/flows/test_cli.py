@@ -1,10 +1,15 @@
 """The command line's promises: quick help, one sentence and exit code 2 for a user's mistake."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import typer
+from PIL import Image
 
 from flows import cli
 from flows.options import read_settings
@@ -92,12 +97,30 @@ def test_doctor_ends_with_one_where_something_is_missing(
 
 
 def test_stopping_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(**_: object) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def wait() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", interrupted)
+    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr(sys, "argv", ["moa"])
     assert cli._run() == 130
-    assert capsys.readouterr().err.count("\n") == 1
+    assert capsys.readouterr().err.strip() == "moa: stopped; the same command continues where it was."
+
+
+def test_ctrl_c_ends_a_run_that_has_only_begun(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "photos" / "a.png")
+    command = [sys.executable, "-m", "flows.cli", "ingest", "--source", f"folder:{tmp_path / 'photos'}"]
+    command += ["--workspace", str(tmp_path / "work")]
+    run = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, start_new_session=True)
+    while not (tmp_path / "work" / "prefect").exists():  # the machinery is on its way
+        assert run.poll() is None
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 130 and said.decode().strip().endswith(cli._STOPPED)
 
 
 def test_settings_of_options(tmp_path: Path) -> None:
