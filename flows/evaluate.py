@@ -135,8 +135,8 @@ def _draw_and_measure(run: Run, adapter: dict[str, bytes], people: Sequence[dict
     ]
     results = map_shards(PaintWorker, items, settings.workers, (run.settings, adapter))
     with closing(results):
-        batched = [result["drawn"] for result in artifacts.tracked(results, len(items), "evaluate: batches")]
-    drawn = [one for batch in batched for one in batch]
+        tracked = artifacts.tracked(results, len(items), "evaluate: batches")
+        drawn = [one for result in tracked for one in result["drawn"]]
     drawn.sort(key=lambda one: one[0].model_dump_json())
     release = [one for one in drawn if one[0].subject is not None]
     prior = [one for one in drawn if one[0].subject is None]

@@ -56,11 +56,12 @@ class CaptionWorker(StagedWorker):
     def __init__(
         self, store: ObjectStore, reference: ModelReference, settings: CaptionSettings, fingerprint: str
     ) -> None:
-        from preprocessing.captioning import LazyCaptioner
+        from preprocessing.batching import LoadedWhenAsked
+        from preprocessing.captioning import open_captioner
 
         limit_threads()
         self.store, self.settings, self.fingerprint = store, settings, fingerprint
-        self.captioner = LazyCaptioner(reference, settings)
+        self.captioner = LoadedWhenAsked(lambda: open_captioner(reference, settings))
 
     def fetch(self, item: dict[str, Any]) -> bytes:
         return load_shard(self.store, item["row"])
@@ -85,12 +86,13 @@ class SegmentWorker(StagedWorker):
         find_faces: bool,
         fingerprint: str,
     ) -> None:
-        from preprocessing.segmentation import LazySegmenter
+        from preprocessing.batching import LoadedWhenAsked
+        from preprocessing.segmentation import open_segmenter
 
         limit_threads()
         self.detector = _LazyDetector() if find_faces else None
         self.store, self.settings, self.fingerprint = store, settings, fingerprint
-        self.segmenter = LazySegmenter(reference, settings)
+        self.segmenter = LoadedWhenAsked(lambda: open_segmenter(reference, settings))
 
     def fetch(self, item: dict[str, Any]) -> bytes:
         return load_shard(self.store, item["row"])

@@ -7,8 +7,9 @@ While it is at one batch, the next one is prepared on one thread (decoded, norma
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from traceback import clear_frames
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from infra.errors import UserError
 
@@ -35,6 +36,27 @@ class Steps(Generic[_Ready, _Output]):
     def __call__(self, batch: list[_Ready]) -> list[_Output]:
         """All three, one after another; ValueError unless there is one result per photo."""
         return _as_many(self.read(batch, self.run(self.collate(batch))), batch)
+
+
+class BatchModel(Protocol[_Ready, _Output]):
+    """What a stage needs of a model."""
+
+    @property
+    def steps(self) -> Steps[_Ready, _Output]:
+        """Its way with one batch."""
+        ...
+
+
+class LoadedWhenAsked(Generic[_Ready, _Output]):
+    """A model that is loaded when its steps are first asked for: photos that came with its answers need none."""
+
+    def __init__(self, load: Callable[[], BatchModel[_Ready, _Output]]) -> None:
+        self._load = load
+
+    @cached_property
+    def steps(self) -> Steps[_Ready, _Output]:
+        """The loaded model's."""
+        return self._load().steps
 
 
 def in_batches(steps: Steps[_Ready, _Output], items: Sequence[_Ready], batch_size: int) -> list[_Output]:

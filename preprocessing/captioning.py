@@ -2,7 +2,6 @@
 
 import unicodedata
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +22,7 @@ class Captioner(Protocol):
 
     @property
     def steps(self) -> Steps[Image.Image, str]:
-        """`caption` of one batch, in the three steps that run beside one another."""
+        """What the model says of one batch, as it says it, in the three steps that run beside one another."""
         ...
 
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
@@ -36,24 +35,6 @@ def open_captioner(reference: ModelReference, settings: CaptionSettings) -> Capt
     if reference.backend not in CAPTIONERS:
         raise UserError(f"Unknown captioner backend {reference.backend!r}: choose one of {', '.join(CAPTIONERS)}.")
     return CAPTIONERS[reference.backend](reference, settings)
-
-
-class LazyCaptioner:
-    """A captioner that is loaded when it is first asked: photos that came with captions need none."""
-
-    def __init__(self, reference: ModelReference, settings: CaptionSettings) -> None:
-        self._reference, self._settings = reference, settings
-
-    @cached_property
-    def _captioner(self) -> Captioner:
-        return open_captioner(self._reference, self._settings)
-
-    @property
-    def steps(self) -> Steps[Image.Image, str]:
-        return self._captioner.steps
-
-    def caption(self, images: Sequence[Image.Image]) -> list[str]:
-        return self._captioner.caption(images)
 
 
 class TransformersCaptioner:
@@ -79,7 +60,7 @@ class TransformersCaptioner:
         return Steps(self._run, self._collate, self._read)
 
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
-        return in_batches(self.steps, images, self._settings.batch_size)
+        return [one_line(text) for text in in_batches(self.steps, images, self._settings.batch_size)]
 
     def _collate(self, images: list[Image.Image]) -> Tensor:
         pixels: Tensor = self._processor(images=images, return_tensors="pt")["pixel_values"]
@@ -97,7 +78,8 @@ class TransformersCaptioner:
         return tokens
 
     def _read(self, _: list[Image.Image], tokens: Tensor) -> list[str]:
-        return [one_line(text) for text in self._processor.batch_decode(tokens, skip_special_tokens=True)]
+        texts: list[str] = self._processor.batch_decode(tokens, skip_special_tokens=True)
+        return texts
 
 
 CAPTIONERS: dict[str, Callable[[ModelReference, CaptionSettings], Captioner]] = {

@@ -99,10 +99,11 @@ def missing_faces(
 
 
 def _same(a: Sequence[float], b: Sequence[float]) -> bool:
-    return _holds(a, b) or _holds(b, a)
+    return holds_centre(a, b) or holds_centre(b, a)
 
 
-def _holds(box: Sequence[float], other: Sequence[float]) -> bool:
+def holds_centre(box: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether the centre of the `other` box [x1, y1, x2, y2] is in the box."""
     x, y = (other[0] + other[2]) / 2, (other[1] + other[3]) / 2
     return box[0] <= x <= box[2] and box[1] <= y <= box[3]
 

@@ -13,6 +13,7 @@ from jaxtyping import Bool
 from PIL import Image
 
 from infra.settings import FilterSettings
+from preprocessing.faces import holds_centre
 from preprocessing.photos import Reason
 from preprocessing.segmentation import People, Person
 
@@ -104,7 +105,7 @@ def _face(
     settings: FilterSettings,
 ) -> tuple[Reason, str] | None:
     if face is None:
-        if settings.min_face_on_mask > 0 and any(_center_in(other["box"], person.box) for other in other_faces):
+        if settings.min_face_on_mask > 0 and any(holds_centre(person.box, other["box"]) for other in other_faces):
             return Reason.FACE_OUTSIDE_MASK, "the face's centre is not on the mask"
         return (Reason.NO_FACE, Reason.NO_FACE.sentence) if settings.need_face else None
     box = face["box"]
@@ -116,11 +117,6 @@ def _face(
     if settings.min_sharpness > 0 and (found := sharpness(image, box)) < settings.min_sharpness:
         return Reason.BLURRED, f"sharpness {found:.1f}, at least {settings.min_sharpness:g}"
     return None
-
-
-def _center_in(face: Sequence[float], box: Sequence[float]) -> bool:
-    x, y = (face[0] + face[2]) / 2, (face[1] + face[3]) / 2
-    return box[0] <= x <= box[2] and box[1] <= y <= box[3]
 
 
 def _inside(box: Sequence[float], image: Image.Image) -> tuple[float, float, float, float]:

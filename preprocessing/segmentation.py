@@ -7,7 +7,6 @@ every mask is cut at its own probability first.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -150,24 +149,6 @@ def people_from_faces(faces: Sequence[Mapping[str, Any]], size: tuple[int, int])
         if (owner == number).any():
             masks.append((owner == number, float(face.get("score") or 0.0)))
     return number_people(masks, size, "face_box")
-
-
-class LazySegmenter:
-    """A segmenter that is loaded when it is first asked: photos that came with masks need none."""
-
-    def __init__(self, reference: ModelReference, settings: SegmentSettings) -> None:
-        self._reference, self._settings = reference, settings
-
-    @cached_property
-    def _segmenter(self) -> Segmenter:
-        return open_segmenter(self._reference, self._settings)
-
-    @property
-    def steps(self) -> Steps[Image.Image, People]:
-        return self._segmenter.steps
-
-    def segment(self, images: Sequence[Image.Image]) -> list[People]:
-        return self._segmenter.segment(images)
 
 
 class TransformersSegmenter:

@@ -14,15 +14,15 @@ import numpy as np
 from PIL import Image
 
 from infra.settings import BindingSettings, CaptionSettings, FilterSettings, SegmentSettings, ShardSettings
-from preprocessing.batching import Steps, one_bad_apple
+from preprocessing.batching import BatchModel, Steps, one_bad_apple
 from preprocessing.binding import Subject
-from preprocessing.captioning import Captioner, one_line
+from preprocessing.captioning import one_line
 from preprocessing.catalog import REFUSED, PhotoRow
 from preprocessing.faces import Detector, missing_faces
 from preprocessing.photos import Reason
 from preprocessing.precompute import Precomputer
 from preprocessing.prepared import MASK_SOURCE, prepared_part
-from preprocessing.segmentation import People, Person, Segmenter, people_from_faces
+from preprocessing.segmentation import People, Person, people_from_faces
 from preprocessing.shards import (
     KeyedParts,
     Sample,
@@ -54,7 +54,7 @@ NO_FILTERS = FilterSettings(
 
 
 def caption_shard(
-    tar: bytes, captioner: Captioner, settings: CaptionSettings, shard: str = ""
+    tar: bytes, captioner: BatchModel[Image.Image, str], settings: CaptionSettings, shard: str = ""
 ) -> tuple[bytes, list[PhotoRow]]:
     """Ingested shard -> `{key}.json` with the caption for every photo, and a row for every photo refused."""
     samples = list(read_tar(tar))
@@ -73,7 +73,11 @@ def caption_shard(
 
 
 def segment_shard(
-    tar: bytes, segmenter: Segmenter, settings: SegmentSettings, shard: str = "", detector: Detector | None = None
+    tar: bytes,
+    segmenter: BatchModel[Image.Image, People],
+    settings: SegmentSettings,
+    shard: str = "",
+    detector: Detector | None = None,
 ) -> tuple[bytes, list[PhotoRow]]:
     """Ingested shard -> `{key}.instances.png` and `{key}.json` (people, mask_source), and a row per refused photo.
 
@@ -231,7 +235,7 @@ def _seen(sample: Sample) -> _Seen:
     return picture_of(sample), sample.json().get("faces") or []
 
 
-def _captions(captioner: Captioner) -> Steps[Image.Image, str]:
+def _captions(captioner: BatchModel[Image.Image, str]) -> Steps[Image.Image, str]:
     """Whatever the captioner writes, on one line."""
     steps = captioner.steps
 
@@ -241,7 +245,9 @@ def _captions(captioner: Captioner) -> Steps[Image.Image, str]:
     return Steps(steps.run, steps.collate, read)
 
 
-def _people(segmenter: Segmenter, detector: Detector | None) -> Steps[_Seen, tuple[People, list[dict[str, Any]]]]:
+def _people(
+    segmenter: BatchModel[Image.Image, People], detector: Detector | None
+) -> Steps[_Seen, tuple[People, list[dict[str, Any]]]]:
     """The people in each photo and the faces that its source did not know; ValueError for maps of another size."""
     steps = segmenter.steps
 
@@ -255,8 +261,11 @@ def _people(segmenter: Segmenter, detector: Detector | None) -> Steps[_Seen, tup
             if people.instances.shape != (picture.height, picture.width):
                 height, width = people.instances.shape
                 raise ValueError(f"a mask of {width} x {height} for a picture of {picture.width} x {picture.height}")
-            more = len(people.people) - len(faces_of(people, faces))
-            found.append((people, [] if detector is None else missing_faces(picture, faces, more, detector)))
+            more: list[dict[str, Any]] = []
+            if detector is not None:
+                faceless = len(people.people) - len(faces_of(people, faces))
+                more = missing_faces(picture, faces, faceless, detector)
+            found.append((people, more))
         return found
 
     return Steps(steps.run, collate, read)

@@ -12,7 +12,6 @@ import importlib.util
 import io
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -46,6 +45,7 @@ from preprocessing.sources.paperfolk_drawing import draw
 from preprocessing.sources.paperfolk_world import picture_at
 from preprocessing.stages import build_shard, caption_shard, segment_shard
 from tests.benchmarks.data_report import ffhq, table_of
+from tests.benchmarks.machine import busy_machine
 
 console = Console()
 
@@ -303,13 +303,6 @@ def orchestration() -> dict[str, Any]:
     return dict(data_orchestration.measure())
 
 
-def machine() -> str:
-    """The processor, its cores, and how busy the machine was when this began."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{name}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} at the start"
-
-
 def main() -> None:
     """Measure everything, print the table, write runs/bench/data.json and the dated results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -324,7 +317,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     libraries = f"Pillow {Image.__version__} with libjpeg-turbo {features.version('libjpeg_turbo')}"
-    numbers: dict[str, Any] = {"machine": machine(), "libraries": libraries, "rounds": options.rounds}
+    numbers: dict[str, Any] = {"machine": busy_machine(), "libraries": libraries, "rounds": options.rounds}
     with tempfile.TemporaryDirectory(prefix="moa-bench-", dir=_runs()) as place:
         folder = Path(place).absolute()
         settings = load_settings("demo", folder / "workspace")

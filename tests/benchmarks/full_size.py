@@ -31,7 +31,7 @@ from torch import Tensor
 from moa_model import Batch, MoAAdapter, MoATrainingModule, Subjects
 from moa_model.files import write_text
 from moa_model.layers import penalised_blocks
-from tests.benchmarks.model import machine
+from tests.benchmarks.machine import machine
 
 TOKENS, WORD, IMAGE = 77, 5, 768  # a subject at token 5; CLIP ViT-L/14's projected embedding
 MEMORY_GIB = 12.0

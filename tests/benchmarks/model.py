@@ -9,8 +9,6 @@ import argparse
 import gc
 import io
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -35,6 +33,7 @@ from torch.nn import functional
 from moa_model import Batch, MoAAdapter, MoATrainingModule, Subjects
 from moa_model.flops import moa_macs, unet_macs
 from moa_model.layers import layer_shapes
+from tests.benchmarks.machine import machine
 
 LATENT, TEXT, TOKENS, IMAGE, WORD = 64, 768, 77, 768, 5
 SKIP_BELOW = 0.2  # the sparse mode's threshold
@@ -280,13 +279,6 @@ def counted(asked: dict[int, list[float]]) -> dict[str, float]:
 def _ratio(times: dict[str, list[float]], name: str) -> float:
     """Median over the rounds of the ratio to the stock step of the same round."""
     return statistics.median(a / b for a, b in zip(times[name], times["stock"], strict=True))
-
-
-def machine() -> str:
-    """The processor's name and the number of cores that this process may use."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
 def main() -> None:

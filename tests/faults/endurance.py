@@ -19,16 +19,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 from rich.console import Console
 
-from tests.benchmarks.data import machine
+from tests.benchmarks.machine import busy_machine
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("driver", "actor", "node", "object store")
@@ -148,7 +149,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/endurance"), help="where the collections and logs lie")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    work, where = options.work.absolute(), machine()
+    work, where = options.work.absolute(), busy_machine()
     sources = write_collections(work / "photos", options.photos)
     with tempfile.TemporaryDirectory(prefix="moa-endurance-") as workspaces:
         machines = Machines(work)
@@ -275,7 +276,7 @@ def contents(machines: Machines, bucket: str) -> dict[str, Any]:
     from infra.storage import S3Store
     from preprocessing.catalog import Catalog
 
-    with _environment(_KEYS):
+    with patch.dict(os.environ, _KEYS):
         store = S3Store(bucket, "data", machines.endpoint)
         catalog = Catalog(store)
         stages = sorted({key.split("/")[1] for key in store.list("shards/")})
@@ -298,24 +299,10 @@ def contents(machines: Machines, bucket: str) -> dict[str, Any]:
 def _make_buckets(machines: Machines) -> None:
     import boto3
 
-    with _environment(_KEYS):
+    with patch.dict(os.environ, _KEYS):
         client = boto3.client("s3", endpoint_url=machines.endpoint)
         for bucket in BUCKETS:
             client.create_bucket(Bucket=bucket)
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _ray(*arguments: str) -> list[str]:
