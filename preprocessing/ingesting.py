@@ -7,9 +7,12 @@ their `keys` tell, and the later one is ingested again.
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
@@ -18,10 +21,12 @@ from PIL import Image
 from preprocessing.catalog import KEPT, REFUSED, PhotoRow
 from preprocessing.faces import Face
 from preprocessing.photos import PhotoRefused, Reason, decode, read_bytes, square
+from preprocessing.places import is_remote
 from preprocessing.shards import encode_json, write_tar
 from preprocessing.sources import Record
 
 STAGE = "ingest"
+_AHEAD = 4  # photos of an object store that are fetched while one is decoded: the bytes of so many are in memory
 
 
 class IngestLimits(Protocol):
@@ -77,12 +82,12 @@ def ingest_chunk(
     """
     samples: dict[str, dict[str, bytes]] = {}
     rows: list[tuple[Record, str, Reason | None, str]] = []
-    for record in records:
+    for record, read in _read_ahead(records):
         key = ""
         try:
             if record.problem is not None:
                 raise PhotoRefused(*record.problem)
-            data = read_bytes(record.path)
+            data = read()
             key = hashlib.sha256(data).hexdigest()
             _check_file(record, data)
             if key in samples or key in known_digests:
@@ -104,6 +109,22 @@ def ingest_chunk(
 def shard_name(keys: Iterable[str]) -> str:
     """A shard is named by what is in it: the first 16 hex digits of the SHA-256 of its sorted keys."""
     return hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
+
+
+def _read_ahead(records: Iterable[Record]) -> Iterator[tuple[Record, Callable[[], bytes]]]:
+    """Each record with what gives its bytes. Of those on an object store, which answers late, the next few are on their
+    way already; on a disk the operating system sees to that."""
+    with ThreadPoolExecutor(_AHEAD) as readers:
+        window: deque[tuple[Record, Callable[[], bytes]]] = deque()
+        for record in records:
+            read: Callable[[], bytes] = partial(read_bytes, record.path)
+            if record.problem is None and is_remote(record.path):
+                coming: Future[bytes] = readers.submit(read)
+                read = coming.result
+            window.append((record, read))
+            if len(window) > _AHEAD:
+                yield window.popleft()
+        yield from window
 
 
 def _check_file(record: Record, data: bytes) -> None:

@@ -91,6 +91,11 @@ def is_readable(place: Place) -> bool:
     return isinstance(place, S3Object) or os.access(place, os.R_OK)
 
 
+def is_remote(place: Place) -> bool:
+    """Whether its bytes lie on an object store."""
+    return isinstance(place.holder if isinstance(place, Span | ZipMember) else place, S3Object)
+
+
 def holder_of(place: Path | S3Object) -> Holder:
     """The archive at `place` with the marks by which a later change is noticed; OSError where it is not there."""
     if isinstance(place, S3Object):

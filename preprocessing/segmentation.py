@@ -7,6 +7,7 @@ every mask is cut at its own probability first.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,7 +94,7 @@ def separate_people(
     chosen = score_Q > settings.score_threshold
     score_P, prob_PHW = score_Q[chosen], mask_logits_QHW[chosen].float().sigmoid()
     wanted_PHW = prob_PHW > settings.mask_threshold
-    alive = [i for i in range(len(score_P)) if bool(wanted_PHW[i].any())]
+    alive = [i for i, any_pixel in enumerate(wanted_PHW.flatten(1).any(1).tolist()) if any_pixel]
     owner_HW = torch.full((height, width), -1)
     while alive:
         owner_HW = _owners(alive, score_P, prob_PHW, wanted_PHW)
@@ -114,10 +115,10 @@ def number_people(
         masks = sorted(masks, key=lambda item: -int(item[0].sum()))[:_MOST_PEOPLE]
     instances = np.zeros(size, np.uint8)
     people = []
-    ordered = sorted(masks, key=lambda item: float(np.nonzero(item[0])[1].mean()))
-    for number, (mask, score) in enumerate(ordered, start=1):
+    placed = [(np.nonzero(mask), mask, score) for mask, score in masks]
+    placed.sort(key=lambda item: float(item[0][1].mean()))
+    for number, ((rows, columns), mask, score) in enumerate(placed, start=1):
         instances[mask] = number
-        rows, columns = np.nonzero(mask)
         box = (float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1))
         people.append(Person(number, round(score, 6), box, round(float(mask.mean()), 6)))
     return People(instances, tuple(people), mask_source)
@@ -187,15 +188,20 @@ class TransformersSegmenter:
     @torch.inference_mode()
     def _read(self, images: list[Image.Image], made: tuple[Tensor, Tensor, Tensor]) -> list[People]:
         pixel_mask_BHW, classes_BQC, masks_BQHW = made
+        heights, widths = (pixel_mask_BHW.any(axis).sum(1).tolist() for axis in (2, 1))
+        # Enlarging a mask costs more than all else here, and of 100 or 200 queries few are people.
+        score_BQ = _person_score(classes_BQC, self._person_labels)
+        likely_BQ = score_BQ > self._settings.score_threshold
+        likely_BQ.scatter_(1, score_BQ.argmax(1, keepdim=True), True)  # none at all cannot be enlarged
+        sizes = [(*size, image.height, image.width) for *size, image in zip(heights, widths, images, strict=True)]
         found, padded = [], tuple(pixel_mask_BHW.shape[-2:])
-        for image, mask_HW, classes, masks in zip(images, pixel_mask_BHW, classes_BQC, masks_BQHW, strict=True):
-            valid = (int(mask_HW.any(1).sum()), int(mask_HW.any(0).sum()))
-            # Enlarging a mask costs more than all else here, and of 100 or 200 queries few are people.
-            score_Q = _person_score(classes, self._person_labels)
-            likely = score_Q > self._settings.score_threshold
-            likely[score_Q.argmax()] = True  # none at all cannot be enlarged
-            full = _to_picture(masks[likely], padded, valid, (image.height, image.width))
-            found.append(separate_people(classes[likely], full, self._person_labels, self._settings))
+        for (high, wide, *size), group in groupby(range(len(images)), key=sizes.__getitem__):
+            rows = list(group)  # of the same size: together, for many small operations hold the model up
+            likely = likely_BQ[rows]
+            full = _to_picture(masks_BQHW[rows][likely], padded, (high, wide), (size[0], size[1]))
+            for row, masks in zip(rows, full.split(likely.sum(1).tolist()), strict=True):
+                classes = classes_BQC[row, likely_BQ[row]]
+                found.append(separate_people(classes, masks, self._person_labels, self._settings))
         return found
 
 
@@ -273,10 +279,10 @@ SEGMENTERS: dict[str, Callable[[ModelReference, SegmentSettings], Segmenter]] = 
 
 
 def _person_score(
-    class_logits_QC: Float[Tensor, "queries classes_and_none"], person_labels: Sequence[int]
-) -> Float[Tensor, " queries"]:
+    class_logits: Float[Tensor, "*batch queries classes_and_none"], person_labels: Sequence[int]
+) -> Float[Tensor, "*batch queries"]:
     """Each query's probability to be a person."""
-    return class_logits_QC.float().softmax(-1)[:, list(person_labels)].sum(-1)
+    return class_logits.float().softmax(-1)[..., list(person_labels)].sum(-1)
 
 
 def _owners(
@@ -286,6 +292,8 @@ def _owners(
     wanted_PHW: Bool[Tensor, "people h w"],
 ) -> Tensor:
     """Per pixel the person with the largest class x mask probability among those who want it, -1 for nobody."""
+    if len(alive) == 1:
+        return torch.where(wanted_PHW[alive[0]], alive[0], -1)
     index = torch.tensor(list(alive), device=prob_PHW.device)
     claim = torch.where(wanted_PHW[index], score_P[index, None, None] * prob_PHW[index], -1.0)
     best, who = claim.max(0)

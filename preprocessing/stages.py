@@ -38,6 +38,7 @@ from preprocessing.shards import (
 from preprocessing.subjects import Found, faces_of, find_subjects
 
 _Output = TypeVar("_Output")
+_Parts = dict[str, bytes]  # what is written of a photo, by suffix
 _Seen = tuple[Image.Image, list[dict[str, Any]]]  # a photo, and the faces that its source knows
 
 # Every binding counts and nobody is filtered out.
@@ -85,24 +86,19 @@ def segment_shard(
     """
     samples = list(read_tar(tar))
     asked = _without_prepared(samples)
-    answers = one_bad_apple(_people(segmenter, detector), asked, settings.batch_size, _seen) if asked else []
-    results = _with_prepared(samples, answers, lambda sample, part: (_prepared_people(sample, part), []))
+    answers = one_bad_apple(_people(segmenter, detector, settings), asked, settings.batch_size, _seen) if asked else []
+
+    def given(sample: Sample, part: Mapping[str, Any]) -> _Parts | None:
+        return _people_parts(_prepared_people(sample, part), _known_faces(sample), [], settings)
+
     written, rows = [], []
-    for sample, result in zip(samples, results, strict=True):
+    for sample, result in zip(samples, _with_prepared(samples, answers, given), strict=True):
         if isinstance(result, Exception):
             rows.append(_refused("segment", shard, sample, Reason.MODEL_FAILED, _say(result)))
-            continue
-        people, found = result
-        faces = [*(sample.json().get("faces") or []), *found]
-        if not people.people and faces and settings.face_fallback:
-            people = people_from_faces(faces, people.instances.shape)
-        if not people.people:
+        elif result is None:
             rows.append(_refused("segment", shard, sample, Reason.NO_PERSON, Reason.NO_PERSON.sentence))
-            continue
-        about: dict[str, Any] = {"mask_source": people.mask_source}
-        about |= {"people": [person.record() for person in people.people]} | ({"faces": found} if found else {})
-        parts = {"instances.png": encode_instances(people.instances), "json": encode_json(about)}
-        written.append((sample.key, parts))
+        else:
+            written.append((sample.key, result))
     return write_tar(written), rows
 
 
@@ -230,9 +226,14 @@ def picture_of(sample: Sample) -> Image.Image:
     return decode_picture(sample.parts["jpg"])
 
 
+def _known_faces(sample: Sample) -> list[dict[str, Any]]:
+    """Those that its source knows."""
+    return sample.json().get("faces") or []
+
+
 def _seen(sample: Sample) -> _Seen:
     """The photo, and the faces that its source knows."""
-    return picture_of(sample), sample.json().get("faces") or []
+    return picture_of(sample), _known_faces(sample)
 
 
 def _captions(captioner: BatchModel[Image.Image, str]) -> Steps[Image.Image, str]:
@@ -246,16 +247,16 @@ def _captions(captioner: BatchModel[Image.Image, str]) -> Steps[Image.Image, str
 
 
 def _people(
-    segmenter: BatchModel[Image.Image, People], detector: Detector | None
-) -> Steps[_Seen, tuple[People, list[dict[str, Any]]]]:
-    """The people in each photo and the faces that its source did not know; ValueError for maps of another size."""
+    segmenter: BatchModel[Image.Image, People], detector: Detector | None, settings: SegmentSettings
+) -> Steps[_Seen, _Parts | None]:
+    """What is written for each photo, made while the model is at the next ones; ValueError for maps of another size."""
     steps = segmenter.steps
 
     def collate(photos: list[_Seen]) -> Any:
         return steps.collate([picture for picture, _ in photos])
 
-    def read(photos: list[_Seen], made: Any) -> list[tuple[People, list[dict[str, Any]]]]:
-        found = []
+    def read(photos: list[_Seen], made: Any) -> list[_Parts | None]:
+        written = []
         segmented = steps.read([picture for picture, _ in photos], made)
         for (picture, faces), people in zip(photos, segmented, strict=True):
             if people.instances.shape != (picture.height, picture.width):
@@ -265,10 +266,24 @@ def _people(
             if detector is not None:
                 faceless = len(people.people) - len(faces_of(people, faces))
                 more = missing_faces(picture, faces, faceless, detector)
-            found.append((people, more))
-        return found
+            written.append(_people_parts(people, faces, more, settings))
+        return written
 
     return Steps(steps.run, collate, read)
+
+
+def _people_parts(
+    people: People, known: list[dict[str, Any]], found: list[dict[str, Any]], settings: SegmentSettings
+) -> _Parts | None:
+    """A segmented sample; None where there is nobody. Faces: those that the source knows, those found beside them."""
+    faces = [*known, *found]
+    if not people.people and faces and settings.face_fallback:
+        people = people_from_faces(faces, people.instances.shape)
+    if not people.people:
+        return None
+    about: dict[str, Any] = {"mask_source": people.mask_source}
+    about |= {"people": [person.record() for person in people.people]} | ({"faces": found} if found else {})
+    return {"instances.png": encode_instances(people.instances), "json": encode_json(about)}
 
 
 def _without_prepared(samples: Iterable[Sample]) -> list[Sample]:

@@ -1,9 +1,11 @@
 """Whole chunks: what is kept, what is refused and why, and that the counts add up."""
 
+import dataclasses
 import hashlib
 import io
 import os
 import random
+import threading
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from infra.s3_reading import S3Object
+from preprocessing import ingesting
 from preprocessing.catalog import KEPT, REFUSED
 from preprocessing.faces import Face
 from preprocessing.ingesting import IngestedChunk, chunk, ingest_chunk, shard_name
@@ -176,6 +180,28 @@ def test_the_detector_is_asked_only_where_the_source_does_not_know(tmp_path: Pat
     result = ingest_chunk(records, set(), LIMITS, detector=_Finder())
     assert result.tar is not None
     assert sorted(len(sample.json()["faces"]) for sample in read_tar(result.tar)) == [0, 1]
+
+
+def test_photos_on_an_object_store_are_read_ahead_of_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second's read ends only when the fifth's has begun, and the rest begin only when the first are through."""
+    files = {f"{number}.png": photo(number) for number in range(12)}
+    records = [Record("there", name, S3Object("bucket", name, len(data), "e")) for name, data in files.items()]
+    records[3] = dataclasses.replace(records[3], problem=(Reason.FORGOTTEN, "asked on 3 May"))
+    begun, fifth, most = set[str](), threading.Event(), list[int]()
+
+    def read(place: S3Object) -> bytes:
+        begun.add(place.key)
+        if place.key == "5.png":
+            fifth.set()
+        if place.key == "1.png":
+            assert fifth.wait(timeout=30)
+            most.append(len(begun))
+        return files[place.key]
+
+    monkeypatch.setattr(ingesting, "read_bytes", read)
+    chunk = ingest_chunk(records, set(), LIMITS)
+    assert len(chunk.keys) == 11 and "3.png" not in begun
+    assert most[0] <= 6, "the whole chunk's bytes would be in memory"
 
 
 @given(st.integers(0, 40), st.integers(1, 12))
