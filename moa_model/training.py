@@ -4,7 +4,7 @@ Axes: B batch, C latent channels, H W latent pixels, T text tokens, D text width
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
@@ -50,10 +50,30 @@ class Batch:
     timesteps: Int[Tensor, " B"]
     dropped: Bool[Tensor, " B"]
 
-    def to(self, device: torch.device | str) -> Self:
-        """The batch on another device."""
-        moved = {field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
-        return type(self)(**moved)
+    def to(self, where: torch.device | str | torch.dtype) -> Self:
+        """The batch on another device, or its real numbers in another precision."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            if isinstance(where, torch.dtype):
+                return tensor.to(where) if tensor.is_floating_point() else tensor
+            return tensor.to(where, non_blocking=True)
+
+        return self._each(moved)
+
+    def pin_memory(self) -> Self:
+        """The batch in memory from which a GPU fetches by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def rows(self, start: int, stop: int) -> Self:
+        """Some of its samples."""
+        return self._each(lambda tensor: tensor[start:stop], whole=("null_text",))
+
+    def _each(self, change: Callable[[Tensor], Tensor], whole: Collection[str] = ()) -> Self:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return type(self)(**{name: value if name in whole else change(value) for name, value in values.items()})
 
 
 class MoATrainingModule(nn.Module):

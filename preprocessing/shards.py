@@ -9,6 +9,7 @@ import re
 import tarfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -116,24 +117,30 @@ def read_tar(data: bytes) -> Iterator[Sample]:
     Only plain files with whitelisted names are accepted: links, devices, folders, long-name and pax extensions, names
     with a slash, sizes beyond the data or `MAX_PART_BYTES`, a file twice, a sample in two pieces raise UnsafeTar.
     """
+    for key, spans in sample_spans(data):
+        yield Sample(key, {extension: data[start : start + size] for extension, (start, size) in spans.items()})
+
+
+def sample_spans(data: bytes | mmap) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """Each sample's key and where its files lie, by extension: first byte and size. UnsafeTar as by `read_tar`."""
     key, done = "", set[str]()
-    parts: dict[str, bytes] = {}
-    for name, content in _members(data):
+    spans: dict[str, tuple[int, int]] = {}
+    for name, start, size in _members(data):
         match = _NAME.fullmatch(name)
         if match is None:
             raise UnsafeTar(f"name {name!r} is not allowed in a shard")
         if match["key"] != key:
-            if parts:
-                yield Sample(key, parts)
+            if spans:
+                yield key, spans
             done.add(key)
-            key, parts = match["key"], {}
+            key, spans = match["key"], {}
             if key in done:
                 raise UnsafeTar(f"sample {key!r} comes in two pieces")
-        if match["extension"] in parts:
+        if match["extension"] in spans:
             raise UnsafeTar(f"file {name!r} comes twice")
-        parts[match["extension"]] = content
-    if parts:
-        yield Sample(key, parts)
+        spans[match["extension"]] = start, size
+    if spans:
+        yield key, spans
 
 
 def without_samples(data: bytes, keys: Collection[str]) -> bytes:
@@ -143,7 +150,7 @@ def without_samples(data: bytes, keys: Collection[str]) -> bytes:
     return write_tar((sample.key, sample.parts) for sample in read_tar(data) if sample.key not in keys)
 
 
-def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
+def _members(data: bytes | mmap) -> Iterator[tuple[str, int, int]]:
     # Headers are walked here and not by TarFile, whose iteration follows whatever offsets and extensions a file claims.
     offset = 0
     while True:
@@ -163,7 +170,7 @@ def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
             raise UnsafeTar(f"{member.name!r} claims {member.size} bytes, at most {MAX_PART_BYTES} are allowed")
         if start + member.size > len(data):
             raise UnsafeTar(f"{member.name!r} is cut off")
-        yield member.name, data[start : start + member.size]
+        yield member.name, start, member.size
         offset = start + -(-member.size // _BLOCK) * _BLOCK
 
 
