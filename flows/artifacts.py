@@ -6,6 +6,7 @@ import json
 import re
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -81,7 +82,8 @@ class Track:
             from prefect.artifacts import update_progress_artifact
 
             share = min(100.0, 100 * self.done / max(self.total, 1))
-            update_progress_artifact(self._artifact, progress=share, description=self._says)
+            with _page_may_be_away():
+                update_progress_artifact(self._artifact, progress=share, description=self._says)
             self._shown, self._told = self.done, time.monotonic()
 
 
@@ -114,10 +116,13 @@ class LiveTable:
         from prefect.client.orchestration import get_client
         from prefect.client.schemas.actions import ArtifactUpdate
 
-        if self._artifact is None:
-            self._artifact = create_table_artifact(table=self._rows, key=self._key, description=self._description)
-        else:  # an artifact anew each time would leave thousands behind
-            get_client(sync_client=True).update_artifact(self._artifact, ArtifactUpdate(data=json.dumps(self._rows)))
+        with _page_may_be_away():
+            if self._artifact is None:
+                self._artifact = create_table_artifact(self._rows, key=self._key, description=self._description)
+            else:  # an artifact anew each time would leave thousands behind
+                get_client(sync_client=True).update_artifact(
+                    self._artifact, ArtifactUpdate(data=json.dumps(self._rows))
+                )
         self._rows, self._told = [], time.monotonic()
 
 
@@ -222,6 +227,17 @@ def contact_sheet(images: Sequence[Image.Image], columns: int, side: int = 128) 
         scaled = image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
         sheet.paste(scaled, (place % columns * side, place // columns * side))
     return sheet
+
+
+@contextmanager
+def _page_may_be_away() -> Iterator[None]:
+    """What is told every few seconds for days may fail now and then: it is no reason to end the run."""
+    import httpx
+
+    try:
+        yield
+    except httpx.HTTPError as error:
+        warnings.warn(f"The run's page could not be told how far it is ({error}): it is tried again.", stacklevel=2)
 
 
 def _in_run() -> bool:

@@ -171,7 +171,7 @@ def measure(
     losses, norm, shares, waited = sums.take(clock.waited)
     pace = clock.take()  # after the sums: they have waited for the device to finish what it was given
     per_second = pace.images / pace.seconds if pace.seconds else 0.0
-    peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return StepMetrics(
         step,
         losses,
@@ -179,10 +179,18 @@ def measure(
         learning_rate,
         shares,
         per_second,
-        None if peak is None or flops_per_image is None else per_second * flops_per_image / (peak * _workers()),
+        mfu(per_second, flops_per_image, name, _workers()),
         min(1.0, waited / pace.seconds) if pace.seconds else 0.0,
         peak_memory(device),
     )
+
+
+def mfu(images_per_second: float, flops_per_image: float | None, device_name: str, workers: int = 1) -> float | None:
+    """Model FLOPs utilisation (arXiv 2204.02311, app. B) of all workers' devices together; None where unknown."""
+    peak = peak_flops(device_name)
+    if peak is None or flops_per_image is None:
+        return None
+    return images_per_second * flops_per_image / (peak * workers)
 
 
 def peak_flops(device_name: str) -> float | None:
