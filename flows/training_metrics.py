@@ -140,8 +140,7 @@ class LiveMetrics:
 
     def __init__(self, run_id: str, steps: int, continued: int = 0, port: int = 0, seconds: float = 10.0) -> None:
         """``steps`` of the whole training; ``continued``, ``port``: the server's; ``seconds``: as in ``Track``."""
-        self._steps = steps
-        self._last: dict[str, float] | None = None
+        self._steps, self._continued, self._last = steps, continued, ""
         self._track = artifacts.Track("train: steps", steps, seconds)
         self._table = artifacts.LiveTable("train: now", f"The latest steps of training {run_id}", seconds)
         self._server = MetricsServer(port, run_id, continued)
@@ -152,7 +151,7 @@ class LiveMetrics:
             for part in (self._server, self._track, self._table):
                 opened.enter_context(part)
             self._stack = opened.pop_all()
-        self._track.to(0, "train: workers start")
+        self._track.to(self._continued, "train: workers start")
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -160,9 +159,9 @@ class LiveMetrics:
 
     def show(self, row: Row | None) -> None:
         """The latest row; one that was shown already, or none, changes nothing."""
-        if row is None or row == self._last:
+        if row is None or repr(dict(row)) == self._last:  # as text: a loss that is not a number equals itself there
             return
-        self._last = dict(row)
+        self._last = repr(dict(row))
         speed = f", {row['speed/images_per_second']:.3g} images/s" if "speed/images_per_second" in row else ""
         self._track.to(row["step"], f"train: loss {row['loss/total']:.4f}{speed}")
         self._table.show([{"metric": tag, "value": f"{value:.6g}"} for tag, value in row.items()])

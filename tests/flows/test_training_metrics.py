@@ -161,6 +161,17 @@ def test_outside_of_a_flow_only_the_terminal_is_told() -> None:
         live.finished()
 
 
+def test_a_row_that_is_told_again_is_no_news(port: int) -> None:
+    """The driver asks every second; when the numbers came last must stay true, also once a loss is not a number."""
+    with LiveMetrics(RUN, 20, port=port) as live:
+        live.show(_row(10, loss=float("nan")))
+        told = _scrape(port)["moa_training_updated_timestamp_seconds", ""]
+        live.show(_row(10, loss=float("nan")))
+        assert _scrape(port)["moa_training_updated_timestamp_seconds", ""] == told
+        live.show(_row(20))
+        assert _scrape(port)["moa_training_updated_timestamp_seconds", ""] > told
+
+
 @pytest.fixture(scope="module")
 def prefect_api() -> Iterator[None]:
     with prefect_test_harness(server_startup_timeout=120):
