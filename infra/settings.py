@@ -258,6 +258,12 @@ class RaySettings(_Frozen):
     object_store_mb: int = Field(ge=80, description="shared memory of a local Ray, in MB")
 
 
+class MonitoringSettings(_Frozen):
+    prometheus_port: int = Field(
+        ge=0, le=65535, description="port of every network address on which a training answers Prometheus; 0 = none"
+    )
+
+
 class Settings(_Frozen):
     name: str = Field(description="the preset's name")
     workspace: Path = Field(description="folder for everything that a run leaves on this machine; absolute once loaded")
@@ -276,6 +282,7 @@ class Settings(_Frozen):
     evaluate: EvaluateSettings = Field(description="stage 6")
     publish: PublishSettings = Field(description="stage 7")
     ray: RaySettings = Field(description="where heavy work runs")
+    monitoring: MonitoringSettings = Field(description="who can watch a run")
 
     @property
     def store_root(self) -> str:

@@ -40,6 +40,9 @@ class AttentionMaps:
     """A_s, the personalization expert's attention to each subject's token (mean over heads), by cross-layer index."""
     subjects_too: bool = True
     """False: no subject maps, whose explicit softmax costs time and memory."""
+    shares: dict[int, Float[Tensor, ""]] | None = None
+    """Mean R_1 over batch and pixels by layer index, of every layer whatever its block; without gradient. None = not
+    asked for."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,8 @@ class MoAAttentionProcessor(nn.Module):
         else:
             said_BN2 = fixed(moa.router.weight(self.index, hidden_states.shape[1]), hidden_states)
         router_BN2 = steered(said_BN2, moa.share_B, skip_below)
+        if moa.maps is not None and moa.maps.shares is not None:
+            moa.maps.shares[self.index] = router_BN2[..., 1].detach().mean()
         maps = moa.maps if moa.maps is not None and self.shape.block in moa.maps.blocks else None
         if maps is not None:
             maps.router[self.index], maps.asked[self.index] = router_BN2[..., 0], said_BN2[..., 1]
