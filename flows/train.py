@@ -16,6 +16,7 @@ from flows.checkpoints import RELEASED, fetch_checkpoint, folder_of, latest_step
 from flows.evaluation_split import check_split
 from flows.run import Run, StageResult, describe, digest
 from flows.training_job import HISTORY, ProgressReporter, TrainingJob, work
+from flows.training_metrics import LiveMetrics
 from infra import model_files
 from infra.errors import UserError
 from infra.settings import ModelReference, Settings
@@ -188,18 +189,19 @@ def fit(run: Run, plan: dict[str, Any]) -> None:
             failure_config=FailureConfig(max_failures=_MOST_FAILURES),
         ),
     )
-    with artifacts.Track("train: steps", settings.steps) as track:
+    port, continued = run.settings.monitoring.prometheus_port, latest_step(run.store, plan["run_id"])
+    with LiveMetrics(plan["run_id"], settings.steps, continued, port) as live:
         future, ended = _in_background(trainer.fit), False
         while not ended:
             ended = bool(wait([future], timeout=1.0).done)
-            step, loss, refusal, said = ray.get(reporter.ask.remote())
+            row, refusal, said = ray.get(reporter.ask.remote())
             for sentence in said:
                 artifacts.console.print(f"train: {sentence}", markup=False, style="yellow")
             if refusal:  # trying again, as Ray would, does not mend it
                 raise UserError(refusal)
-            track.to(step, f"train: steps, loss {loss:.4f}" if step else "train: workers start")
+            live.show(row)
         future.result()
-        track.to(settings.steps)
+        live.finished()
     ray.kill(reporter)
 
 

@@ -31,11 +31,12 @@ class ProgressReporter:
     """An actor that rank 0 tells how far it is, any rank what the user must know or mend, and that the driver asks."""
 
     def __init__(self) -> None:
-        self.step, self.loss, self.refusal = 0, 0.0, ""
-        self.said: list[str] = []
+        self.row: dict[str, float] | None = None
+        self.refusal, self.said = "", list[str]()
 
-    def tell(self, step: int, loss: float) -> None:
-        self.step, self.loss = step, loss
+    def tell(self, row: dict[str, float]) -> None:
+        """`StepMetrics.as_row()`: plain numbers."""
+        self.row = row
 
     def say(self, sentence: str) -> None:
         self.said.append(sentence)
@@ -43,10 +44,10 @@ class ProgressReporter:
     def refuse(self, refusal: str) -> None:
         self.refusal = refusal
 
-    def ask(self) -> tuple[int, float, str, list[str]]:
-        """Step, loss, what must be mended, and what was said since the last time."""
+    def ask(self) -> tuple[dict[str, float] | None, str, list[str]]:
+        """The latest row, what must be mended, and what was said since the last time."""
         said, self.said = self.said, []
-        return self.step, self.loss, self.refusal, said
+        return self.row, self.refusal, said
 
 
 def work(config: dict[str, Any]) -> None:

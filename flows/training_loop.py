@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from flows.checkpoints import RELEASED, CheckpointWriter, fetch_checkpoint
 from flows.training_job import HISTORY, TrainingJob
 from flows.training_loader import batches
+from flows.training_metrics import EventFiles
 from flows.training_samples import StepBatch, StepBatches, TrainingSamples
 from flows.watchdog import Watchdog
 from infra.errors import UserError
@@ -28,6 +29,7 @@ from infra.model_files import resolve
 from infra.settings import Settings
 from infra.shard_cache import ShardCache
 from moa_model import EMA, Batch, Losses, MoAAdapter, MoATrainingModule, Snapshot, load_checkpoint, rate_scale
+from moa_model.step_metrics import StepClock, measure
 from preprocessing.precompute import Precomputer
 
 _ROW_EVERY = 10  # steps that one row of the loss curve averages
@@ -80,7 +82,10 @@ class _Worker:
         }  # fmt: skip
         self.first = self._resume()
         self.parallel: nn.Module = prepare_model(self.module, parallel_strategy_kwargs={"broadcast_buffers": False})
-        self.row, self.in_row, self.bad_in_a_row = torch.zeros(len(Losses._fields), dtype=torch.float64), 0, 0
+        self.row, self.in_row, self.bad_in_a_row = self._zeros(1), 0, 0
+        self.clock, self.files = StepClock(), None
+        if self.rank == 0:
+            self.files = EventFiles(job.store, f"runs/{job.run_id}/tensorboard", self.first)
         self.leaving = frozenset[str]()  # machines that will be taken away
 
     def _source(self, scaling: float, shift: float) -> StepBatches:
@@ -113,8 +118,12 @@ class _Worker:
         if self.history["before"] is None:
             self.history["before"] = self._probe()
         coming = batches(self.source, range(self.first, options.steps), options, self.device.type == "cuda")
-        for step, one in enumerate(coming, start=self.first):
+        self.clock.take()
+        for step in range(self.first, options.steps):
+            with self.clock.waiting():
+                one = next(coming)
             self._step(step, one)
+            self.clock.stepped(options.batch_size)
             self.watchdog.alive()
             done = step + 1
             keep = done % options.checkpoint_every == 0 or done == options.steps
@@ -124,7 +133,8 @@ class _Worker:
             if done == options.steps:
                 with self.ema.applied():
                     self.history["after"] = self._probe()
-            if keep and writer is not None:
+            if keep and writer is not None and self.files is not None:
+                self.files.publish()  # a resumed run's curves have no gap
                 self._save(writer, done)
         if self.workers > 1:
             distributed.barrier()  # nobody leaves before the last checkpoint is there
@@ -136,10 +146,10 @@ class _Worker:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * scale
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self._gradients(one.batch.to(self.device))
+        means = self._gradients(one.batch.to(self.device))
         norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), options.clip_norm)
-        *values, gradient = torch.cat([losses, norm.detach().to(losses)[None]]).tolist()  # waits for the device, once
-        fault = self._fault(values[0], gradient)
+        values = torch.cat([means, norm.detach().to(means)[None]]).tolist()  # waits for the device, once
+        fault = self._fault(values[0], values[-1])
         if fault:
             self._bad_step(step, fault, one.keys)
             return
@@ -154,21 +164,31 @@ class _Worker:
         usual["steps"] += 1
         usual["loss"] += (values[0] - usual["loss"]) / min(usual["steps"], _USUAL_STEPS)
 
+    def _zeros(self, more: int = 0) -> Tensor:
+        """For sums over samples of the losses and of what the routers leave to the experts in each layer."""
+        return torch.zeros(len(Losses._fields) + len(self.module.layer_names) + more, dtype=torch.float64)
+
     def _gradients(self, batch: Batch) -> Tensor:
-        """Add up the gradient of the global batch's mean loss; the mean losses of all workers, on the device."""
+        """Add up the gradient of the global batch's mean loss; means of losses and router shares, on the device."""
         options, rows = self.options, len(batch)
         size = options.micro_batch_size or rows
-        sums = torch.zeros(len(Losses._fields), device=self.device, dtype=torch.float64)
+        sums = self._zeros().to(self.device)
         for start in range(0, rows, size):
             piece = batch.rows(start, min(start + size, rows))
             with self._sums_up(last=start + size >= rows), self._autocast():
                 losses = self.parallel(piece)
                 # Over the workers DDP takes a mean; every sample should count the same.
                 (losses.total * (len(piece) * self.workers / options.batch_size)).backward()
-            sums += _stacked(losses) * len(piece)
+            sums += self._said(losses) * len(piece)
         if self.workers > 1:
             distributed.all_reduce(sums)
         return sums / options.batch_size
+
+    def _said(self, losses: Losses) -> Tensor:
+        """Losses and router shares of the last forward pass."""
+        shares_L = self.module.router_share_L
+        assert shares_L is not None
+        return torch.cat([torch.stack([loss.detach().double() for loss in losses]), shares_L.double()])
 
     def _sums_up(self, last: bool) -> AbstractContextManager[None]:
         """Workers exchange gradients once a step, with the last piece."""
@@ -207,11 +227,16 @@ class _Worker:
     def _end_row(self, done: int) -> None:
         """A row of the loss curve: means over the steps since the row before, of all workers."""
         if self.in_row:
-            means = dict(zip(Losses._fields, (self.row / self.in_row).tolist(), strict=True))
-            self.history["curve"].append({"step": done, "loss": means.pop("total"), **means})
-            if self.rank == 0:
-                self.reporter.tell.remote(done, self.history["curve"][-1]["loss"])
-        self.row, self.in_row = torch.zeros_like(self.row), 0
+            *means, norm = (self.row / self.in_row).tolist()
+            losses = dict(zip(Losses._fields, means, strict=False))
+            shares = dict(zip(self.module.layer_names, means[len(losses) :], strict=True))
+            self.history["curve"].append({"step": done, **_curve_row(losses)})
+            rate = self.optimizer.param_groups[0]["lr"]
+            measured = measure(done, losses, norm, shares, rate, self.clock, self.device, self.workers)
+            if self.files is not None:
+                self.files.add(measured.as_row())
+                self.reporter.tell.remote(measured.as_row())
+        self.row, self.in_row = self._zeros(1), 0
 
     def _preempted(self) -> bool:
         """Whether a machine has just been told that it will be taken away; asked by all workers, told once."""
@@ -224,16 +249,16 @@ class _Worker:
     def _probe(self) -> dict[str, float]:
         """Losses on the run's first batches: the same samples and noise before and after."""
         count = min(_PROBED, self.options.steps)
-        sums = torch.zeros(len(Losses._fields), device=self.device, dtype=torch.float64)
-        with torch.no_grad(), self._autocast():
+        sums = self._zeros().to(self.device)
+        with self.clock.paused(), torch.no_grad(), self._autocast():
             for turn in range(count):
                 batch = self.source[turn].batch.to(self.device)
-                sums += _stacked(self.module(batch)) * len(batch)
+                sums += self._said(self.module(batch)) * len(batch)
                 self.watchdog.alive()
         if self.workers > 1:
             distributed.all_reduce(sums)
-        means = dict(zip(Losses._fields, (sums / (count * self.options.batch_size)).tolist(), strict=True))
-        return {"loss": means.pop("total"), **means}
+        means = (sums / (count * self.options.batch_size)).tolist()
+        return _curve_row(dict(zip(Losses._fields, means, strict=False)))
 
     def _save(self, writer: CheckpointWriter, done: int) -> None:
         """Copy the state and let it be written while the training goes on."""
@@ -248,8 +273,9 @@ class _Worker:
         (writer.finish if last else writer.save)(done, files, loss)
 
 
-def _stacked(losses: Losses) -> Tensor:
-    return torch.stack([loss.detach().double() for loss in losses])
+def _curve_row(losses: dict[str, float]) -> dict[str, float]:
+    """As the loss curve has them: the total under the name "loss"."""
+    return {"loss": losses["total"], **{name: value for name, value in losses.items() if name != "total"}}
 
 
 def _base(settings: Settings) -> tuple[nn.Module, Any, float, float]:

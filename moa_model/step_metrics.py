@@ -1,20 +1,13 @@
-"""What a training says of itself: one row of numbers per so many steps, for a single wait for the device.
-
-Axes: L attention layers in the order in which they run.
-"""
+"""What a training says of itself: one row of numbers per so many steps."""
 
 import re
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, distributed
-
-from moa_model.losses import Losses
 
 # Dense bf16 multiply-adds of tensor cores, in FLOP/s, as the makers' data sheets have them (half of what they print
 # "with sparsity"); the first name that fits counts. A slice of a device (MIG) has no entry, for it has no such peak.
@@ -46,8 +39,8 @@ class StepMetrics:
     mfu: float | None
     """Model FLOP/s over what the devices could do at most; None where that or the model's cost is unknown."""
     data_wait: float
-    """Share of the time in which the host waited for its data, 0 … 1. A GPU that still has work queued does not stand
-    still meanwhile, so this is the most that data can have cost."""
+    """Share of the time in which this process waited for its data, 0 … 1. A GPU that still has work queued does not
+    stand still meanwhile, so this is the most that data can have cost."""
     memory_bytes: int
     """The largest that this process had so far: of the GPU's memory (allocated tensors), else of the machine's."""
 
@@ -86,11 +79,6 @@ class StepClock:
         self._now = now
         self._started, self._images, self._waited = now(), 0, 0.0
 
-    @property
-    def waited(self) -> float:
-        """Seconds spent waiting for data since ``take`` was last called."""
-        return self._waited
-
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Around what fetches the next batch."""
@@ -121,66 +109,33 @@ class StepClock:
         return pace
 
 
-class StepSums:
-    """Sums of what a row holds the means of, kept on the device: adding to them waits for nothing."""
-
-    def __init__(self, layers: Sequence[str]) -> None:
-        """``layers``: names of the attention layers whose shares will be given (``MoATrainingModule.layer_names``)."""
-        self._layers = tuple(layers)
-        self._sums: Tensor | None = None
-        self.steps = 0
-
-    def add(self, losses: Losses, gradient_norm: Float[Tensor, ""], router_share_L: Float[Tensor, " L"]) -> None:
-        """One step of this worker. ``gradient_norm``: what ``clip_grad_norm_`` returned."""
-        scalars = torch.stack([scalar.detach().float() for scalar in (*losses, gradient_norm)])
-        step = torch.cat([scalars, router_share_L.detach().float()])
-        self._sums = step if self._sums is None else self._sums + step
-        self.steps += 1
-
-    def take(self, waited: float = 0.0) -> tuple[dict[str, float], float, dict[str, float], float]:
-        """Mean losses, gradient norm and router shares per step, and mean ``waited``; the sums start anew.
-
-        Where torch.distributed is initialised the means are over all workers, and every worker must take part, after as
-        many steps. Raises ValueError where no step was added.
-        """
-        if self._sums is None:
-            raise ValueError("no step was added since the last row")
-        sums = torch.cat([self._sums, self._sums.new_tensor([waited])])
-        workers = _workers()
-        if workers > 1:
-            distributed.all_reduce(sums)
-        means, count = (sums[:-1] / (self.steps * workers)).tolist(), len(Losses._fields)
-        losses = dict(zip(Losses._fields, means[:count], strict=True))
-        shares = dict(zip(self._layers, means[count + 1 :], strict=True))
-        self._sums, self.steps = None, 0
-        return losses, means[count], shares, float(sums[-1]) / workers
-
-
 def measure(
     step: int,
-    sums: StepSums,
-    clock: StepClock,
+    losses: Mapping[str, float],
+    gradient_norm: float,
+    router_share: Mapping[str, float],
     learning_rate: float,
+    clock: StepClock,
     device: torch.device,
+    workers: int = 1,
     flops_per_image: float | None = None,
 ) -> StepMetrics:
-    """The row of what was added since the last one, ``step`` steps being done. Every worker must take part.
+    """The row of the steps since the last one, ``step`` steps being done; losses, norm and shares are means over them.
 
     ``flops_per_image``: of forward and backward pass, two to a multiply-accumulate; None = unknown, and so is the MFU.
     """
-    losses, norm, shares, waited = sums.take(clock.waited)
-    pace = clock.take()  # after the sums: they have waited for the device to finish what it was given
+    pace = clock.take()
     per_second = pace.images / pace.seconds if pace.seconds else 0.0
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return StepMetrics(
         step,
         losses,
-        norm,
+        gradient_norm,
         learning_rate,
-        shares,
+        router_share,
         per_second,
-        mfu(per_second, flops_per_image, name, _workers()),
-        min(1.0, waited / pace.seconds) if pace.seconds else 0.0,
+        mfu(per_second, flops_per_image, name, workers),
+        min(1.0, pace.waited / pace.seconds) if pace.seconds else 0.0,
         peak_memory(device),
     )
 
@@ -203,7 +158,3 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _workers() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
