@@ -41,7 +41,7 @@ bench-data: $(STAMP)  ## ingest, caption, segment and shards beside the bare wor
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.data
 
 test-faults: $(STAMP)  ## kill a training in every way that it should survive, and compare its weights bit for bit
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults/test_training_faults.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults tests
 
 endurance: $(STAMP)  ## 20,000 photos on two Ray nodes and S3, once in peace, once killed ten times; hours on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.endurance

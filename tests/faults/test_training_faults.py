@@ -1,6 +1,6 @@
 """A training that is disturbed ends with the weights of one that is not, bit for bit: real processes, real signals.
 
-`make test-faults` runs all of it; `make test` runs what has no `faults` mark.
+`make test-faults` runs it. Of it `make test` has the journey, whose driver is killed while it trains.
 """
 
 import os
@@ -71,6 +71,7 @@ def _at_step(settings: Settings, driver: "subprocess.Popen[str]", step: int) -> 
         time.sleep(0.05)
 
 
+@faults
 @pytest.mark.timeout(900)
 def test_a_killed_driver_is_started_again_by_the_same_command(root: Path, calm: dict[str, Any]) -> None:
     settings = prepare(root, "driver", CHANGES)

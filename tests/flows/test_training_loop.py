@@ -55,13 +55,20 @@ def test_the_curve_does_not_depend_on_the_workers(root: Path) -> None:
             assert row == pytest.approx(expected, rel=1e-9), workers
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(600)
-def test_a_sample_that_is_no_number_stops_or_is_passed_over_and_is_named(root: Path) -> None:
+def test_a_sample_that_is_no_number_stops_the_training_and_is_named(root: Path) -> None:
     bad = "0000-00002"
-    settings = prepare(root, "no-number", {**CHANGES, "train.workers": "1"}, no_number=bad)
+    settings = prepare(root, "no-number", {**CHANGES, "train.workers": "2"}, no_number=bad)
     refused = train(Run(settings))["refused"]
     assert "not finite" in refused and bad in refused and "train.bad_step=skip" in refused
-    going_on = settings.model_copy(update={"train": settings.train.model_copy(update={"bad_step": "skip"})})
+
+
+@pytest.mark.timeout(600)
+def test_a_sample_that_is_no_number_is_passed_over_if_asked(root: Path) -> None:
+    bad = "0000-00002"
+    changes = {**CHANGES, "train.workers": "1", "train.bad_step": "skip"}
+    going_on = prepare(root, "skipped", changes, no_number=bad)
     found = train(Run(going_on))
     assert "adapter" in found and all(math.isfinite(row["loss"]) for row in found["curve"])
     run = Run(going_on)
@@ -71,6 +78,7 @@ def test_a_sample_that_is_no_number_stops_or_is_passed_over_and_is_named(root: P
     assert len(skipped) < 12
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_a_damaged_shard_stops_or_is_passed_over_and_is_named(root: Path) -> None:
     settings = prepare(root, "damaged", {**CHANGES, "train.workers": "1"})
