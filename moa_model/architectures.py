@@ -51,7 +51,9 @@ def read_base(folder: Path) -> BaseShape:
             int(text["max_position_embeddings"]),
         )
     except KeyError as error:
-        raise UserError(f"A configuration in {folder} does not say {error}: copy the whole model folder there.") from error
+        raise UserError(
+            f"A configuration in {folder} does not say {error}: copy the whole model folder there."
+        ) from error
 
 
 def read_image_dim(folder: Path) -> int:

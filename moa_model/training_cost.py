@@ -30,7 +30,6 @@ _FP32, _INT64 = 4, 8  # bytes; weights, gradients and what AdamW and the average
 _IN_HALF = {
     functional.linear,
     functional.conv2d,
-    torch.conv2d,
     torch.einsum,
     torch.matmul,
     Tensor.matmul,
@@ -153,7 +152,7 @@ def count_training(
 
 
 def saved_for_backward(work: Callable[[], Any], known: Iterable[Tensor]) -> tuple[Any, int]:
-    """What ``work`` gives, and the bytes that autograd keeps of it, each storage once and without those of ``known``."""
+    """What ``work`` gives, and the bytes that autograd keeps of it: each storage once, those of ``known`` left out."""
     outside = {tensor.untyped_storage()._cdata for tensor in known}
     kept: dict[int, torch.UntypedStorage] = {}  # holding them, so that no number is given out again
 
@@ -196,7 +195,9 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 def _module(base: BaseShape, image_dim: int, blocks: Literal["middle", "all"]) -> MoATrainingModule:
     if base.unet.get("addition_embed_type"):
-        raise UserError("This base wants more than a text (as SDXL does), which training does not give it: take another.")
+        raise UserError(
+            "This base wants more than a text (as SDXL does), which training does not give it: take another."
+        )
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(dict(base.unet))
         adapter = MoAAdapter(MoAConfig(image_dim=image_dim, text_dim=base.text_dim, layers=layer_shapes(unet)))

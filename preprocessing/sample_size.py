@@ -2,8 +2,8 @@
 
 from infra.settings import ShardSettings
 
-# Assumed, for they depend on the pictures. JPEG of quality 95 without colour subsampling, as ingest writes it: portraits
-# of 512 pixels are about 160 kB. An instance map is a few flat areas. The record's caption, boxes and origin.
+# Assumed, for they depend on the pictures. JPEG of quality 95 without colour subsampling, as ingest writes it: about
+# 160 kB for a portrait of 512 pixels. An instance map is a few flat areas. The record: caption, boxes, origin.
 JPEG_BYTES_PER_PIXEL = 0.6
 MASK_BYTES_PER_PIXEL = 0.02
 JSON_BYTES = 1500
@@ -14,7 +14,12 @@ _TAR_BLOCK = 512  # a header in front of every file, and the file filled up to w
 
 
 def sample_bytes(
-    settings: ShardSettings, pixels: int, moments: tuple[int, ...], text: tuple[int, ...], image_dim: int, subjects: int = 1
+    settings: ShardSettings,
+    pixels: int,
+    moments: tuple[int, ...],
+    text: tuple[int, ...],
+    image_dim: int,
+    subjects: int = 1,
 ) -> dict[str, int]:
     """Bytes of each file of a sample, by its name without the key, and "tar": what the tar adds to them.
 
