@@ -17,13 +17,13 @@ def in_numbers(count: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """ "238 ms", "12 s", "7 min", "3.5 h"; "?" for None."""
+    """ "238 ms", "8.2 s", "12 s", "7 min", "3.5 h"; "?" for None."""
     if seconds is None:
         return "?"
     if 0 < seconds < 1:
         return f"{1000 * seconds:.3g} ms"
     if seconds < 100:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.3g} s" if seconds < 9.995 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 

@@ -91,7 +91,7 @@ class TrainingCost:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Tensors of ``save_checkpoint``: adapter, average and optimizer; headers and JSON add about 0.1 %."""
+        """Tensors of ``save_checkpoint``: adapter, average and optimizer; headers and JSON add some 0.1 MB."""
         return _FP32 * self.adapter_parameters + self.average_bytes + self.optimizer_bytes
 
     def memory(self, samples: int, workers: int = 1) -> dict[str, int]:
@@ -200,7 +200,8 @@ def _module(base: BaseShape, image_dim: int, blocks: Literal["middle", "all"]) -
         )
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(dict(base.unet))
-        adapter = MoAAdapter(MoAConfig(image_dim=image_dim, text_dim=base.text_dim, layers=layer_shapes(unet)))
+        shapes = {"image_dim": image_dim, "text_dim": base.text_dim, "layers": layer_shapes(unet)}
+        adapter = MoAAdapter(MoAConfig.model_validate(shapes))
         return MoATrainingModule(unet, adapter, {"num_train_timesteps": adapter.config.timesteps}, blocks=blocks)
 
 

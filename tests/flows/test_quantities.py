@@ -5,7 +5,17 @@ from flows.quantities import duration, in_bytes, in_flops, in_numbers
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(None, "?"), (0.238, "238 ms"), (0, "0 s"), (8.2, "8 s"), (600.0, "10 min"), (9000.0, "2.5 h")],
+    [
+        (None, "?"),
+        (0.238, "238 ms"),
+        (0, "0 s"),
+        (3.546, "3.55 s"),
+        (8.2, "8.2 s"),
+        (9.999, "10 s"),
+        (12.3, "12 s"),
+        (600.0, "10 min"),
+        (9000.0, "2.5 h"),
+    ],
 )
 def test_durations_are_for_people(seconds: float | None, said: str) -> None:
     assert duration(seconds) == said
