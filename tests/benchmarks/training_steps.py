@@ -79,14 +79,16 @@ RECIPE = Setting("recipe", "diffusers' recipe", "full", channels_last=False)
 SETTINGS = (
     Setting("recipe-compiled", "diffusers' recipe, channels_last, compiled", "full", compile="default"),
     Setting("eager", "eager", channels_last=False, fused=False),
-    Setting("fused", "… with fused AdamW", channels_last=False),
-    Setting("channels-last", "… and channels_last"),
-    Setting("checkpointed", "… and activation checkpointing", activation_checkpointing=True),
-    Setting("compiled", "fused AdamW, channels_last, compiled", compile="default"),
-    Setting("compiled-checkpointed", "… and activation checkpointing", compile="default", activation_checkpointing=True),
-    Setting("frozen-half", "compiled, the frozen prior in bf16", compile="default", frozen_half=True),
-    Setting("graphs", "… and CUDA graphs (reduce-overhead)", compile="reduce-overhead", frozen_half=True),
-    Setting("autotuned", "… tuned (max-autotune-no-cudagraphs)", compile="max-autotune-no-cudagraphs", frozen_half=True),
+    Setting("fused", "eager, fused AdamW", channels_last=False),
+    Setting("channels-last", "eager, fused AdamW, channels_last"),
+    Setting("checkpointed", "eager, fused, channels_last, activation checkpointing", activation_checkpointing=True),
+    Setting("compiled", "compiled, fused AdamW, channels_last", compile="default"),
+    Setting(
+        "compiled-checkpointed", "compiled, activation checkpointing", compile="default", activation_checkpointing=True
+    ),
+    Setting("frozen-half", "compiled, frozen prior in bf16", compile="default", frozen_half=True),
+    Setting("graphs", "compiled with CUDA graphs (reduce-overhead), frozen prior in bf16", compile="reduce-overhead", frozen_half=True),
+    Setting("autotuned", "compiled, max-autotune-no-cudagraphs, frozen prior in bf16", compile="max-autotune-no-cudagraphs", frozen_half=True),
 )  # fmt: skip
 
 
