@@ -13,10 +13,10 @@ ELEMENTWISE, OPTIMIZER = "elementwise + norm", "optimizer"
 # are named after all that they came from, convolutions too, though they only add, normalise and convert.
 _PARTS = (
     (ELEMENTWISE, r"^triton_(poi|per|red|for|split_scan|mix_order)"),
-    ("attention", r"flash|fmha|sdpa|attention|_mha_|softmax"),
+    ("attention", r"flash|fmha|sdpa|attention|_mha_|softmax|aten::bmm"),
     (OPTIMIZER, r"multi_tensor_apply|adam|_foreach_|lpnorm|linalg_vector_norm"),
     ("convolution", r"conv(?!ert)|fprop|dgrad|wgrad|implicit_gemm|winograd"),
-    ("matmul", r"gemm|nvjet|cublas|cutlass|matmul|triton_tem|splitk|aten::(add|b)?mm\b|bmm"),
+    ("matmul", r"gemm|nvjet|cublas|cutlass|matmul|triton_tem|splitk|aten::(add)?mm\b"),
     ("layout + copies", r"nchwtonhwc|nhwctonchw|memcpy|memset|copy|transpose|convert_tensor"),
 )
 PARTS = tuple(dict.fromkeys(part for part, _ in (*_PARTS[1:], _PARTS[0])))
@@ -77,8 +77,8 @@ def report(numbers: dict[str, Any]) -> str:
         f"# Training on a GPU, {about['date']}",
         "",
         f"{about['machine']}, torch {about['torch']}, commit {about['commit']}. {about['sizes']}, random weights, bf16",
-        f"autocast, synthetic samples on the device. Medians of {about['rounds']} rounds of {about['steps']} steps, in",
-        "turn with diffusers' recipe, which stays in memory; peak memory is each one's own. cudnn.benchmark is on for",
+        f"autocast, synthetic samples on the device. Medians of {about['rounds']} rounds of {about['steps']}",
+        "steps, in turn with diffusers' recipe, which stays in memory; peak memory is each one's own. cudnn.benchmark is on for",
         "both, both draw their noise on the device and clip their gradients; MoA's step also averages its weights (EMA).",
         "Again: `python -m tests.benchmarks.training_gpu`.",
         "",
@@ -126,8 +126,8 @@ def _where_it_goes(numbers: dict[str, Any], best: dict[str, Any]) -> list[str]:
         return [*lines, "The profiler saw no kernels."]
     whole, flops = found["milliseconds"], numbers["flops"][best["kind"]]
     lines += [
-        f"{whole:.1f} ms a step under the profiler; {BEYOND:g} images/s would leave {1000 * batch / BEYOND:.1f} ms. Parts",
-        "are told by the names of the kernels: a guess where the compiler fuses. The last column is the speed if the",
+        f"{whole:.1f} ms a step under the profiler; {BEYOND:g} images/s would leave {1000 * batch / BEYOND:.1f} ms.",
+        "Parts are told by the names of the kernels: a guess where the compiler fuses. The last column is the speed if the",
         "part took no time at all.",
         "",
         "| part | ms | share | TFLOP/s reached | images/s without it |",

@@ -76,20 +76,19 @@ class Setting:
 
 
 RECIPE = Setting("recipe", "diffusers' recipe", "full", channels_last=False)
+_HALF = ", frozen prior in bf16"
 SETTINGS = (
     Setting("recipe-compiled", "diffusers' recipe, channels_last, compiled", "full", compile="default"),
     Setting("eager", "eager", channels_last=False, fused=False),
     Setting("fused", "eager, fused AdamW", channels_last=False),
     Setting("channels-last", "eager, fused AdamW, channels_last"),
-    Setting("checkpointed", "eager, fused, channels_last, activation checkpointing", activation_checkpointing=True),
+    Setting("checkpointed", "eager, fused, channels_last, checkpointing", activation_checkpointing=True),
     Setting("compiled", "compiled, fused AdamW, channels_last", compile="default"),
-    Setting(
-        "compiled-checkpointed", "compiled, activation checkpointing", compile="default", activation_checkpointing=True
-    ),
-    Setting("frozen-half", "compiled, frozen prior in bf16", compile="default", frozen_half=True),
-    Setting("graphs", "compiled with CUDA graphs (reduce-overhead), frozen prior in bf16", compile="reduce-overhead", frozen_half=True),
-    Setting("autotuned", "compiled, max-autotune-no-cudagraphs, frozen prior in bf16", compile="max-autotune-no-cudagraphs", frozen_half=True),
-)  # fmt: skip
+    Setting("compiled-checkpointed", "compiled, checkpointing", compile="default", activation_checkpointing=True),
+    Setting("frozen-half", f"compiled{_HALF}", compile="default", frozen_half=True),
+    Setting("graphs", f"CUDA graphs{_HALF}", compile="reduce-overhead", frozen_half=True),
+    Setting("autotuned", f"autotuned{_HALF}", compile="max-autotune-no-cudagraphs", frozen_half=True),
+)
 
 
 @dataclass(frozen=True)
