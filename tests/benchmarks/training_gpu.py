@@ -54,13 +54,22 @@ console = Console(stderr=True)
 class Bench:
     """One device, one size of model; what was found, kept in a file after every setting."""
 
-    def __init__(self, sizes: Sizes, device: torch.device, rounds: int, file: Path, peak_tflops: float | None) -> None:
+    def __init__(
+        self,
+        sizes: Sizes,
+        device: torch.device,
+        rounds: int,
+        file: Path,
+        peak_tflops: float | None = None,
+        flops: dict[str, Any] | None = None,
+    ) -> None:
+        """``flops`` where they are known: else they are counted. ``peak_tflops``: else the datasheet's."""
         self.sizes, self.device, self.rounds, self.file = sizes, device, rounds, file
         self.steps = STEPS if device.type == "cuda" else 1
-        self.numbers = self._header(peak_tflops)
+        self.numbers = self._header(peak_tflops, flops)
         self.rows: dict[str, dict[str, Any]] = self.numbers["rows"]
 
-    def _header(self, peak_tflops: float | None) -> dict[str, Any]:
+    def _header(self, peak_tflops: float | None, flops: dict[str, Any] | None) -> dict[str, Any]:
         """What two runs must have in common for the second to go on where the first one stopped, and what it found."""
         cuda = self.device.type == "cuda"
         about = {
@@ -82,7 +91,7 @@ class Bench:
         named = next((tflops for name, tflops in PEAKS.items() if name in about["machine"]), None)
         return {
             "about": about,
-            "flops": counted(self.sizes),
+            "flops": flops or counted(self.sizes),
             "matmul_tflops": rate,
             "peak_tflops": peak_tflops or named or rate,
             "peak_from": "as told" if peak_tflops else "datasheet" if named else "measured matmul",

@@ -77,9 +77,9 @@ def report(numbers: dict[str, Any]) -> str:
         f"# Training on a GPU, {about['date']}",
         "",
         f"{about['machine']}, torch {about['torch']}, commit {about['commit']}. {about['sizes']}, random weights, bf16",
-        f"autocast, synthetic samples on the device. Medians of {about['rounds']} rounds of {about['steps']}",
-        "steps, in turn with diffusers' recipe, which stays in memory; peak memory is each one's own. cudnn.benchmark is on for",
-        "both, both draw their noise on the device and clip their gradients; MoA's step also averages its weights (EMA).",
+        f"autocast, synthetic samples on the device. Medians of {about['rounds']} rounds of {about['steps']} steps, in",
+        "turn with diffusers' recipe, which stays in memory; peak memory is each one's own. Both with cudnn.benchmark,",
+        "noise drawn on the device and clipped gradients; MoA's step also averages its weights (EMA).",
         "Again: `python -m tests.benchmarks.training_gpu`.",
         "",
         f"FLOPs of one picture, counted: plain forward {flops['forward'] / 1e12:.4g} TFLOP{_as_expected(numbers)}, "
@@ -127,8 +127,8 @@ def _where_it_goes(numbers: dict[str, Any], best: dict[str, Any]) -> list[str]:
     whole, flops = found["milliseconds"], numbers["flops"][best["kind"]]
     lines += [
         f"{whole:.1f} ms a step under the profiler; {BEYOND:g} images/s would leave {1000 * batch / BEYOND:.1f} ms.",
-        "Parts are told by the names of the kernels: a guess where the compiler fuses. The last column is the speed if the",
-        "part took no time at all.",
+        "Parts are told by the names of the kernels: a guess where the compiler fuses. The last column is the speed if",
+        "the part took no time at all.",
         "",
         "| part | ms | share | TFLOP/s reached | images/s without it |",
         "| --- | --- | --- | --- | --- |",
