@@ -29,6 +29,7 @@ from infra.model_files import resolve
 from infra.settings import Settings
 from infra.shard_cache import ShardCache
 from moa_model import EMA, Batch, Losses, MoAAdapter, MoATrainingModule, Snapshot, load_checkpoint, rate_scale
+from moa_model.speed import make_optimizer, prepare
 from moa_model.step_metrics import StepClock, measure
 from preprocessing.precompute import Precomputer
 
@@ -73,8 +74,14 @@ class _Worker:
             router_foreground=options.router_foreground,
             lambda_preservation=options.lambda_preservation,
         ).to(self.device, _PRECISION[options.precision])
+        prepare(
+            self.module,
+            channels_last=options.channels_last,
+            compile=options.compile,
+            activation_checkpointing=options.activation_checkpointing,
+        )
         groups = self.module.optimizer_groups(options.learning_rate, options.router_learning_rate_factor)
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
+        self.optimizer = make_optimizer(groups, fused=options.fused_optimizer)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.ema = EMA(self.adapter, options.ema_decay)
         self.history: dict[str, Any] = {

@@ -3,6 +3,7 @@
 Counted are the shapes alone: no weights, no catalog, no network and no GPU are needed.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
     from moa_model.architectures import BaseShape
     from moa_model.training_cost import TrainingCost
 
-_GPU_FLOPS = {"bf16": 989e12, "fp32": 67e12}  # H100 SXM's datasheet, dense; fp32 outside the tensor cores
+_GPU_FLOPS = {
+    "bf16": 989e12,
+    "fp32": 67e12,
+    "fp64": 67e12,
+}  # H100 SXM's datasheet, dense; fp32 outside the tensor cores
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,9 @@ class _Training:
 
     @property
     def rows(self) -> int:
-        """Samples on each GPU: the micro batch."""
-        return self.asked.batch_size // self.asked.workers
+        """Samples at once on each GPU: the micro batch."""
+        share = -(-self.asked.batch_size // self.asked.workers)
+        return min(self.asked.micro_batch_size or share, share)
 
     @property
     def step_flops(self) -> int:
@@ -74,8 +80,9 @@ class _Training:
 
     @property
     def step_seconds(self) -> float:
-        """A step's arithmetic, or launching its kernels where that takes longer."""
-        return max(self.arithmetic_seconds, self.assumed.launch_seconds)
+        """A step's arithmetic, or launching its kernels, once for each piece of the batch, where that takes longer."""
+        pieces = math.ceil(self.asked.batch_size / self.asked.workers / self.rows)
+        return max(self.arithmetic_seconds, pieces * self.assumed.launch_seconds)
 
 
 class Counted(NamedTuple):
@@ -101,6 +108,8 @@ def count(settings: Settings) -> Counted:
     from moa_model.training_cost import count_training
 
     asked, base, image_dim = settings.train, _base_shape(settings), _image_dim(settings)
+    if asked.precision == "fp64":
+        raise UserError("A dry run counts for GPUs, which train in bf16 or fp32: set train.precision to one of them.")
     side, rest = divmod(settings.ingest.pixels, base.pixels_per_latent)
     if rest or not side:
         raise UserError(
@@ -284,7 +293,7 @@ def _fits(training: _Training) -> str:
     same = f", or --set train.workers={enough[0]} the same batch on more GPUs" if enough else ""
     return (
         f"It does not fit: {training.rows:,} samples a GPU are too many for {where}, which hold {most:,}: "
-        f"--set train.batch_size={most * asked.workers} makes the micro batch small enough{same}."
+        f"--set train.micro_batch_size={most} takes the batch in pieces that fit{same}."
     )
 
 

@@ -179,6 +179,10 @@ class TrainSettings(_Frozen):
     precision: Literal["fp32", "bf16", "fp64"] = Field(
         description="arithmetic of the forward pass; the weights stay fp32, but with fp64 (to compare runs)"
     )
+    channels_last: bool = Field(description="convolutions' weights as GPUs' kernels for half precision read them")
+    compile: bool = Field(description="the U-Net through torch.compile: minutes at first, quicker steps then")
+    activation_checkpointing: bool = Field(description="compute activations twice: less memory, a third more work")
+    fused_optimizer: bool = Field(description="AdamW as one kernel a device")
     clip_norm: float = Field(gt=0, description="largest norm of the gradient")
     bad_step: Literal["stop", "skip"] = Field(
         description="what becomes of a step whose loss or gradient is not finite, or whose loss is a spike"

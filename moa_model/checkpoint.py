@@ -61,12 +61,20 @@ def load_checkpoint(folder: str | Path, adapter: MoAAdapter, ema: EMA, optimizer
         step = int(json.loads((folder / _STATE).read_text(encoding="utf-8"))["step"])
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"The training state in {folder} is damaged ({error}): start from an earlier one.") from error
+    steps_on_device = {
+        id(parameter)
+        for group in optimizer.param_groups
+        if group.get("fused") or group.get("capturable")  # whose kernels count there
+        for parameter in group["params"]
+    }
     for name, parameter in adapter.named_parameters():
-        prefix = f"{name}|"
+        prefix, counted_here = f"{name}|", id(parameter) in steps_on_device
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if state:
-            on_device = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
-            optimizer.state[parameter] = on_device
+            optimizer.state[parameter] = {
+                key: value if key == "step" and not counted_here else value.to(parameter.device)
+                for key, value in state.items()
+            }
     return step
 
 

@@ -1,4 +1,4 @@
-"""The training plane's speed: `make bench-training`; on a machine with a GPU also `python -m tests.benchmarks.training_gpu`.
+"""The training plane's speed: `make bench-training`, which on a machine with a GPU runs `training_gpu` beside it too.
 
 Loader: samples of Stable Diffusion 1.5's sizes in 1,000 shards, each sample's bytes in our exact order, beside plain
 `webdataset` with a shuffle of its own on the same shards, and beside reading the files' bytes one after another; all
@@ -78,8 +78,12 @@ def loader(folder: Path, shards: int, per_shard: int, rounds: int) -> dict[str, 
     for number in range(rounds):
         turn = {name: _seconds(work) for name, work in (("ours", ours), ("webdataset", theirs), ("raw", raw))}
         assert turn["ours"][1] == turn["webdataset"][1], "both read every sample once"
-        turns.append({name: seconds / (1 if name == "raw" else turn[name][1] / turn["raw"][1])
-                      for name, (seconds, _) in turn.items()})  # for as many bytes as the files have
+        turns.append(
+            {
+                name: seconds / (1 if name == "raw" else turn[name][1] / turn["raw"][1])
+                for name, (seconds, _) in turn.items()
+            }
+        )  # for as many bytes as the files have
         console.print(f"  {number + 1}: " + "  ".join(f"{name} {each:.2f} s" for name, each in turns[-1].items()))
     resumes = []
     for number in range(rounds):
@@ -136,7 +140,9 @@ def steps(folder: Path, count: int) -> dict[str, Any]:
             fit(run, plan)
             curves = _curves(run, plan["run_id"])
             finish(run, plan)
-        found[workers] = {tag: statistics.median(values[1:]) for tag, values in curves.items()}  # the first row warms up
+        found[workers] = {
+            tag: statistics.median(values[1:]) for tag, values in curves.items()
+        }  # the first row warms up
         console.print(f"  {workers} workers: {found[workers]['speed/images_per_second']:.1f} images/s")
     speeds = {workers: one["speed/images_per_second"] for workers, one in found.items()}
     return {
