@@ -172,15 +172,16 @@ def fit(run: Run, plan: dict[str, Any]) -> None:
     reporter: Any = ray.remote(num_cpus=0)(ProgressReporter).remote()
     path, filesystem = _ray_storage(run, f"runs/{plan['run_id']}/attempts")
     attempt = len({key.split("/")[3] for key in run.store.list(f"runs/{plan['run_id']}/attempts/")}) + 1
-    use_gpu = bool(ray.cluster_resources().get("GPU", 0) >= settings.min_workers)
-    elastic = settings.min_workers < settings.workers
+    fewest = settings.min_workers or settings.workers
+    use_gpu = bool(ray.cluster_resources().get("GPU", 0) >= fewest)
+    elastic = fewest < settings.workers
     trainer = TorchTrainer(
         work,
         train_loop_config={"job": job, "reporter": reporter},
         # A lost worker is noticed by its peers at once, or by the watchdog; the collectives need wait no longer.
         torch_config=TorchConfig(timeout_s=int(settings.hang_seconds) + 60),
         scaling_config=ScalingConfig(
-            num_workers=(settings.min_workers, settings.workers) if elastic else settings.workers, use_gpu=use_gpu
+            num_workers=(fewest, settings.workers) if elastic else settings.workers, use_gpu=use_gpu
         ),
         run_config=RunConfig(
             name=f"{attempt:04d}",  # a new name each time: what the old driver left must not be taken up by Ray as well

@@ -144,7 +144,7 @@ class TrainSettings(_Frozen):
     steps: Count = Field(description="optimisation steps")
     batch_size: Count = Field(description="samples per step over all workers together")
     workers: Count = Field(description="data-parallel processes; each takes its share of every batch")
-    min_workers: Count = Field(description="below `workers` it goes on with what machines are left; fewer wait")
+    min_workers: int = Field(ge=0, description="where machines are lost it goes on with so many at least; 0 = all")
     micro_batch_size: int = Field(ge=0, description="samples at once on a worker; 0 = its share of a batch")
     learning_rate: float = Field(gt=0, description="AdamW: the personalization experts and the prompt MLP")
     warmup_steps: int = Field(ge=0, description="steps over which the rate rises to learning_rate")

@@ -177,7 +177,7 @@ class MoAAttentionProcessor(nn.Module):
             said_BN2 = fixed(moa.router.weight(self.index, hidden_states.shape[1]), hidden_states)
         router_BN2 = steered(said_BN2, moa.share_B, skip_below)
         if moa.maps is not None and moa.maps.shares is not None:
-            moa.maps.shares[self.index] = router_BN2[..., 1].detach().mean()
+            moa.maps.shares.setdefault(self.index, router_BN2[..., 1].detach().mean())
         maps = moa.maps if moa.maps is not None and self.shape.block in moa.maps.blocks else None
         if maps is not None:
             maps.router.setdefault(self.index, router_BN2[..., 0])

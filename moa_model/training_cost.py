@@ -91,7 +91,7 @@ class TrainingCost:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Tensors of ``save_checkpoint``: adapter, average and optimizer; headers and JSON add some 0.1 MB."""
+        """Tensors of a ``Snapshot``: adapter, average and optimizer; headers and JSON add some 0.1 MB."""
         return _FP32 * self.adapter_parameters + self.average_bytes + self.optimizer_bytes
 
     def memory(self, samples: int, workers: int = 1) -> dict[str, int]:

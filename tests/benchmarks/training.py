@@ -155,7 +155,7 @@ def steps(folder: Path, count: int) -> dict[str, Any]:
 
 def _demo(workspace: Path, count: int, workers: int) -> Settings:
     """The demo's training on shards of random numbers."""
-    place = {"train.workers": str(workers), "train.min_workers": str(workers), "train.steps": str(count)}
+    place = {"train.workers": str(workers), "train.steps": str(count)}
     settings = load_settings("demo", workspace, {**place, "train.checkpoint_every": str(count)})
     run, unet = Run(settings), json.loads((ZOO / "base" / "unet" / "config.json").read_text())
     clip = json.loads((ZOO / "clip" / "config.json").read_text())

@@ -26,7 +26,6 @@ CHANGES = {
     "train.batch_size": "6",
     "train.checkpoint_every": "5",
     "train.workers": "2",
-    "train.min_workers": "2",  # the same number all along: then the sums are taken in the same order
     "train.keep_last": "2",
     "train.warmup_steps": "0",
     "ray.num_cpus": "3",

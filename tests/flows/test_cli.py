@@ -75,7 +75,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_two(tmp_path: Path) -> None:
         (["forget", "a.png", "--purge"], "--purge"),
         (["retrain", "--set", "near_duplicates.cosine=2"], "near_duplicates.cosine"),
         (["train", "--json"], "--dry-run"),
-        (["train", "--dry-run", "--set", "train.batch_size=7"], "multiple of workers"),
+        (["train", "--dry-run", "--set", "train.batch_size=1"], "less than workers"),
         (["train", "--dry-run", "--set", "models.base.location=/nowhere"], "/nowhere"),
     ],
 )

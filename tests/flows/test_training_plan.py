@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_told_with_what_would(workers: int, counted: Counte
     says = describe(_settings("demo", **asked), counted)["says"][0]
     assert says.startswith("It does not fit")
     advice = dict(re.findall(r"--set ([a-z._]+)=(\d+)", says))
-    assert advice.keys() == {"train.batch_size", "train.workers"}
+    assert advice.keys() == {"train.micro_batch_size", "train.workers"}
     for name, value in advice.items():
         mended = _settings("demo", **asked | {name.replace(".", "__"): value})
         assert describe(mended, counted)["says"][0].startswith("It fits"), name

@@ -11,7 +11,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from moa_model import EMA, Batch, Losses, MoAAdapter, MoATrainingModule, load_checkpoint, save_checkpoint
+from moa_model import EMA, Batch, Losses, MoAAdapter, MoATrainingModule, Snapshot, load_checkpoint
 from moa_model.attention import AttentionMaps
 from moa_model.speed import make_optimizer, prepare
 from tests.moa_model.conftest import make_batch, trained_like
@@ -66,8 +66,8 @@ def test_activation_checkpointing_is_the_same_step_bit_for_bit_and_writes_maps_o
 ) -> None:
     kept: list[AttentionMaps] = []
 
-    def spied(blocks: Any) -> AttentionMaps:
-        kept.append(AttentionMaps(blocks))
+    def spied(*arguments: Any, **options: Any) -> AttentionMaps:
+        kept.append(AttentionMaps(*arguments, **options))
         return kept[-1]
 
     monkeypatch.setattr("moa_model.training.AttentionMaps", spied)
@@ -134,7 +134,8 @@ def test_fused_adamw_is_adamw_and_goes_on_from_its_checkpoint(tmp_path: Path) ->
         module = _module()
         first = make_optimizer(module.optimizer_groups(1e-3), fused=kinds[0])
         train(module, first)
-        save_checkpoint(tmp_path, module.adapter, EMA(module.adapter, 0.9), first, 2)
+        for name, data in Snapshot.take(module.adapter, EMA(module.adapter, 0.9), first, 2).files():
+            (tmp_path / name).write_bytes(data)
         again = _module()
         second = make_optimizer(again.optimizer_groups(1e-3), fused=kinds[1])
         assert load_checkpoint(tmp_path, again.adapter, EMA(again.adapter, 0.9), second) == 2

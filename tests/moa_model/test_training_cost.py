@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from infra.errors import UserError
-from moa_model import EMA, Batch, MoAAdapter, MoATrainingModule, save_checkpoint
+from moa_model import EMA, Batch, MoAAdapter, MoATrainingModule, Snapshot
 from moa_model.architectures import PUBLISHED_BASES, BaseShape
 from moa_model.training_cost import TrainingCost, _saved_bytes, _Shapes, count_training, saved_for_backward
 from moa_model.training_cost import _batch as _meta_batch
@@ -99,7 +99,8 @@ def test_parameters_gradients_average_and_optimizer_are_those_of_a_real_step(
     assert held["average"] == _bytes(ema.state_dict())
     assert cost.memory(2)["gradient_buckets"] == 0
 
-    save_checkpoint(tmp_path, module.adapter, ema, optimizer, step=1)
+    for name, data in Snapshot.take(module.adapter, ema, optimizer, 1).files():
+        (tmp_path / name).write_bytes(data)
     files = [path.read_bytes() for path in tmp_path.glob("*.safetensors")]
     headers = sum(8 + int.from_bytes(file[:8], "little") for file in files)
     assert cost.checkpoint_bytes == sum(map(len, files)) - headers
