@@ -45,16 +45,19 @@ class SampleOrder:
         self.seed, self.sizes, self.window = seed, tuple(sizes), window
         self.count = sum(sizes)
         self._epochs: OrderedDict[int, tuple[list[int], list[int]]] = OrderedDict()
-        self._windows: OrderedDict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self._windows: OrderedDict[tuple[int, int], list[tuple[int, int]]] = OrderedDict()
+        self._last: tuple[int, list[tuple[int, int]]] = 0, []
 
     def at(self, position: int) -> tuple[int, int]:
         """(shard, sample in it) at a position ≥ 0."""
-        epoch, place = divmod(position, self.count)
-        ends = self._epoch(epoch)[1]
-        window = bisect_right(ends, place)
-        shards, samples = self._window(epoch, window)
-        inside = place - (ends[window - 1] if window else 0)
-        return int(shards[inside]), int(samples[inside])
+        first, found = self._last  # mostly it is the same window as the last time
+        if not 0 <= position - first < len(found):
+            epoch, place = divmod(position, self.count)
+            ends = self._epoch(epoch)[1]
+            window = bisect_right(ends, place)
+            first = epoch * self.count + (ends[window - 1] if window else 0)
+            self._last = first, found = first, self._window(epoch, window)
+        return found[position - first]
 
     def shards_from(self, position: int) -> Iterator[int]:
         """The shards in the order in which their windows come, from that of ``position`` on, without end."""
@@ -75,16 +78,16 @@ class SampleOrder:
 
         return _kept(self._epochs, epoch, make)
 
-    def _window(self, epoch: int, window: int) -> tuple[np.ndarray, np.ndarray]:
+    def _window(self, epoch: int, window: int) -> list[tuple[int, int]]:
         """Shard and number of each of a window's samples, in order."""
 
-        def make() -> tuple[np.ndarray, np.ndarray]:
+        def make() -> list[tuple[int, int]]:
             chosen = self._epoch(epoch)[0][window * self.window : (window + 1) * self.window]
             sizes = [self.sizes[shard] for shard in chosen]
             mixed = np.random.default_rng([self.seed, _SAMPLES, epoch, window]).permutation(sum(sizes))
             shards = np.repeat(np.array(chosen), sizes)
             samples = np.concatenate([np.arange(size) for size in sizes])
-            return shards[mixed], samples[mixed]
+            return list(zip(shards[mixed].tolist(), samples[mixed].tolist(), strict=True))
 
         return _kept(self._windows, (epoch, window), make)
 
