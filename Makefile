@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench-model bench-data endurance full-size claims clean
+.PHONY: help install demo test lint bench-model bench-data bench-training test-faults endurance full-size claims clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -27,7 +27,7 @@ demo: $(STAMP)  ## photos in, a verified checkpoint and runs/demo/report.html ou
 	$(BIN)/moa demo
 
 test: lint  ## lint, types and the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 12
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not faults" -n 2 --dist loadfile --no-loadscope-reorder --durations 12
 
 lint: $(STAMP)  ## style, format and types
 	$(BIN)/ruff check .
@@ -39,6 +39,14 @@ bench-model: $(STAMP)  ## the model's speed beside the stock pipeline's and full
 
 bench-data: $(STAMP)  ## ingest, caption, segment and shards beside the bare work in them
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.data
+
+test-faults: $(STAMP)  ## kill a training in every way that it should survive, and compare its weights bit for bit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults tests
+
+bench-training: $(STAMP)  ## the loader beside webdataset, workers, checkpoints; with a GPU also steps beside full fine-tuning
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.training
+	if $(BIN)/python -c "import torch, sys; sys.exit(not torch.cuda.is_available())"; then \
+		$(BIN)/python -m tests.benchmarks.training_gpu; fi
 
 endurance: $(STAMP)  ## 20,000 photos on two Ray nodes and S3, once in peace, once killed ten times; hours on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.endurance

@@ -2,8 +2,11 @@
 
 import base64
 import io
+import json
 import re
 import threading
+import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -46,9 +49,11 @@ _bars = _Bars()
 class Track:
     """A bar in the terminal and a progress artifact on the run's page. Use as a context manager."""
 
-    def __init__(self, title: str, total: float) -> None:
+    def __init__(self, title: str, total: float, seconds: float = 10.0) -> None:
+        """``seconds`` after which the page is told again of what takes long."""
         self.title, self.total, self.done = title, total, 0.0
-        self._shown = -1.0
+        self._says, self._shown = title, -1.0
+        self._seconds, self._told = seconds, time.monotonic()
         self._artifact: Any = None
 
     def __enter__(self) -> "Track":
@@ -62,10 +67,10 @@ class Track:
 
     def to(self, done: float, title: str = "") -> None:
         """Set how much is done."""
-        self.done = done
-        self._bar.update(self._task, completed=done, description=title or self.title)
-        # The page is told in steps of a twentieth: a call takes longer than a training step.
-        if done - self._shown >= self.total / 20:
+        self.done, self._says = done, title or self.title
+        self._bar.update(self._task, completed=done, description=self._says)
+        # The page is told in steps of a twentieth, or of some seconds: a call takes longer than a training step.
+        if done - self._shown >= self.total / 20 or time.monotonic() - self._told >= self._seconds:
             self._tell()
 
     def advance(self) -> None:
@@ -76,8 +81,49 @@ class Track:
         if self._artifact and self.done != self._shown:
             from prefect.artifacts import update_progress_artifact
 
-            update_progress_artifact(self._artifact, progress=min(100.0, 100 * self.done / max(self.total, 1)))
-            self._shown = self.done
+            share = min(100.0, 100 * self.done / max(self.total, 1))
+            with _page_may_be_away():
+                update_progress_artifact(self._artifact, progress=share, description=self._says)
+            self._shown, self._told = self.done, time.monotonic()
+
+
+class LiveTable:
+    """A table on the run's page that is replaced while the run goes on. Use as a context manager."""
+
+    def __init__(self, key: str, description: str, seconds: float = 10.0) -> None:
+        """``seconds`` that pass at least between two calls of the page."""
+        self._key, self._description, self._seconds = _key(key), description, seconds
+        self._rows: list[dict[str, Any]] = []
+        self._artifact: Any = None
+        self._told: float | None = None
+
+    def __enter__(self) -> "LiveTable":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tell()
+
+    def show(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """These rows in place of those before."""
+        self._rows = [dict(row) for row in rows]
+        if self._told is None or time.monotonic() - self._told >= self._seconds:
+            self._tell()
+
+    def _tell(self) -> None:
+        if not self._rows or not _in_run():
+            return
+        from prefect.artifacts import create_table_artifact
+        from prefect.client.orchestration import get_client
+        from prefect.client.schemas.actions import ArtifactUpdate
+
+        with _page_may_be_away():
+            if self._artifact is None:
+                self._artifact = create_table_artifact(self._rows, key=self._key, description=self._description)
+            else:  # an artifact anew each time would leave thousands behind
+                get_client(sync_client=True).update_artifact(
+                    self._artifact, ArtifactUpdate(data=json.dumps(self._rows))
+                )
+        self._rows, self._told = [], time.monotonic()
 
 
 @contextmanager
@@ -181,6 +227,17 @@ def contact_sheet(images: Sequence[Image.Image], columns: int, side: int = 128) 
         scaled = image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
         sheet.paste(scaled, (place % columns * side, place // columns * side))
     return sheet
+
+
+@contextmanager
+def _page_may_be_away() -> Iterator[None]:
+    """What is told every few seconds for days may fail now and then: it is no reason to end the run."""
+    import httpx
+
+    try:
+        yield
+    except httpx.HTTPError as error:
+        warnings.warn(f"The run's page could not be told how far it is ({error}): it is tried again.", stacklevel=2)
 
 
 def _in_run() -> bool:

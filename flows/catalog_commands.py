@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.options import Changes, Preset, Workspace, read_settings
+from flows.options import AsJson, Changes, Preset, Workspace, read_settings
+from flows.quantities import duration, in_bytes
 from infra.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ catalog = typer.Typer(help="What became of every photo and shard: summary, versi
 planning = typer.Typer()
 
 Version = Annotated[int | None, typer.Option(min=0, help="Of the catalog; the newest by default.")]
-AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 _MOST_ROWS = 200  # of a query's answer, shown to people
 
 
@@ -43,7 +43,7 @@ def summary(
         return _say_json(found)
     _table(f"Photos, version {version}", found["photos"])
     _table("Refused", found["refused"])
-    _table("Shards", [{**row, "bytes": _bytes(row["bytes"])} for row in found["shards"]])
+    _table("Shards", [{**row, "bytes": in_bytes(row["bytes"])} for row in found["shards"]])
 
 
 @catalog.command()
@@ -134,7 +134,7 @@ def plan(
 ) -> None:
     """What a run with these settings would do, why, and roughly how long; it starts and writes nothing."""
     with _busy("loading"):
-        from flows.plan import duration, plan_run
+        from flows.plan import plan_run
     with _busy("looking for new photos and unfinished shards"):
         found = plan_run(read_settings(preset, workspace, changes, source))
     if as_json:
@@ -182,12 +182,3 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]
         table.add_row(*(Text(f"{row[name]:,}" if type(row[name]) is int else str(row[name])) for name in columns))
     console = Console(highlight=False)
     console.print(table if columns else f"{title}: none", markup=False)
-
-
-def _bytes(count: int) -> str:
-    size, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"

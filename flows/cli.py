@@ -15,7 +15,7 @@ import typer
 
 from flows.application_commands import applications
 from flows.catalog_commands import catalog, planning
-from flows.options import Changes, Preset, Workspace, read_settings
+from flows.options import AsJson, Changes, Preset, Workspace, read_settings
 from flows.zoo import zoo
 from infra.errors import UserError, UserNotice
 from infra.settings import Settings
@@ -123,11 +123,32 @@ def shard(preset: Preset = "demo", workspace: Workspace = None, changes: Changes
 def train(
     preset: Preset = "demo",
     from_scratch: FromScratch = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would need and cost, and how that is computed.")
+    ] = False,
+    as_json: AsJson = False,
     workspace: Workspace = None,
     changes: Changes = None,
 ) -> None:
-    """Stage 5: train MoA, or continue where a killed training was."""
-    _stage("train", read_settings(preset, workspace, changes), from_scratch)
+    """Stage 5: train MoA, or continue where a killed training was; --dry-run starts nothing."""
+    settings = read_settings(preset, workspace, changes)
+    if dry_run:
+        _say_training_plan(settings, as_json)
+    elif as_json:
+        raise UserError("--json is for what --dry-run says: add --dry-run.")
+    else:
+        _stage("train", settings, from_scratch)
+
+
+def _say_training_plan(settings: Settings, as_json: bool) -> None:
+    import json
+
+    from flows.artifacts import console
+    from flows.training_plan import plan_training, show_plan
+
+    with console.status("counting what a step needs"):
+        plan = plan_training(settings)
+    typer.echo(json.dumps(plan, indent=1, ensure_ascii=False)) if as_json else show_plan(plan)
 
 
 @app.command()

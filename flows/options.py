@@ -15,6 +15,7 @@ Workspace = Annotated[Path | None, typer.Option(help="Folder for all that a run 
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, as train.steps=500.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 def read_settings(

@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 from flows.ingest import new_photos
+from flows.quantities import duration
 from flows.run import COLUMNS, Run
 from flows.world import read_wish
 from infra.errors import UserError
@@ -39,15 +40,6 @@ def plan_run(settings: Settings) -> dict[str, Any]:
         stages.append(_stage(run, stage, run.done(stage), len(pending) + chunks, reasons))
     made = {"new_photos": photos, "stages": stages, "seconds": _total(run, stages)}
     return {**made, "says": _says(run, made)}
-
-
-def duration(seconds: float | None) -> str:
-    """For people: "12 s", "7 min", "3.5 h"; "?" for None."""
-    if seconds is None:
-        return "?"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _stage(run: Run, stage: str, done: int, pending: int, why: list[str]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from flows.publish import publish
 from flows.run import COLUMNS, STAGES, Run, StageResult
 from flows.segment import segment
 from flows.shard import shard
-from flows.train import check_columns, train
+from flows.train import train
 from flows.world import prepare_world
 from infra.errors import UserError
 from infra.settings import Settings
@@ -45,7 +45,6 @@ class Journey:
 def retrain(settings: Settings, from_scratch: bool = False) -> Journey:
     """Bring production up to date with the source's photos."""
     run = Run(settings)
-    check_columns(settings)  # not after hours of captioning
     prepare_world(settings)
     sweep(run.store, run.catalog, (*STAGES, *COLUMNS))  # what a killed run uploaded and never committed
     searched = [duplicates] if settings.near_duplicates.search else []

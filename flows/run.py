@@ -31,7 +31,12 @@ COLUMNS = {
     "image_embeds": ("reference_pixels", "reference_variants", "batch_size"),
 }
 # What a training can change without changing what it learns.
-_TRAIN_WITHOUT_EFFECT = {"workers", "checkpoint_every", "warm_start"}
+# What decides how a training runs, and not what comes out of it but for the order in which sums are taken.
+_TRAIN_WITHOUT_EFFECT = set(
+    "workers min_workers micro_batch_size checkpoint_every keep_last keep_every warm_start bad_step hang_seconds "
+    "cache_mb loader_workers loader_ahead damaged_shards channels_last compile activation_checkpointing "
+    "fused_optimizer".split()
+)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from infra.settings import Settings
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 # Ray gives its workers a low priority (15); beside anything else on the machine they would hardly move.
 _PRIORITY = {"RAY_worker_niceness": "0"}
-# A training's workers wait at every checkpoint, and at the end, until they are next looked after: 2 s by default.
+# A training's workers wait at their end until they are next looked after: 2 s by default.
 _ATTENTION = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 # Nothing is downloaded that the settings do not name, and no progress bars but ours.
 _QUIET = {

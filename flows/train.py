@@ -1,7 +1,6 @@
 """Stage 5: MoA is trained with Ray Train on all samples of one catalog version; a killed run goes on where it was."""
 
 import json
-import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,22 +12,25 @@ from typing import Any
 from prefect import flow
 
 from flows import artifacts
+from flows.checkpoints import RELEASED, fetch_checkpoint, folder_of, latest_step
 from flows.evaluation_split import check_split
 from flows.run import Run, StageResult, describe, digest
-from flows.training_job import HISTORY, RELEASED, ProgressReporter, TrainingJob, fetch_checkpoint, work
+from flows.training_job import HISTORY, ProgressReporter, TrainingJob, work
+from flows.training_metrics import LiveMetrics
 from infra import model_files
 from infra.errors import UserError
 from infra.settings import ModelReference, Settings
+from preprocessing.catalog import load_shard
 
 ADAPTER_FILES = ("adapter.safetensors", "adapter_config.json")
 SHIPPED_RELEASE = "release-1"
+_MOST_FAILURES = 8  # of workers and machines in one attempt; the same command starts the next one
 
 
 @flow(name="train")
 def train(settings: Settings, from_scratch: bool = False) -> StageResult:
     """Train on what the catalog holds now and leave the adapter in the run's folder of the store."""
     started, run = time.monotonic(), Run(settings)
-    check_columns(settings)
     settled = run.settled(from_scratch)
     if settled is not None:
         facts = {"run_id": run.releases.manifest(settled)["lineage"]["run_id"]}
@@ -39,8 +41,9 @@ def train(settings: Settings, from_scratch: bool = False) -> StageResult:
         _let_go(run, plan["run_id"])
         return StageResult("train", 0, 1, note="this training was finished before", facts=plan)
     check_split(run, plan)
-    continued = _latest_step(run, plan["run_id"])
-    _fit(run, plan)
+    continued = latest_step(run.store, plan["run_id"])
+    plan |= {"damaged": damaged_shards(run, plan)}
+    fit(run, plan)
     finish(run, plan)
     artifacts.table("losses", loss_curve(run, plan["run_id"]), "Losses, means over the steps since the row before")
     artifacts.markdown("train", "\n".join(f"- **{name}**: {value}" for name, value in plan.items() if name != "shards"))
@@ -48,15 +51,6 @@ def train(settings: Settings, from_scratch: bool = False) -> StageResult:
     if continued:
         note += f", continued after step {continued}"
     return StageResult("train", 1, 0, seconds=time.monotonic() - started, note=note, facts=plan)
-
-
-def check_columns(settings: Settings) -> None:
-    """UserError where the settings leave out of the shards what training does not compute itself (it does the text)."""
-    for name in ("moments", "image_embeds"):
-        if not getattr(settings.shard, name):
-            raise UserError(
-                f"Training needs the column that shard.{name} = false leaves out: set shard.{name} to true."
-            )
 
 
 def plan_training(run: Run, from_scratch: bool) -> dict[str, Any]:
@@ -80,6 +74,21 @@ def plan_training(run: Run, from_scratch: bool) -> dict[str, Any]:
         "start": start,
         "start_says": says,
     }
+
+
+def damaged_shards(run: Run, plan: dict[str, Any]) -> list[str]:
+    """The names of the shards that training is to do without, where that is asked for: all are looked at."""
+    rows = run.training_shards(plan["catalog_version"])
+    if run.settings.train.damaged_shards == "stop":
+        return []
+    damaged = []
+    for row in artifacts.tracked(rows, len(rows), "train: looking at shards"):
+        try:
+            load_shard(run.store, row)
+        except (KeyError, ValueError) as error:
+            damaged.append(row.shard)
+            artifacts.console.print(f"train: without shard {row.shard} ({error})", markup=False, style="yellow")
+    return damaged
 
 
 def current_training(run: Run, from_scratch: bool) -> str:
@@ -150,40 +159,50 @@ def lineage(run: Run, plan: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _fit(run: Run, plan: dict[str, Any]) -> None:
+def fit(run: Run, plan: dict[str, Any]) -> None:
+    """Train what `plan_training` planned to its last step, from its latest checkpoint on. Needs a `ray_session`."""
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     settings = run.settings.train
     shards = run.training_shards(plan["catalog_version"])
-    job = TrainingJob(run.settings, run.store, plan["run_id"], shards, adapter_of(run, plan["start"]))
+    damaged = frozenset(plan["damaged"])
+    job = TrainingJob(run.settings, run.store, plan["run_id"], shards, adapter_of(run, plan["start"]), damaged)
     reporter: Any = ray.remote(num_cpus=0)(ProgressReporter).remote()
     path, filesystem = _ray_storage(run, f"runs/{plan['run_id']}/attempts")
     attempt = len({key.split("/")[3] for key in run.store.list(f"runs/{plan['run_id']}/attempts/")}) + 1
-    use_gpu = bool(ray.cluster_resources().get("GPU", 0) >= settings.workers)
+    fewest = settings.min_workers or settings.workers
+    use_gpu = bool(ray.cluster_resources().get("GPU", 0) >= fewest)
+    elastic = fewest < settings.workers
     trainer = TorchTrainer(
         work,
         train_loop_config={"job": job, "reporter": reporter},
-        scaling_config=ScalingConfig(num_workers=settings.workers, use_gpu=use_gpu),
+        # A lost worker is noticed by its peers at once, or by the watchdog; the collectives need wait no longer.
+        torch_config=TorchConfig(timeout_s=int(settings.hang_seconds) + 60),
+        scaling_config=ScalingConfig(
+            num_workers=(fewest, settings.workers) if elastic else settings.workers, use_gpu=use_gpu
+        ),
         run_config=RunConfig(
             name=f"{attempt:04d}",  # a new name each time: what the old driver left must not be taken up by Ray as well
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=3),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=_MOST_FAILURES),
         ),
     )
-    with artifacts.Track("train: steps", settings.steps) as track:
+    port, continued = run.settings.monitoring.prometheus_port, latest_step(run.store, plan["run_id"])
+    with LiveMetrics(plan["run_id"], settings.steps, continued, port) as live:
         future, ended = _in_background(trainer.fit), False
         while not ended:
             ended = bool(wait([future], timeout=1.0).done)
-            step, loss, refusal = ray.get(reporter.ask.remote())
+            row, refusal, said = ray.get(reporter.ask.remote())
+            for sentence in said:
+                artifacts.console.print(f"train: {sentence}", markup=False, style="yellow")
             if refusal:  # trying again, as Ray would, does not mend it
                 raise UserError(refusal)
-            track.to(step, f"train: steps, loss {loss:.4f}" if step else "train: workers start")
+            live.show(row)
         future.result()
-        track.to(settings.steps)
+        live.finished()
     ray.kill(reporter)
 
 
@@ -217,13 +236,9 @@ def finish(run: Run, plan: dict[str, Any]) -> None:
 
 def _let_go(run: Run, run_id: str) -> None:
     """Delete a finished run's checkpoints; a kill may have come before."""
-    for key in run.store.list(f"runs/{run_id}/attempts/"):
-        run.store.delete(key)
-
-
-def _latest_step(run: Run, run_id: str) -> int:
-    keys = "\n".join(run.store.list(f"runs/{run_id}/attempts/"))
-    return max(map(int, re.findall(r"/step-(\d{8})/", keys)), default=0)
+    for prefix in (folder_of(run_id), f"runs/{run_id}/attempts/"):
+        for key in run.store.list(prefix):
+            run.store.delete(key)
 
 
 def _ray_storage(run: Run, prefix: str) -> tuple[str, Any]:

@@ -1,176 +1,288 @@
 """What each Ray Train worker runs from the last checkpoint on: the same steps and samples for any number of workers.
 
-Step k reads a global batch that is a pure function of (seed, k, catalog); a worker takes its rows of it.
+Step k reads a global batch that is a pure function of (seed, k, catalog); a worker takes its rows of it, and the
+gradient is the mean over all rows however they are shared out.
 """
 
 import json
+import math
 import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import infra.torchvision_ops  # noqa: F401
 
 import torch
+import torch.distributed as distributed
 from torch import Tensor, nn
 
-from flows.training_job import HISTORY, RELEASED, TrainingJob, fetch_checkpoint, list_files
-from flows.training_samples import TrainingSamples
+from flows.checkpoints import RELEASED, CheckpointWriter, fetch_checkpoint
+from flows.training_job import HISTORY, TrainingJob
+from flows.training_loader import batches
+from flows.training_metrics import EventFiles
+from flows.training_samples import StepBatch, StepBatches, TrainingSamples
+from flows.watchdog import Watchdog
+from infra.errors import UserError
 from infra.model_files import resolve
 from infra.settings import Settings
-from moa_model import (
-    EMA,
-    Batch,
-    Losses,
-    MoAAdapter,
-    MoATrainingModule,
-    draw,
-    global_batch,
-    load_checkpoint,
-    rate_scale,
-    save_checkpoint,
-)
+from infra.shard_cache import ShardCache
+from moa_model import EMA, Batch, Losses, MoAAdapter, MoATrainingModule, Snapshot, load_checkpoint, rate_scale
+from moa_model.speed import make_optimizer, prepare
+from moa_model.step_metrics import StepClock, measure
 from preprocessing.precompute import Precomputer
 
 _ROW_EVERY = 10  # steps that one row of the loss curve averages
-_PROBED = 16  # of the batches, spread over the run: on them the losses before and after training are compared
+_PROBED = 16  # batches: on the run's first ones the losses before and after training are compared
+_PRECISION = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of the weights
+_BAD_IN_A_ROW = 10  # steps that are skipped: more than that is no bad luck
+_USUAL_STEPS = 100  # that the loss's running mean remembers, and before which no loss is a spike
 
 
 def train_worker(config: dict[str, Any]) -> None:
     """The loop of one worker; `config` = {"job": TrainingJob, "reporter": actor that is told of progress}."""
-    import ray.train
-    from ray.train.torch import get_device, prepare_model
-
     job: TrainingJob = config["job"]
-    options = job.settings.train
-    context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
-    device = get_device()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    rows = options.batch_size // workers
-    precomputer = Precomputer(job.settings.models.base, job.settings.models.clip, job.settings.shard)
-    samples = TrainingSamples(job.store, job.shards, precomputer.text)
-    # By the code that made the samples' text, so that the two halves of the guidance agree.
-    null_text = torch.from_numpy(precomputer.text([""])[0]).float()
-    del precomputer  # and with it the text encoder
-    unet, scheduler, scaling, shift = _base(job.settings)
-    adapter = _adapter(job, unet, samples.image_dim)
-    module = MoATrainingModule(
-        unet,
-        adapter,
-        scheduler,
-        lambda_router=options.lambda_router,
-        lambda_object=options.lambda_object,
-        blocks=options.router_blocks,
-        router_foreground=options.router_foreground,
-        lambda_preservation=options.lambda_preservation,
-    ).to(device)
-    optimizer = torch.optim.AdamW(
-        module.optimizer_groups(options.learning_rate, options.router_learning_rate_factor), weight_decay=0.01
-    )
-    rates = [group["lr"] for group in optimizer.param_groups]
-    ema = EMA(adapter, options.ema_decay)
-    history: dict[str, Any] = {"curve": [], "before": None, "after": None}
-    first = 0
-    with tempfile.TemporaryDirectory(prefix="moa-resume-") as folder:
-        if fetch_checkpoint(job.store, job.run_id, Path(folder)):
-            first = load_checkpoint(folder, adapter, ema, optimizer)
-            history = json.loads(Path(folder, HISTORY).read_text("utf-8"))
+    with Watchdog(job.settings.train.hang_seconds) as watchdog:
+        _Worker(job, config["reporter"], watchdog).run()
 
-    def batch_of(step: int) -> Batch:
-        """This worker's rows of global step `step`."""
-        indices = global_batch(options.seed, step, options.batch_size, len(samples))
-        numbers = draw(
-            options.seed,
-            step,
-            options.batch_size,
-            samples.latent_shape,
-            options.max_timestep,
-            options.condition_dropout,
-            options.timestep_exponent,
+
+class _Worker:
+    """One worker's model, data and place among the others."""
+
+    def __init__(self, job: TrainingJob, reporter: Any, watchdog: Watchdog) -> None:
+        import ray.train
+        from ray.train.torch import get_device, prepare_model
+
+        self.job, self.options, self.reporter, self.watchdog = job, job.settings.train, reporter, watchdog
+        options, context = self.options, ray.train.get_context()
+        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
+        self.device = get_device()
+        if self.device.type == "cpu":
+            torch.set_num_threads(1)
+        unet, scheduler, scaling, shift = _base(job.settings)
+        self.source = self._source(scaling, shift)
+        image_dim = self.source.samples[0].image_embeds.shape[-1]
+        self.adapter = _adapter(job, unet, image_dim)
+        self.module = MoATrainingModule(
+            unet,
+            self.adapter,
+            scheduler,
+            lambda_router=options.lambda_router,
+            lambda_object=options.lambda_object,
+            blocks=options.router_blocks,
+            router_foreground=options.router_foreground,
+            lambda_preservation=options.lambda_preservation,
+        ).to(self.device, _PRECISION[options.precision])
+        prepare(
+            self.module,
+            channels_last=options.channels_last,
+            compile=options.compile,
+            activation_checkpointing=options.activation_checkpointing,
         )
-        mine = slice(rank * rows, (rank + 1) * rows)
-        return samples.batch(indices[mine], numbers.rows(mine.start, mine.stop), null_text, scaling, shift).to(device)
+        groups = self.module.optimizer_groups(options.learning_rate, options.router_learning_rate_factor)
+        self.optimizer = make_optimizer(groups, fused=options.fused_optimizer)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.ema = EMA(self.adapter, options.ema_decay)
+        self.history: dict[str, Any] = {
+            "curve": [], "before": None, "after": None, "skipped": [], "usual": {"loss": 0.0, "steps": 0},
+        }  # fmt: skip
+        self.first = self._resume()
+        self.parallel: nn.Module = prepare_model(self.module, parallel_strategy_kwargs={"broadcast_buffers": False})
+        self.row, self.in_row, self.bad_in_a_row = self._zeros(1), 0, 0
+        self.clock, self.files = StepClock(), None
+        if self.rank == 0:
+            self.files = EventFiles(job.store, f"runs/{job.run_id}/tensorboard", self.first)
+        self.leaving = frozenset[str]()  # machines that will be taken away
 
-    def probe() -> dict[str, float]:
-        """Losses on some of the run's own batches: the same samples and noise before and after."""
-        count = min(_PROBED, options.steps)
-        batches = (batch_of(turn * options.steps // count) for turn in range(count))
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
-            return _mean_losses(sum(map(_stacked, map(module, batches))), count, workers)
+    def _source(self, scaling: float, shift: float) -> StepBatches:
+        """Its share of every step, from files of this machine."""
+        settings, options = self.job.settings, self.options
+        cache = ShardCache(self.job.store, settings.workspace / "cache" / "shards", options.cache_mb * 10**6)
+        models = Precomputer(settings.models.base, settings.models.clip, settings.shard)
+        # By the code that made the samples' text, so that the two halves of the guidance agree.
+        null_text = models.text([""])[0]
+        complete = settings.shard.moments and settings.shard.text and settings.shard.image_embeds
+        samples = TrainingSamples(cache, self.job.shards, options, None if complete else models, self.job.damaged)
+        place = {"rank": self.rank, "workers": self.workers}
+        return StepBatches(samples, options, null_text, scaling, shift, **place, dtype=_PRECISION[options.precision])
 
-    if history["before"] is None:
-        history["before"] = probe()
-    parallel: nn.Module = prepare_model(module, parallel_strategy_kwargs={"broadcast_buffers": False})
+    def _resume(self) -> int:
+        """Take up the latest checkpoint; the number of steps that are done."""
+        with tempfile.TemporaryDirectory(prefix="moa-resume-") as folder:
+            if not fetch_checkpoint(self.job.store, self.job.run_id, Path(folder)):
+                return 0
+            self.history = json.loads(Path(folder, HISTORY).read_text("utf-8"))
+            return load_checkpoint(folder, self.adapter, self.ema, self.optimizer)
 
-    sums, since = _no_losses(), 0
-    for step in range(first, options.steps):
-        batch, done = batch_of(step), step + 1
+    def run(self) -> None:
+        """All steps that are left."""
+        options, writer = self.options, None
+        if self.rank == 0:
+            writer = CheckpointWriter(
+                self.job.store, self.job.run_id, options.keep_last, options.keep_every, self.reporter.say.remote
+            )
+        if self.history["before"] is None:
+            self.history["before"] = self._probe()
+        coming = batches(self.source, range(self.first, options.steps), options, self.device.type == "cuda")
+        self.clock.take()
+        for step in range(self.first, options.steps):
+            with self.clock.waiting():
+                one = next(coming)
+            self._step(step, one)
+            self.clock.stepped(options.batch_size)
+            self.watchdog.alive()
+            done = step + 1
+            keep = done % options.checkpoint_every == 0 or done == options.steps
+            if done % _ROW_EVERY == 0 or keep:  # a checkpoint holds no half-summed row
+                self._end_row(done)
+                keep = keep or self._preempted()
+            if done == options.steps:
+                with self.ema.applied():
+                    self.history["after"] = self._probe()
+            if keep and writer is not None and self.files is not None:
+                self.files.publish()  # a resumed run's curves have no gap
+                self._save(writer, done)
+        if self.workers > 1:
+            distributed.barrier()  # nobody leaves before the last checkpoint is there
+
+    def _step(self, step: int, one: StepBatch) -> None:
+        """Gradient, and the optimizer's step unless something is wrong with it."""
+        options = self.options
         scale = rate_scale(step, options.steps, options.warmup_steps, options.learning_rate_schedule)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * scale
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
-            losses = parallel(batch)
-        losses.total.backward()
-        torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
-        optimizer.step()
-        ema.update()
-        sums, since = sums + _stacked(losses), since + 1
-        keep = done % options.checkpoint_every == 0 or done == options.steps
-        if done % _ROW_EVERY == 0 or keep:  # a checkpoint holds no half-summed row
-            history["curve"].append({"step": done, **_mean_losses(sums, since, workers)})
-            sums, since = _no_losses(), 0
-            if rank == 0:
-                config["reporter"].tell.remote(done, history["curve"][-1]["loss"])
-        if done == options.steps:
-            with ema.applied():
-                history["after"] = probe()
-        if keep:
-            _checkpoint(rank, adapter, ema, optimizer, done, history)
+        self.optimizer.zero_grad(set_to_none=True)
+        means = self._gradients(one.batch.to(self.device))
+        norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), options.clip_norm)
+        values = torch.cat([means, norm.detach().to(means)[None]]).tolist()  # waits for the device, once
+        fault = self._fault(values[0], values[-1])
+        if fault:
+            self._bad_step(step, fault, one.keys)
+            return
+        self.optimizer.step()
+        self.ema.update()
+        self.row, self.in_row, self.bad_in_a_row = (
+            self.row + torch.tensor(values, dtype=torch.float64),
+            self.in_row + 1,
+            0,
+        )
+        usual = self.history["usual"]
+        usual["steps"] += 1
+        usual["loss"] += (values[0] - usual["loss"]) / min(usual["steps"], _USUAL_STEPS)
+
+    def _zeros(self, more: int = 0) -> Tensor:
+        """For sums over samples of the losses and of what the routers leave to the experts in each layer."""
+        return torch.zeros(len(Losses._fields) + len(self.module.layer_names) + more, dtype=torch.float64)
+
+    def _gradients(self, batch: Batch) -> Tensor:
+        """Add up the gradient of the global batch's mean loss; means of losses and router shares, on the device."""
+        options, rows = self.options, len(batch)
+        size = options.micro_batch_size or rows
+        sums = self._zeros().to(self.device)
+        for start in range(0, rows, size):
+            piece = batch.rows(start, min(start + size, rows))
+            with self._sums_up(last=start + size >= rows), self._autocast():
+                losses = self.parallel(piece)
+                # Over the workers DDP takes a mean; every sample should count the same.
+                (losses.total * (len(piece) * self.workers / options.batch_size)).backward()
+            sums += self._said(losses) * len(piece)
+        if self.workers > 1:
+            distributed.all_reduce(sums)
+        return sums / options.batch_size
+
+    def _said(self, losses: Losses) -> Tensor:
+        """Losses and router shares of the last forward pass."""
+        shares_L = self.module.router_share_L
+        assert shares_L is not None
+        return torch.cat([torch.stack([loss.detach().double() for loss in losses]), shares_L.double()])
+
+    def _sums_up(self, last: bool) -> AbstractContextManager[None]:
+        """Workers exchange gradients once a step, with the last piece."""
+        if last or not isinstance(self.parallel, nn.parallel.DistributedDataParallel):
+            return nullcontext()
+        return self.parallel.no_sync()
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16")
+
+    def _fault(self, loss: float, gradient: float) -> str:
+        """What is wrong with a step, "" where nothing is; the same on every worker."""
+        if not math.isfinite(loss) or not math.isfinite(gradient):
+            return f"loss {loss:g} and gradient norm {gradient:g} are not finite"
+        usual, factor = self.history["usual"], self.options.spike_factor
+        if factor and usual["steps"] >= _USUAL_STEPS and loss > factor * usual["loss"]:
+            return f"loss {loss:g} is more than {factor:g} times the usual {usual['loss']:.4f}"
+        return ""
+
+    def _bad_step(self, step: int, fault: str, keys: tuple[str, ...]) -> None:
+        """Write down that it was skipped, or stop; the samples of all workers are named."""
+        named: list[Any] = [keys] * self.workers
+        if self.workers > 1:
+            distributed.all_gather_object(named, keys)
+        samples = [key[:16] for one in named for key in one]
+        self.bad_in_a_row += 1
+        said = f"step {step + 1}: {fault}; its samples: {', '.join(samples)}"
+        if self.options.bad_step == "stop":
+            raise UserError(f"Training stopped at {said}; forget them, or skip such steps: --set train.bad_step=skip.")
+        self.history["skipped"].append({"step": step + 1, "fault": fault, "samples": samples})
+        if self.bad_in_a_row > _BAD_IN_A_ROW:
+            raise UserError(f"Training stopped after {_BAD_IN_A_ROW} bad steps in a row: lower the rate. Last {said}.")
+        if self.rank == 0:
+            self.reporter.say.remote(f"skipped {said}")
+
+    def _end_row(self, done: int) -> None:
+        """A row of the loss curve: means over the steps since the row before, of all workers."""
+        if self.in_row:
+            *means, norm = (self.row / self.in_row).tolist()
+            losses = dict(zip(Losses._fields, means, strict=False))
+            shares = dict(zip(self.module.layer_names, means[len(losses) :], strict=True))
+            self.history["curve"].append({"step": done, **_curve_row(losses)})
+            rate = self.optimizer.param_groups[0]["lr"]
+            measured = measure(done, losses, norm, shares, rate, self.clock, self.device, self.workers)
+            if self.files is not None:
+                self.files.add(measured.as_row())
+                self.reporter.tell.remote(measured.as_row())
+        self.row, self.in_row = self._zeros(1), 0
+
+    def _preempted(self) -> bool:
+        """Whether a machine has just been told that it will be taken away; asked by all workers, told once."""
+        import ray.train
+
+        info = ray.train.get_preemption_info()
+        known, self.leaving = self.leaving, frozenset(info.preempted_node_to_ranks if info is not None else ())
+        return bool(self.leaving - known)
+
+    def _probe(self) -> dict[str, float]:
+        """Losses on the run's first batches: the same samples and noise before and after."""
+        count = min(_PROBED, self.options.steps)
+        sums = self._zeros().to(self.device)
+        with self.clock.paused(), torch.no_grad(), self._autocast():
+            for turn in range(count):
+                batch = self.source[turn].batch.to(self.device)
+                sums += self._said(self.module(batch)) * len(batch)
+                self.watchdog.alive()
+        if self.workers > 1:
+            distributed.all_reduce(sums)
+        means = (sums / (count * self.options.batch_size)).tolist()
+        return _curve_row(dict(zip(Losses._fields, means, strict=False)))
+
+    def _save(self, writer: CheckpointWriter, done: int) -> None:
+        """Copy the state and let it be written while the training goes on."""
+        snapshot = Snapshot.take(self.adapter, self.ema, self.optimizer, done)
+        history, last = json.dumps(self.history).encode(), done == self.options.steps
+
+        def files() -> Iterator[tuple[str, bytes]]:
+            yield HISTORY, history
+            yield from snapshot.files(RELEASED if last else None)
+
+        loss = self.history["curve"][-1]["loss"] if self.history["curve"] else math.inf
+        (writer.finish if last else writer.save)(done, files, loss)
 
 
-def _checkpoint(
-    rank: int,
-    adapter: MoAAdapter,
-    ema: EMA,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    history: dict[str, Any],
-) -> None:
-    """Rank 0 saves, all report: reporting is a barrier. The last one also holds what is released: the average."""
-    import ray.train
-
-    if rank != 0:
-        ray.train.report({"step": step}, checkpoint_dir_name=f"step-{step:08d}")
-        return
-    with tempfile.TemporaryDirectory(prefix="moa-checkpoint-") as folder:
-        save_checkpoint(folder, adapter, ema, optimizer, step)
-        Path(folder, HISTORY).write_text(json.dumps(history), "utf-8")
-        if history["after"] is not None:
-            with ema.applied():
-                adapter.save_pretrained(Path(folder, RELEASED))
-        list_files(Path(folder))
-        checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:08d}")
-
-
-def _no_losses() -> Tensor:
-    return torch.zeros(len(Losses._fields))
-
-
-def _stacked(losses: Losses) -> Tensor:
-    return torch.stack([loss.detach().float().cpu() for loss in losses])
-
-
-def _mean_losses(sums: Tensor, steps: int, workers: int) -> dict[str, float]:
-    """Mean losses over some steps and all workers; every worker takes part."""
-    import torch.distributed as distributed
-
-    if workers > 1:
-        distributed.all_reduce(sums)
-    named = dict(zip(Losses._fields, (sums / (steps * workers)).tolist(), strict=True))
-    return {"loss": named.pop("total"), **named}
+def _curve_row(losses: dict[str, float]) -> dict[str, float]:
+    """As the loss curve has them: the total under the name "loss"."""
+    return {"loss": losses["total"], **{name: value for name, value in losses.items() if name != "total"}}
 
 
 def _base(settings: Settings) -> tuple[nn.Module, Any, float, float]:

@@ -1,32 +1,39 @@
-"""Training shards as tensors: every sample of the catalog version that a run names, in one order for all workers.
+"""Training shards as batches: which samples a worker takes in a step, read from local files when they are needed.
 
-Axes: B batch, C latent channels, H W latent pixels, T text tokens, D text width, S subjects, F image feature.
+Axes: B batch, C latent channels, H W latent pixels, T text tokens, D text width, S subjects, V variants, F feature.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float16
+from jaxtyping import Float, Float16
 from torch import Tensor
 from torch.nn.functional import interpolate
+from torch.utils.data import Dataset
 
 from infra.errors import UserError
-from infra.storage import ObjectStore
-from moa_model import Batch, Draw, latents_from_moments
-from preprocessing.catalog import ShardRow, load_shard
-from preprocessing.shards import Sample, decode_instances, decode_npy, read_tar
+from infra.settings import TrainSettings
+from infra.shard_cache import ShardCache
+from moa_model import Batch, Draw, SampleOrder, draw, latents_from_moments, share
+from preprocessing.catalog import ShardRow
+from preprocessing.mapped_shards import MappedShard, ShardIndex
+from preprocessing.precompute import Precomputer, subject_variants
+from preprocessing.shards import Sample, decode_instances, decode_npy, decode_picture
 
-# Captions -> their text states [B, T, D]: `Precomputer.text`.
-TextEncoder = Callable[[Sequence[str]], np.ndarray]
-_TEXT_BATCH = 64
+_INDEXED = 1_000_000  # samples whose places are remembered from one epoch to the next: 350 MB
 
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """One sample as precomputed; kept in half precision, about 17 KB in the demo and 190 KB for SD 1.5."""
+    """One sample as precomputed, in half precision: about 17 KB in the demo and 190 KB for SD 1.5."""
 
+    key: str
     moments: Float16[np.ndarray, "C2 H W"]
     text: Float16[np.ndarray, "T D"]
     image_embeds: Float16[np.ndarray, "S V F"]
@@ -35,92 +42,175 @@ class TrainingSample:
 
 
 class TrainingSamples:
-    """All samples of some shards, sorted by shard and key: index i is the same sample on every worker, every time."""
+    """The samples of some shards in the training's order: position k is the same one on every machine, every time."""
 
-    def __init__(self, store: ObjectStore, rows: Sequence[ShardRow], encode_text: TextEncoder | None = None) -> None:
-        """Read and verify the shards; UserError where they hold no sample, or lack a column that is not made here.
+    def __init__(
+        self,
+        cache: ShardCache,
+        rows: Sequence[ShardRow],
+        settings: TrainSettings,
+        models: Precomputer | None = None,
+        damaged: Collection[str] = (),
+    ) -> None:
+        """UserError where there is no sample.
 
-        encode_text: for shards without text states (`shard.text` = false); a text encoder is small work.
+        models: for columns that the shards lack: these are computed for each sample by itself, so that the result does
+        not depend on its neighbours. damaged: names of shards that are passed over: in a sample's place stands the next
+        one of a sound shard.
         """
-        self.samples: list[TrainingSample] = []
-        for row in sorted(rows, key=lambda row: row.shard):
-            samples = list(read_tar(load_shard(store, row)))
-            for sample, text in zip(samples, _texts(samples, encode_text), strict=True):
-                moments, embeds = _array(sample, "moments"), _array(sample, "image_embeds")
-                tokens = tuple(int(subject["token"]) for subject in sample.json()["subjects"])
-                masks = _masks(decode_instances(sample.parts["instances.png"]), len(tokens), moments.shape[-2:])
-                self.samples.append(TrainingSample(moments, text, embeds, tokens, masks))
-        if not self.samples:
+        self.rows = sorted(rows, key=lambda row: row.shard)
+        self._sound = [row.shard not in damaged for row in self.rows]
+        if not sum(row.samples for row, sound in zip(self.rows, self._sound, strict=True) if sound):
             raise UserError("There is nothing to train on: no photo came through ingest, caption, segment and shard.")
+        self.order = SampleOrder(settings.seed, [row.samples for row in self.rows], settings.shuffle_shards)
+        self._cache, self._models, self._window = cache, models, settings.shuffle_shards
+        self._open: OrderedDict[int, MappedShard] = OrderedDict()
+        self._indexes: dict[int, ShardIndex] = {}
+        self._fetching: ThreadPoolExecutor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: without open files and threads."""
+        return self.__dict__ | {"_open": OrderedDict(), "_indexes": {}, "_fetching": None}
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return self.order.count
 
-    @property
-    def image_dim(self) -> int:
-        """Width of the subjects' features."""
-        return int(self.samples[0].image_embeds.shape[-1])
+    def raw(self, position: int) -> Sample:
+        """The sample at a position, as it lies in its shard."""
+        shard, number = self.order.at(position)
+        while not self._sound[shard]:
+            position += 1
+            shard, number = self.order.at(position)
+        return self._shard(shard, position)[number]
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        channels, height, width = self.samples[0].moments.shape
-        return channels // 2, height, width
+    def __getitem__(self, position: int) -> TrainingSample:
+        """The sample at a position; UserError where it lacks a column that cannot be computed here."""
+        return training_sample(self.raw(position), self._models)
 
-    def batch(self, indices: Sequence[int], numbers: Draw, null_text: Tensor, scaling: float, shift: float) -> Batch:
-        """The samples at `indices` with the random numbers drawn for them, row by row."""
-        chosen = [self.samples[index] for index in indices]
-        people = max(len(sample.tokens) for sample in chosen)
-        moments = torch.from_numpy(np.stack([sample.moments for sample in chosen]))
-        tokens = torch.full((len(chosen), people), -1, dtype=torch.long)
-        embeds = torch.zeros(len(chosen), people, self.image_dim)
-        masks = torch.zeros(len(chosen), people, *moments.shape[-2:])
-        for row, sample in enumerate(chosen):
-            count, variants = len(sample.tokens), sample.image_embeds.shape[1]
-            variant = min(int(numbers.variant[row] * variants), variants - 1)
-            tokens[row, :count] = torch.tensor(sample.tokens)
-            embeds[row, :count] = torch.from_numpy(sample.image_embeds[:, variant].astype(np.float32))
-            masks[row, :count] = torch.from_numpy(sample.masks.astype(np.float32))
-        return Batch(
-            latents=latents_from_moments(moments, numbers.posterior, scaling, shift),
-            text=torch.from_numpy(np.stack([sample.text for sample in chosen])).float(),
-            null_text=null_text,
-            image_embeds=embeds,
-            tokens=tokens,
-            masks=masks,
-            noise=numbers.noise,
-            timesteps=numbers.timesteps,
-            dropped=numbers.dropped,
+    def _shard(self, shard: int, position: int) -> MappedShard:
+        if shard not in self._open:
+            row = self.rows[shard]
+            self._open[shard] = MappedShard(self._cache.path(row.object_key, row.sha256), self._indexes.get(shard))
+            if shard not in self._indexes and sum(map(len, self._indexes.values())) < _INDEXED:
+                self._indexes[shard] = self._open[shard].index
+            if len(self._open) > 2 * self._window:
+                self._open.popitem(last=False)
+            self._fetch_ahead(position)
+        self._open.move_to_end(shard)
+        return self._open[shard]
+
+    def _fetch_ahead(self, position: int) -> None:
+        """Begin to fetch what this window and the next one still lack."""
+        if self._cache.in_place:
+            return
+        if self._fetching is None:
+            self._fetching = ThreadPoolExecutor(1)
+        for shard in islice(self.order.shards_from(position), 2 * self._window):
+            if self._sound[shard] and shard not in self._open:
+                row = self.rows[shard]  # what fails here is said when it is needed
+                self._fetching.submit(self._cache.path, row.object_key, row.sha256)
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One worker's share of a step, and the keys of its samples."""
+
+    batch: Batch
+    keys: tuple[str, ...]
+
+    def pin_memory(self) -> "StepBatch":
+        """Called by torch's loader where it pins."""
+        return StepBatch(self.batch.pin_memory(), self.keys)
+
+
+@dataclass(frozen=True)
+class StepBatches(Dataset[StepBatch]):
+    """Step → one worker's share of its batch: a pure function of the samples, the settings and the step."""
+
+    samples: TrainingSamples
+    settings: TrainSettings
+    null_text: Float16[np.ndarray, "T D"]
+    scaling: float
+    shift: float = 0.0
+    rank: int = 0
+    workers: int = 1
+    dtype: torch.dtype = field(default=torch.float32)
+
+    def __getitem__(self, step: int) -> StepBatch:
+        first, mine = step * self.settings.batch_size, share(self.settings.batch_size, self.rank, self.workers)
+        positions = range(first + mine.start, first + mine.stop)
+        chosen = [self.samples[position] for position in positions]
+        channels, *size = chosen[0].moments.shape
+        numbers = draw(
+            self.settings.seed,
+            positions,
+            (channels // 2, size[0], size[1]),
+            self.settings.max_timestep,
+            self.settings.condition_dropout,
+            self.settings.timestep_exponent,
         )
+        batch = batch_of(chosen, numbers, torch.from_numpy(self.null_text).float(), self.scaling, self.shift)
+        return StepBatch(batch.to(self.dtype), tuple(sample.key for sample in chosen))
 
 
-def missing_column(name: str) -> UserError:
-    """What to say of training shards without a column that training does not compute."""
-    return UserError(f"Training needs the column {name}, which these shards lack: set shard.{name} to true.")
+def training_sample(sample: Sample, models: Precomputer | None = None) -> TrainingSample:
+    """What of a shard's sample is trained on; a column that it lacks is computed by the models, or UserError."""
+    moments, embeds = _column(sample, "moments", models), _column(sample, "image_embeds", models)
+    tokens = tuple(int(subject["token"]) for subject in sample.json()["subjects"])
+    masks = _masks(decode_instances(sample.parts["instances.png"]), len(tokens), moments.shape[-2:])
+    return TrainingSample(sample.key, moments, _column(sample, "text", models), embeds, tokens, masks)
 
 
-def _array(sample: Sample, name: str) -> np.ndarray:
-    part = sample.parts.get(f"{name}.npy")
-    if part is None:
-        raise missing_column(name)
-    return decode_npy(part)
+def batch_of(
+    chosen: Sequence[TrainingSample], numbers: Draw, null_text: Float[Tensor, "T D"], scaling: float, shift: float = 0.0
+) -> Batch:
+    """Some samples with the random numbers drawn for them, row by row; subjects are padded to the most in a row."""
+    people = max(len(sample.tokens) for sample in chosen)
+    moments = torch.from_numpy(np.stack([sample.moments for sample in chosen]))
+    tokens = torch.full((len(chosen), people), -1, dtype=torch.long)
+    embeds = torch.zeros(len(chosen), people, chosen[0].image_embeds.shape[-1])
+    masks = torch.zeros(len(chosen), people, *moments.shape[-2:])
+    for row, sample in enumerate(chosen):
+        count, variants = len(sample.tokens), sample.image_embeds.shape[1]
+        variant = min(int(numbers.variant[row] * variants), variants - 1)
+        tokens[row, :count] = torch.tensor(sample.tokens)
+        embeds[row, :count] = torch.from_numpy(sample.image_embeds[:, variant].astype(np.float32))
+        masks[row, :count] = torch.from_numpy(sample.masks.astype(np.float32))
+    return Batch(
+        latents=latents_from_moments(moments, numbers.posterior, scaling, shift),
+        text=torch.from_numpy(np.stack([sample.text for sample in chosen])).float(),
+        null_text=null_text,
+        image_embeds=embeds,
+        tokens=tokens,
+        masks=masks,
+        noise=numbers.noise,
+        timesteps=numbers.timesteps,
+        dropped=numbers.dropped,
+    )
 
 
-def _texts(samples: Sequence[Sample], encode_text: TextEncoder | None) -> list[np.ndarray]:
-    """The text states of a shard's samples: read, or else computed."""
-    lacking = [sample for sample in samples if "text.npy" not in sample.parts]
-    if lacking and encode_text is None:
-        raise missing_column("text")
-    made: list[np.ndarray] = []
-    for start in range(0, len(lacking), _TEXT_BATCH):
-        assert encode_text is not None
-        made += list(encode_text([str(one.json()["caption"]) for one in lacking[start : start + _TEXT_BATCH]]))
-    computed = iter(made)
-    return [_array(sample, "text") if "text.npy" in sample.parts else next(computed) for sample in samples]
+def _column(sample: Sample, name: str, models: Precomputer | None) -> np.ndarray:
+    if (part := sample.parts.get(f"{name}.npy")) is not None:
+        return decode_npy(part)
+    if models is None:
+        raise UserError(f"Training needs the column {name}, which these shards lack: set shard.{name} to true.")
+    if name == "text":
+        return models.text([str(sample.json()["caption"])])[0]
+    picture = decode_picture(sample.parts["jpg"])
+    if name == "moments":
+        return models.moments([picture])[0]
+    settings, instances = models.settings, decode_instances(sample.parts["instances.png"])
+    crops = [
+        crop
+        for number, one in enumerate(sample.json()["subjects"], start=1)
+        for crop in subject_variants(picture, instances == number, one["box"], settings, f"{sample.key} {number}")
+    ]
+    embeds = models.image_embeds(crops)
+    return embeds.reshape(-1, settings.reference_variants, embeds.shape[-1])
 
 
 def _masks(instances: np.ndarray, count: int, size: tuple[int, ...]) -> Float16[np.ndarray, "S H W"]:
     """Each subject's share of every latent pixel."""
     layers = np.stack([instances == number for number in range(1, count + 1)]).astype(np.float32)
-    shares = interpolate(torch.from_numpy(layers)[None], size=tuple(size), mode="area")[0]
+    shares: Tensor = interpolate(torch.from_numpy(layers)[None], size=tuple(size), mode="area")[0]
     return shares.numpy().astype(np.float16)

@@ -73,6 +73,20 @@ def local_folder(reference: ModelReference) -> Path | None:
     return Path(location).expanduser().absolute()
 
 
+def folder_here(reference: ModelReference) -> Path | None:
+    """The folder in which some of the model's files are on this machine: its own, or the hub's cache; None for none.
+
+    Nothing is asked of a network: a mirror counts once it has been fetched, a hub id once it is in the cache.
+    """
+    folder = local_folder(reference)
+    if folder is None:
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        name = f"models--{reference.location.replace('/', '--')}"
+        folder = Path(HF_HUB_CACHE) / name / "snapshots" / (reference.revision or "none")
+    return folder if folder.is_dir() else None
+
+
 def is_hub_id(reference: ModelReference) -> bool:
     """Whether the reference names a model of the hub."""
     return local_folder(reference) is None

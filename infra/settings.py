@@ -143,7 +143,9 @@ class ShardSettings(_Frozen):
 class TrainSettings(_Frozen):
     steps: Count = Field(description="optimisation steps")
     batch_size: Count = Field(description="samples per step over all workers together")
-    workers: Count = Field(description="data-parallel processes; batch_size is a multiple of it")
+    workers: Count = Field(description="data-parallel processes; each takes its share of every batch")
+    min_workers: int = Field(ge=0, description="where machines are lost it goes on with so many at least; 0 = all")
+    micro_batch_size: int = Field(ge=0, description="samples at once on a worker; 0 = its share of a batch")
     learning_rate: float = Field(gt=0, description="AdamW: the personalization experts and the prompt MLP")
     warmup_steps: int = Field(ge=0, description="steps over which the rate rises to learning_rate")
     learning_rate_schedule: Literal["constant", "cosine"] = Field(
@@ -171,13 +173,36 @@ class TrainSettings(_Frozen):
     ema_decay: float = Field(ge=0, lt=1, description="decay per step of the averaged weights that are released")
     seed: int = Field(description="seed of sample order, noise, timesteps and dropout")
     checkpoint_every: Count = Field(description="steps between checkpoints: the most that a crash costs")
+    keep_last: Count = Field(description="latest checkpoints that are kept until the training is finished")
+    keep_every: int = Field(ge=0, description="steps whose multiples' checkpoints are kept too; 0 = none")
     warm_start: bool = Field(description="start from the release in production, where there is one")
-    precision: Literal["fp32", "bf16"] = Field(description="arithmetic of the forward pass; the weights stay fp32")
+    precision: Literal["fp32", "bf16", "fp64"] = Field(
+        description="arithmetic of the forward pass; the weights stay fp32, but with fp64 (to compare runs)"
+    )
+    channels_last: bool = Field(description="convolutions' weights as GPUs' kernels for half precision read them")
+    compile: bool = Field(description="the U-Net through torch.compile: minutes at first, quicker steps then")
+    activation_checkpointing: bool = Field(description="compute activations twice: less memory, a third more work")
+    fused_optimizer: bool = Field(description="AdamW as one kernel a device")
+    clip_norm: float = Field(gt=0, description="largest norm of the gradient")
+    bad_step: Literal["stop", "skip"] = Field(
+        description="what becomes of a step whose loss or gradient is not finite, or whose loss is a spike"
+    )
+    spike_factor: float = Field(ge=0, description="a loss of so many times its running mean is a spike; 0 = none is")
+    hang_seconds: float = Field(gt=0, description="a worker whose step takes longer is ended, and the run goes on anew")
+    shuffle_shards: Count = Field(description="shards whose samples are mixed; the cache should hold twice as many")
+    cache_mb: Count = Field(description="bound on a machine's copies of an object store's shards")
+    loader_workers: int = Field(ge=0, description="processes that prepare a worker's batches; 0 = a thread does")
+    loader_ahead: Count = Field(description="batches that are prepared ahead (of each process)")
+    damaged_shards: Literal["stop", "skip"] = Field(
+        description="a shard that is gone or has other bytes: stop, or look at all beforehand and do without"
+    )
 
     @model_validator(mode="after")
-    def _batch_splits_evenly(self) -> "TrainSettings":
-        if self.batch_size % self.workers:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of workers {self.workers}")
+    def _everybody_has_a_share(self) -> "TrainSettings":
+        if self.batch_size < self.workers:
+            raise ValueError(f"batch_size {self.batch_size} is less than workers {self.workers}")
+        if self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
         return self
 
 
@@ -237,6 +262,12 @@ class RaySettings(_Frozen):
     object_store_mb: int = Field(ge=80, description="shared memory of a local Ray, in MB")
 
 
+class MonitoringSettings(_Frozen):
+    prometheus_port: int = Field(
+        ge=0, le=65535, description="port of every network address on which a training answers Prometheus; 0 = none"
+    )
+
+
 class Settings(_Frozen):
     name: str = Field(description="the preset's name")
     workspace: Path = Field(description="folder for everything that a run leaves on this machine; absolute once loaded")
@@ -255,6 +286,7 @@ class Settings(_Frozen):
     evaluate: EvaluateSettings = Field(description="stage 6")
     publish: PublishSettings = Field(description="stage 7")
     ray: RaySettings = Field(description="where heavy work runs")
+    monitoring: MonitoringSettings = Field(description="who can watch a run")
 
     @property
     def store_root(self) -> str:

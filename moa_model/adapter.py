@@ -3,6 +3,7 @@
 Axes: B rows of the U-Net's batch, S subjects, F image feature, H W latent pixels.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -267,17 +268,23 @@ class MoAAdapter(nn.Module):
         rows, device = len(sample), sample.device
         size = (sample.shape[-2], sample.shape[-1])
         timestep_B = torch.as_tensor(timestep, device=device, dtype=torch.float32).expand(rows)
-        first = float(timestep_B[0])
+        # Reading a value off an accelerator makes both wait for each other: a training step reads none.
+        training = isinstance(request, Subjects) and torch.is_grad_enabled() and not self._switches.recordings
+        first = math.nan if training else float(timestep_B[0])
         subjects = request.for_batch(rows, first)
-        share_B = (timestep_B <= self.prior_only_above).float()
-        if subjects.share_B is not None:
-            share_B = share_B * subjects.share_B.to(device)
-        if not share_B.any():
-            return None
+        share_B: Tensor | None = None  # 1 for all
+        if self.prior_only_above < self.config.timesteps or subjects.share_B is not None:
+            share_B = (timestep_B <= self.prior_only_above).float()
+            if subjects.share_B is not None:
+                share_B = share_B * subjects.share_B.to(device)
+            if not share_B.any():
+                return None
+            share_B = None if (share_B == 1).all() else share_B.to(text_BTD.dtype)
         if self.prompt.mlp[-1].weight.device != device:  # the pipeline was moved after attach; it moves only the layers
             self.to(device)
         token_BS = subjects.token_BS.to(device)
-        if (last := int(subjects.token_BS.max())) >= text_BTD.shape[1]:
+        on_cpu = subjects.token_BS.device.type == "cpu"  # as every binding is
+        if on_cpu and (last := int(subjects.token_BS.max())) >= text_BTD.shape[1]:
             raise UserError(
                 f"A subject is bound to token {last}, but the prompt's embeddings have {text_BTD.shape[1]} tokens: "
                 "bind the prompt that they were made from."
@@ -298,8 +305,7 @@ class MoAAdapter(nn.Module):
         text = None
         if attachment is not None and not torch.is_grad_enabled() and not text_BTD.is_inference():
             text = self._text_keys(attachment, text_BTD, first, word_LBSD, token_BST)
-        share = None if (share_B == 1).all() else share_B.to(text_BTD.dtype)
-        return MoAStep(word_LBSD, token_BST, share, maps, router, self.skip_below, text)
+        return MoAStep(word_LBSD, token_BST, share_B, maps, router, self.skip_below, text)
 
     def _text_keys(
         self, attachment: _Attachment, text_BTD: Tensor, timestep: float, word_LBSD: Tensor, token_BST: Tensor

@@ -29,7 +29,11 @@ _prior = AttnProcessor2_0()  # stateless: the very arithmetic of the stock pipel
 
 @dataclass
 class AttentionMaps:
-    """What the layers of some blocks write down in one forward pass."""
+    """What the layers of some blocks write down in one forward pass.
+
+    What is written stays: activation checkpointing runs the layers once more in the backward pass, and the maps of that
+    second run would only hold memory.
+    """
 
     blocks: Collection[int]
     router: dict[int, Float[Tensor, "B N"]] = field(default_factory=dict)
@@ -40,6 +44,9 @@ class AttentionMaps:
     """A_s, the personalization expert's attention to each subject's token (mean over heads), by cross-layer index."""
     subjects_too: bool = True
     """False: no subject maps, whose explicit softmax costs time and memory."""
+    shares: dict[int, Float[Tensor, ""]] | None = None
+    """Mean R_1 over batch and pixels by layer index, of every layer whatever its block; without gradient. None = not
+    asked for."""
 
 
 @dataclass(frozen=True)
@@ -169,9 +176,12 @@ class MoAAttentionProcessor(nn.Module):
         else:
             said_BN2 = fixed(moa.router.weight(self.index, hidden_states.shape[1]), hidden_states)
         router_BN2 = steered(said_BN2, moa.share_B, skip_below)
+        if moa.maps is not None and moa.maps.shares is not None:
+            moa.maps.shares.setdefault(self.index, router_BN2[..., 1].detach().mean())
         maps = moa.maps if moa.maps is not None and self.shape.block in moa.maps.blocks else None
         if maps is not None:
-            maps.router[self.index], maps.asked[self.index] = router_BN2[..., 0], said_BN2[..., 1]
+            maps.router.setdefault(self.index, router_BN2[..., 0])
+            maps.asked.setdefault(self.index, said_BN2[..., 1])
         attended = maps is not None and maps.subjects_too and self.shape.cross
         sparse = moa.skip_below and hidden_states.shape[1] >= _SPARSE_PIXELS and attention_mask is None
         if sparse and not attended:
@@ -180,9 +190,8 @@ class MoAAttentionProcessor(nn.Module):
         mask = _heads_mask(attn, attention_mask, key_value)
         if attended:
             assert maps is not None
-            personal_BNC, maps.subject[self.index] = self.expert.with_maps(
-                hidden_states, key_value, moa.token_BST, mask
-            )
+            personal_BNC, map_BSN = self.expert.with_maps(hidden_states, key_value, moa.token_BST, mask)
+            maps.subject.setdefault(self.index, map_BSN)
         else:
             personal_BNC = self.expert(hidden_states, key_value, mask)
         return mix(router_BN2, prior_BNC, personal_BNC)

@@ -21,7 +21,12 @@ def write_adapter(folder: Path, config: MoAConfig, weights: dict[str, Tensor]) -
     """Write both files into ``folder`` (made if absent), each complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, weights)
-    write_text(folder / CONFIG, json.dumps(config.model_dump(), indent=1) + "\n")
+    write_text(folder / CONFIG, config_text(config))
+
+
+def config_text(config: MoAConfig) -> str:
+    """What stands in ``adapter_config.json``."""
+    return json.dumps(config.model_dump(), indent=1) + "\n"
 
 
 def read_config(folder: Path) -> MoAConfig:

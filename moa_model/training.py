@@ -1,10 +1,11 @@
 """One MoA training step: noise, U-Net, three losses. Plain PyTorch; wrap the module in DDP for many workers.
 
-Axes: B batch, C latent channels, H W latent pixels, T text tokens, D text width, S subjects, F image feature.
+Axes: B batch, C latent channels, H W latent pixels, T text tokens, D text width, S subjects, F image feature,
+L attention layers.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
@@ -50,10 +51,30 @@ class Batch:
     timesteps: Int[Tensor, " B"]
     dropped: Bool[Tensor, " B"]
 
-    def to(self, device: torch.device | str) -> Self:
-        """The batch on another device."""
-        moved = {field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
-        return type(self)(**moved)
+    def to(self, where: torch.device | str | torch.dtype) -> Self:
+        """The batch on another device, or its real numbers in another precision."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            if isinstance(where, torch.dtype):
+                return tensor.to(where) if tensor.is_floating_point() else tensor
+            return tensor.to(where, non_blocking=True)
+
+        return self._each(moved)
+
+    def pin_memory(self) -> Self:
+        """The batch in memory from which a GPU fetches by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def rows(self, start: int, stop: int) -> Self:
+        """Some of its samples."""
+        return self._each(lambda tensor: tensor[start:stop], whole=("null_text",))
+
+    def _each(self, change: Callable[[Tensor], Tensor], whole: Collection[str] = ()) -> Self:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return type(self)(**{name: value if name in whole else change(value) for name, value in values.items()})
 
 
 class MoATrainingModule(nn.Module):
@@ -92,6 +113,9 @@ class MoATrainingModule(nn.Module):
         self.router_normalisation: Literal["mean", "sum"] = router_normalisation
         self.router_foreground, self.lambda_preservation = router_foreground, lambda_preservation
         self.blocks = penalised_blocks(adapter.config.layers, blocks)
+        self.layer_names = tuple(shape.name for shape in adapter.config.layers)
+        self.router_share_L: Float[Tensor, " L"] | None = None
+        """Mean R_1 of each layer in the last forward pass, on the device and without gradient; see ``layer_names``."""
         adapter.prior_only_above = adapter.config.timesteps  # whatever is drawn to train on is trained
         unet.eval().requires_grad_(False)  # the prior is frozen for ever …
         adapter.float().train().requires_grad_(True)  # … and the experts, which it now carries, are trained
@@ -114,11 +138,13 @@ class MoATrainingModule(nn.Module):
         mask_BHW = batch.masks.amax(dim=1)
         text_BTD = torch.where(batch.dropped[:, None, None], batch.null_text, batch.text)
         token_BS = torch.where(batch.dropped[:, None], -1, batch.tokens)
-        maps = AttentionMaps(self.blocks)
+        shares: dict[int, Tensor] = {}
+        maps = AttentionMaps(self.blocks, shares=shares)
         inputs = (self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps), batch.timesteps, text_BTD)
         moa = {"moa": Subjects(batch.image_embeds, token_BS, maps)}
         options = {"added_cond_kwargs": dict(added_conditions) if added_conditions else None, "return_dict": False}
         prediction_BCHW = self.unet(*inputs, cross_attention_kwargs=moa, **options)[0]
+        self.router_share_L = torch.stack([shares[index] for index in sorted(shares)])
         size = (batch.latents.shape[-2], batch.latents.shape[-1])
         counted = mask_BHW if counted_BHW is None else counted_BHW
         masked = masked_loss(prediction_BCHW.to(batch.latents.dtype), denoising_target(self.scheduler, batch), counted)

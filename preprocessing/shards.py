@@ -9,6 +9,7 @@ import re
 import tarfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,11 @@ _MAX_MASK_PIXELS = 100_000_000
 # A header after its checksum: plain file, no link, no owner, no device. The sum takes the checksum itself as blanks.
 _REST = b"0" + bytes(100) + b"ustar\x0000" + bytes(247)
 _REST_SUM = sum(_REST) + 8 * ord(" ")
+_OWNER, _TIME = (
+    b"0000644\0" + b"0000000\0" * 2,
+    b"\0" + b"0" * 11 + b"\0",
+)  # mode, owner, group; the size's end and time
+_CONSTANT_SUM = sum(_OWNER) + sum(_TIME) + _REST_SUM
 
 # A sample that is to be written: its key, and its files by extension.
 KeyedParts = tuple[str, Mapping[str, bytes]]
@@ -97,7 +103,7 @@ def _header(key: str, extension: str, size: int) -> bytes:
         raise ValueError(f"{name!r} cannot be a file of a shard")
     if size >= 8**11:
         raise ValueError(f"{name!r} has {size} bytes, more than a tar's header can say")
-    before = name.encode().ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"0" * 11 + b"\0"
+    before = name.encode().ljust(100, b"\0") + _OWNER + b"%011o" % size + _TIME
     return before + b"%06o\0 " % (sum(before) + _REST_SUM) + _REST
 
 
@@ -116,24 +122,30 @@ def read_tar(data: bytes) -> Iterator[Sample]:
     Only plain files with whitelisted names are accepted: links, devices, folders, long-name and pax extensions, names
     with a slash, sizes beyond the data or `MAX_PART_BYTES`, a file twice, a sample in two pieces raise UnsafeTar.
     """
+    for key, spans in sample_spans(data):
+        yield Sample(key, {extension: data[start : start + size] for extension, (start, size) in spans.items()})
+
+
+def sample_spans(data: bytes | mmap) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """Each sample's key and where its files lie, by extension: first byte and size. UnsafeTar as by `read_tar`."""
     key, done = "", set[str]()
-    parts: dict[str, bytes] = {}
-    for name, content in _members(data):
+    spans: dict[str, tuple[int, int]] = {}
+    for name, start, size in _members(data):
         match = _NAME.fullmatch(name)
         if match is None:
             raise UnsafeTar(f"name {name!r} is not allowed in a shard")
         if match["key"] != key:
-            if parts:
-                yield Sample(key, parts)
+            if spans:
+                yield key, spans
             done.add(key)
-            key, parts = match["key"], {}
+            key, spans = match["key"], {}
             if key in done:
                 raise UnsafeTar(f"sample {key!r} comes in two pieces")
-        if match["extension"] in parts:
+        if match["extension"] in spans:
             raise UnsafeTar(f"file {name!r} comes twice")
-        parts[match["extension"]] = content
-    if parts:
-        yield Sample(key, parts)
+        spans[match["extension"]] = start, size
+    if spans:
+        yield key, spans
 
 
 def without_samples(data: bytes, keys: Collection[str]) -> bytes:
@@ -143,28 +155,52 @@ def without_samples(data: bytes, keys: Collection[str]) -> bytes:
     return write_tar((sample.key, sample.parts) for sample in read_tar(data) if sample.key not in keys)
 
 
-def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
+def _members(data: bytes | mmap) -> Iterator[tuple[str, int, int]]:
     # Headers are walked here and not by TarFile, whose iteration follows whatever offsets and extensions a file claims.
     offset = 0
     while True:
         header = data[offset : offset + _BLOCK]
         if len(header) < _BLOCK:
             raise UnsafeTar("the tar ends before its end mark")
-        if not any(header):
+        name, size = _own_header(header) or _any_header(header, offset)
+        if not name:
             return
-        try:
-            member = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
-        except (tarfile.HeaderError, UnicodeError, ValueError) as error:
-            raise UnsafeTar(f"bad tar header at byte {offset}: {error}") from error
-        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-            raise UnsafeTar(f"{member.name!r} is not a plain file")
         start = offset + _BLOCK
-        if not 0 <= member.size <= MAX_PART_BYTES:
-            raise UnsafeTar(f"{member.name!r} claims {member.size} bytes, at most {MAX_PART_BYTES} are allowed")
-        if start + member.size > len(data):
-            raise UnsafeTar(f"{member.name!r} is cut off")
-        yield member.name, data[start : start + member.size]
-        offset = start + -(-member.size // _BLOCK) * _BLOCK
+        if not 0 <= size <= MAX_PART_BYTES:
+            raise UnsafeTar(f"{name!r} claims {size} bytes, at most {MAX_PART_BYTES} are allowed")
+        if start + size > len(data):
+            raise UnsafeTar(f"{name!r} is cut off")
+        yield name, start, size
+        offset = start + -(-size // _BLOCK) * _BLOCK
+
+
+def _own_header(header: bytes) -> tuple[str, int] | None:
+    """Name and size, where the header is one that `_header` writes; a tenth of `TarInfo.frombuf`'s time."""
+    if header[100:124] != _OWNER or header[135:148] != _TIME or header[156:] != _REST:
+        return None
+    try:
+        size, checksum = int(header[124:135], 8), int(header[148:154], 8)
+        named = header[: header.index(0)]
+        name = named.decode("ascii")
+    except ValueError:
+        return None
+    own = sum(named) + sum(header[124:135]) + _CONSTANT_SUM
+    return (name, size) if name and checksum == own and header[:100] == named.ljust(100, b"\0") else None
+
+
+def _any_header(header: bytes, offset: int) -> tuple[str, int]:
+    """Name and size by a header of anybody's; ("", 0) for the end mark."""
+    if not any(header):
+        return "", 0
+    try:
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+    except (tarfile.HeaderError, UnicodeError, ValueError) as error:
+        raise UnsafeTar(f"bad tar header at byte {offset}: {error}") from error
+    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        raise UnsafeTar(f"{member.name!r} is not a plain file")
+    if not member.name:
+        raise UnsafeTar(f"the file at byte {offset} has no name")
+    return member.name, member.size
 
 
 def encode_json(value: Mapping[str, Any]) -> bytes:

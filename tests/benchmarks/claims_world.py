@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flows.training_samples import TrainingSample, TrainingSamples
+from flows.training_samples import TrainingSample
 from tests.benchmarks.claims.world import World
 from tests.tiny_models import IMAGE_DIM, TEXT_DIM, TOKENS
 from tests.tiny_world import tiny_settings, write_models, write_people
@@ -15,9 +15,7 @@ def tiny_world(root: Path, people: int = 4) -> World:
     write_models(root / "models")
     write_people(root / "celeba", people)
     world = World(tiny_settings(root, root / "workspace", {"evaluate.prior_only_above": "900"}))
-    samples = TrainingSamples.__new__(TrainingSamples)
-    samples.samples = [_sample(number) for number in range(12)]
-    world.samples = samples
+    world.samples = [_sample(number) for number in range(12)]
     return world
 
 
@@ -29,6 +27,7 @@ def _sample(number: int) -> TrainingSample:
         masks[subject, 2:, 4 * subject : 4 * subject + 3] = 1
     moments = np.concatenate([stream.normal(size=(4, 8, 8)), np.full((4, 8, 8), -8.0)])
     return TrainingSample(
+        str(number),
         moments.astype(np.float16),
         stream.normal(size=(TOKENS, TEXT_DIM)).astype(np.float16),
         stream.normal(size=(subjects, 2, IMAGE_DIM)).astype(np.float16),

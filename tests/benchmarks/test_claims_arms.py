@@ -21,7 +21,7 @@ from tests.tiny_models import IMAGE_DIM, TEXT_DIM, TOKENS, tiny_pipeline
 
 
 def _batch(seed: int = 3) -> Batch:
-    numbers = draw(seed, 0, 4, (4, 8, 8), 900, 0.3, 0.6)
+    numbers = draw(seed, range(4), (4, 8, 8), 900, 0.3, 0.6)
     generator = torch.Generator().manual_seed(seed)
     masks = torch.zeros(4, 2, 8, 8)
     masks[:, 0, 2:, :3] = 1

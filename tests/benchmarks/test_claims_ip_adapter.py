@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from flows.training_samples import batch_of
 from moa_model import draw
 from tests.benchmarks.claims.ip_adapter import IPAdapterArm, IPAdapterPainter, fresh_weights, read_weights
 from tests.benchmarks.claims_world import tiny_world
@@ -23,9 +24,9 @@ def test_the_images_keys_and_values_start_as_the_texts():
 def test_only_projection_keys_and_values_are_trained_and_a_pipeline_reads_them(tmp_path: Path):
     world = tiny_world(tmp_path)
     base = world.base()
-    module = IPAdapterArm(base.unet, base.scheduler, world.samples.image_dim)
-    numbers = draw(0, 0, 4, world.samples.latent_shape, 999, 0.5)
-    batch = world.samples.batch([0, 1, 2, 3], numbers, base.null_text, base.scaling, base.shift)
+    module = IPAdapterArm(base.unet, base.scheduler, world.image_dim)
+    numbers = draw(0, range(4), world.latent_shape, 999, 0.5)
+    batch = batch_of(world.samples[:4], numbers, base.null_text, base.scaling, base.shift)
     optimizer = torch.optim.SGD(module.groups(0.1))
     module(batch, torch.zeros(4), None).total.backward()
     optimizer.step()
@@ -51,11 +52,11 @@ def test_only_projection_keys_and_values_are_trained_and_a_pipeline_reads_them(t
 def test_a_dropped_sample_sees_neither_text_nor_picture(tmp_path: Path):
     world = tiny_world(tmp_path)
     base = world.base()
-    module = IPAdapterArm(base.unet, base.scheduler, world.samples.image_dim)
+    module = IPAdapterArm(base.unet, base.scheduler, world.image_dim)
     losses = []
-    for samples in ([0, 1], [0, 1]):
-        numbers = draw(0, 0, 2, world.samples.latent_shape, 999, 1.0)
-        batch = world.samples.batch(samples, numbers, base.null_text, base.scaling, base.shift)
+    for _ in range(2):
+        numbers = draw(0, range(2), world.latent_shape, 999, 1.0)
+        batch = batch_of(world.samples[:2], numbers, base.null_text, base.scaling, base.shift)
         if losses:
             batch.image_embeds.add_(5.0)
             batch.text.add_(5.0)
@@ -66,7 +67,7 @@ def test_a_dropped_sample_sees_neither_text_nor_picture(tmp_path: Path):
 def test_every_picture_of_a_batch_shows_its_own_subject(tmp_path: Path):
     world = tiny_world(tmp_path)
     base = world.base()
-    module = IPAdapterArm(base.unet, base.scheduler, world.samples.image_dim)
+    module = IPAdapterArm(base.unet, base.scheduler, world.image_dim)
     module.keep(tmp_path / "kept")
     painter = IPAdapterPainter(world.settings, tmp_path / "kept", 1.0)
     red, blue = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))

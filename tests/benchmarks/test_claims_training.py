@@ -55,10 +55,10 @@ def test_arms_of_one_seed_see_the_same_samples_and_noise_and_their_own_timesteps
 
 def test_the_priors_prediction_is_computed_once(world: World, tmp_path: Path):
     base = world.base()
-    module = training.MoAArm(MOA, base.unet, base.scheduler, world.samples.image_dim)
+    module = training.MoAArm(MOA, base.unet, base.scheduler, world.image_dim)
     batch = batch_of(world, base, MOA, 0, 3)
-    first = PriorPredictions(tmp_path, MOA, 0, world.samples.latent_shape).of(3, batch, module)
-    again = PriorPredictions(tmp_path, MOA, 0, world.samples.latent_shape).of(3, batch, None)  # no module is asked
+    first = PriorPredictions(tmp_path, MOA, 0, world.latent_shape).of(3, batch, module)
+    again = PriorPredictions(tmp_path, MOA, 0, world.latent_shape).of(3, batch, None)  # no module is asked
     assert torch.equal(first, again)
     exact = PriorPredictions._predict(batch, module)
     torch.testing.assert_close(first, exact, atol=2e-3, rtol=2e-3)

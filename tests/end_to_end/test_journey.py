@@ -76,7 +76,7 @@ def first(settings: Settings, world: Path) -> subprocess.CompletedProcess[str]:
     command += [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
     run, attempts = Run(settings), Path(settings.store_root) / "runs"
     _kill_when(lambda: bool(run.catalog.shards("caption")), command)
-    _kill_when(lambda: any(attempts.glob("*/attempts/*/step-00000004/complete.json")), command)
+    _kill_when(lambda: any(attempts.glob("*/checkpoints/step-00000004/complete.json")), command)
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=400)
 
 

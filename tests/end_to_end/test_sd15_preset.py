@@ -14,13 +14,12 @@ from typing import Any
 
 import boto3
 import numpy as np
-import pyarrow.fs
 import pytest
 import torch
 from safetensors.numpy import load_file
 
 from evaluation import protocol
-from flows import evaluate, evaluation_split, ingest, model_stages, train, training_loop
+from flows import evaluate, evaluation_split, ingest, model_stages, train, training_loop, training_samples
 from flows.caption import caption
 from flows.near_duplicates import duplicates
 from flows.publish import publish
@@ -70,6 +69,7 @@ def changes(tmp_path_factory: pytest.TempPathFactory, s3_address: str) -> dict[s
         "filter.max_cut": "1.0",
         "train.steps": "2",
         "train.batch_size": "4",
+        "train.loader_workers": "0",  # so that this process sees what is drawn
         "evaluate.subjects": "2",
         "evaluate.seeds": "[11, 12]",
         "evaluate.inference_steps": "2",
@@ -94,9 +94,9 @@ def stages(settings: Settings, trained: SimpleNamespace) -> Iterator[dict[str, S
         patch.setenv("RAY_TRAIN_V2_ENABLED", "1")
         for module in (ingest, model_stages, evaluate, evaluation_split):
             patch.setattr(module, "map_shards", map_shards)
-        patch.setattr(train, "_fit", lambda run, plan: _fit_here(run, plan, patch))
+        patch.setattr(train, "fit", _fit_here)
         patch.setattr(training_loop, "MoATrainingModule", _watched(trained))
-        patch.setattr(training_loop, "draw", _noting(training_loop.draw, trained.drawn))
+        patch.setattr(training_samples, "draw", _noting(training_samples.draw, trained.drawn))
         cells = protocol.cells
         patch.setattr(protocol, "cells", lambda *arguments: [one for one in cells(*arguments) if _is_drawn(one)])
         prepared: Sequence[Any] = (ingest.ingest, duplicates, caption, segment, shard)
@@ -171,7 +171,9 @@ def test_training_is_the_papers(settings: Settings, stages: dict[str, StageResul
     assert trained.module.scheduler.config.prediction_type == "epsilon"
     assert trained.rates == (1e-5, 1.0)
     steps = [0, 1] * 3  # between the losses before and after, on the same batches
-    assert trained.drawn == [(0, step, 4, (4, PIXELS // 8, PIXELS // 8), 800, 0.1, 1.0) for step in steps]
+    assert trained.drawn == [
+        (0, range(4 * step, 4 * step + 4), (4, PIXELS // 8, PIXELS // 8), 800, 0.1, 1.0) for step in steps
+    ]
     assert trained.precision == {torch.bfloat16}
     curve = train.loss_curve(Run(settings), stages["train"].facts["run_id"])
     assert [row["step"] for row in curve] == [2] and all(np.isfinite(value) for value in curve[0].values())
@@ -233,29 +235,20 @@ def write_aligned_people(root: Path, people: int = 2, photos_each: int = 2) -> P
     return root
 
 
-def _fit_here(run: Run, plan: dict[str, Any], patch: pytest.MonkeyPatch) -> None:
-    """One worker in this process (Ray Train's local mode), its checkpoints written where and how Ray writes them."""
-    import ray.train
+def _fit_here(run: Run, plan: dict[str, Any]) -> None:
+    """One worker in this process: Ray Train's local mode."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    path, target = train._ray_storage(run, f"runs/{plan['run_id']}/attempts")
-
-    def report(metrics: dict[str, Any], checkpoint: Any = None, checkpoint_dir_name: str = "") -> None:
-        pyarrow.fs.copy_files(
-            checkpoint.path,
-            f"{path}/0001/{checkpoint_dir_name}",
-            source_filesystem=checkpoint.filesystem,
-            destination_filesystem=target,
-        )
-
-    patch.setattr(ray.train, "report", report)
     shards = run.training_shards(plan["catalog_version"])
     job = train.TrainingJob(run.settings, run.store, plan["run_id"], shards, train.adapter_of(run, plan["start"]))
-    reporter = SimpleNamespace(tell=SimpleNamespace(remote=lambda step, loss: None))
+    nobody = SimpleNamespace(remote=lambda *_: None)
     TorchTrainer(
         train.work,
-        train_loop_config={"job": pickle.loads(pickle.dumps(job)), "reporter": reporter},
+        train_loop_config={
+            "job": pickle.loads(pickle.dumps(job)),
+            "reporter": SimpleNamespace(tell=nobody, say=nobody),
+        },
         scaling_config=ScalingConfig(num_workers=0),
         run_config=RunConfig(name="0001"),
     ).fit()

@@ -74,6 +74,9 @@ def test_a_mistake_is_one_sentence_and_exit_code_two(tmp_path: Path) -> None:
         (["forget"], "moa forget PHOTO"),
         (["forget", "a.png", "--purge"], "--purge"),
         (["retrain", "--set", "near_duplicates.cosine=2"], "near_duplicates.cosine"),
+        (["train", "--json"], "--dry-run"),
+        (["train", "--dry-run", "--set", "train.batch_size=1"], "less than workers"),
+        (["train", "--dry-run", "--set", "models.base.location=/nowhere"], "/nowhere"),
     ],
 )
 def test_mistakes(
@@ -94,6 +97,18 @@ def test_doctor_ends_with_one_where_something_is_missing(
     assert cli._run() == 1
     printed = capsys.readouterr().out
     assert "missing  ingest.source: no folder /does/not/exist" in printed and "ok       storage" in printed
+
+
+def test_a_dry_run_is_a_page_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", ["moa", "train", "--dry-run", "--set", "train.steps=12345"])
+    assert cli._run() == 0
+    printed = capsys.readouterr().out
+    assert "12,345 steps" in printed and "memory per GPU" in printed and "Assumed, not measured" in printed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_stopping_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.ingest import new_photos
 from flows.model_stages import written_down
-from flows.plan import duration, plan_run
+from flows.plan import plan_run
 from flows.run import COLUMNS, Run
 from flows.workers import IngestWorker
 from infra.errors import UserError
@@ -124,11 +124,6 @@ def test_new_photos_are_in_the_plan(settings: Settings) -> None:
 def test_photos_that_are_yet_to_be_drawn_are_new(settings: Settings) -> None:
     paper = settings.model_copy(update={"ingest": settings.ingest.model_copy(update={"source": "paperfolk"})})
     assert plan_run(paper)["new_photos"] == settings.paperfolk.photos
-
-
-@pytest.mark.parametrize(("seconds", "said"), [(None, "?"), (8.2, "8 s"), (600.0, "10 min"), (9000.0, "2.5 h")])
-def test_durations_are_for_people(seconds: float | None, said: str) -> None:
-    assert duration(seconds) == said
 
 
 def test_the_commands(settings: Settings, changes: dict[str, str]) -> None:

@@ -15,8 +15,6 @@ from flows.caption import caption
 from flows.run import COLUMNS, STAGES, Run
 from flows.segment import segment
 from flows.shard import shard
-from flows.train import train
-from infra.errors import UserError
 from infra.settings import Settings
 from infra.storage import DirectoryStore
 from preprocessing.catalog import ShardRow, load_shard, sweep
@@ -217,9 +215,3 @@ def test_columns_are_not_swept(done: Settings) -> None:
     store = DirectoryStore(Path(done.store_root))
     store.put("shards/moments/litter.tar", b"")
     assert sweep(run.store, run.catalog, (*STAGES, *COLUMNS)) == ["shards/moments/litter.tar"]
-
-
-@pytest.mark.parametrize("column", ["moments", "image_embeds"])
-def test_training_without_a_column_is_refused_in_a_sentence(column: str, done: Settings) -> None:
-    with pytest.raises(UserError, match=f"set shard.{column} to true"):
-        train.fn(changed(done, **{column: False}))

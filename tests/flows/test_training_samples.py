@@ -1,14 +1,20 @@
 """Shards as tensors, the same on every worker."""
 
-from collections.abc import Sequence
+import io
+import pickle
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from flows.training_samples import TrainingSamples
+from flows.training_samples import StepBatches, TrainingSamples
 from infra.errors import UserError
+from infra.settings import TrainSettings, load_settings
+from infra.shard_cache import ShardCache
 from infra.storage import DirectoryStore
 from moa_model import draw
 from preprocessing.catalog import ShardRow, store_shard
@@ -22,7 +28,7 @@ def _shard(store: DirectoryStore, name: str, people: list[int], without: str = "
         for subject in range(1, count + 1):
             instances[:8, 4 * subject : 4 * subject + 4] = subject
         stream = np.random.default_rng([number, count])
-        subjects = [{"token": 5 + subject} for subject in range(count)]
+        subjects = [{"token": 5 + subject, "box": [0, 0, 8, 8]} for subject in range(count)]
         parts = {
             "json": encode_json({"caption": "x" * number, "subjects": subjects}),
             "instances.png": encode_instances(instances),
@@ -30,59 +36,120 @@ def _shard(store: DirectoryStore, name: str, people: list[int], without: str = "
             "text.npy": encode_npy(stream.normal(size=(6, 3)).astype(np.float16)),
             "image_embeds.npy": encode_npy(stream.normal(size=(count, 2, 5)).astype(np.float16)),
         }
+        parts["jpg"] = encode_picture(number)
         samples.append((f"{name}{number}", {part: data for part, data in parts.items() if part != f"{without}.npy"}))
     return store_shard(store, "shard", name, "f", write_tar(samples), len(people))
 
 
-def test_order_is_that_of_the_shards_names(tmp_path: Path) -> None:
+def encode_picture(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), (number, 0, 0)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
+    return load_settings("demo", tmp_path_factory.mktemp("workspace"), {"train.batch_size": "7"}).train
+
+
+def _samples(store: DirectoryStore, rows: list[ShardRow], train: TrainSettings, **more: Any) -> TrainingSamples:
+    return TrainingSamples(ShardCache(store, Path("unused"), 1), rows, train, **more)
+
+
+def _batches(samples: TrainingSamples, train: TrainSettings, **place: int) -> StepBatches:
+    return StepBatches(samples, train, np.zeros((6, 3), np.float16), 0.5, **place)
+
+
+def test_the_order_does_not_depend_on_how_the_shards_are_listed(tmp_path: Path, train: TrainSettings) -> None:
     store = DirectoryStore(tmp_path)
-    rows = [_shard(store, name, people) for name, people in (("b", [1, 2]), ("a", [2]))]
-    one, other = TrainingSamples(store, rows), TrainingSamples(store, rows[::-1])
-    assert len(one) == 3
-    assert [sample.tokens for sample in one.samples] == [(5, 6), (5,), (5, 6)]
-    for a, b in zip(one.samples, other.samples, strict=True):
-        np.testing.assert_array_equal(a.moments, b.moments)
-    assert one.latent_shape == (4, 4, 4) and one.image_dim == 5
+    rows = [_shard(store, name, people) for name, people in (("b", [1, 2]), ("a", [2]), ("c", [1, 1, 1]))]
+    one, other = _samples(store, rows, train), _samples(store, rows[::-1], train)
+    keys = [one[position].key for position in range(6)]
+    assert sorted(keys) == ["a0", "b0", "b1", "c0", "c1", "c2"]
+    assert keys == [other[position].key for position in range(6)]
+    assert {one[position].tokens for position in range(6) if keys[position] in ("a0", "b1")} == {(5, 6)}
 
 
-def test_batch_pads_subjects_and_takes_the_drawn_variant(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [2, 3, 7])
+def test_workers_share_out_the_batch_of_one(workers: int, tmp_path: Path, train: TrainSettings) -> None:
     store = DirectoryStore(tmp_path)
-    samples = TrainingSamples(store, [_shard(store, "a", [1, 2])])
-    numbers = draw(0, 0, 2, samples.latent_shape)
-    batch = samples.batch([0, 1], numbers, torch.zeros(6, 3), scaling=0.5, shift=0.0)
-    assert batch.tokens.tolist() == [[5, -1], [5, 6]]
-    assert batch.masks.shape == (2, 2, 4, 4) and batch.masks[0, 1].sum() == 0
-    assert batch.masks[0, 0].tolist() == [[0.0, 1.0, 0.0, 0.0]] * 2 + [[0.0] * 4] * 2
-    variant = int(numbers.variant[1] * 2)
-    expected = samples.samples[1].image_embeds[:, variant].astype(np.float32)
-    np.testing.assert_array_equal(batch.image_embeds[1], expected)
-    mean, log_variance = torch.from_numpy(samples.samples[0].moments).float().chunk(2)
-    latents = 0.5 * (mean + torch.exp(0.5 * log_variance) * numbers.posterior[0])
-    torch.testing.assert_close(batch.latents[0], latents)
+    samples = _samples(store, [_shard(store, "a", [1, 2, 1]), _shard(store, "b", [1, 1])], train)
+    whole = _batches(samples, train)[3]
+    shares = [_batches(samples, train, rank=rank, workers=workers)[3] for rank in range(workers)]
+    assert [key for one in shares for key in one.keys] == list(whole.keys)
+    for name in ("latents", "noise", "timesteps", "dropped", "text"):
+        joined = torch.cat([getattr(one.batch, name) for one in shares])
+        assert torch.equal(joined, getattr(whole.batch, name)), name
 
 
-def test_nothing_to_train_on_is_said(tmp_path: Path) -> None:
+def test_a_batch_pads_subjects_and_takes_the_drawn_variant(tmp_path: Path, train: TrainSettings) -> None:
+    store = DirectoryStore(tmp_path)
+    samples = _samples(store, [_shard(store, "a", [1, 2])], train)
+    step = _batches(samples, train)[0]
+    batch, row = step.batch, step.keys.index("a0")
+    numbers = draw(train.seed, range(7), (4, 4, 4))
+    assert batch.tokens[row].tolist() == [5, -1] and batch.tokens[step.keys.index("a1")].tolist() == [5, 6]
+    assert batch.masks.shape == (7, 2, 4, 4) and batch.masks[row, 1].sum() == 0
+    assert batch.masks[row, 0].tolist() == [[0.0, 1.0, 0.0, 0.0]] * 2 + [[0.0] * 4] * 2
+    variant = int(numbers.variant[row] * 2)
+    np.testing.assert_array_equal(batch.image_embeds[row, :1], samples[row].image_embeds[:, variant])
+    mean, log_variance = torch.from_numpy(samples[row].moments).float().chunk(2)
+    latents = 0.5 * (mean + torch.exp(0.5 * log_variance) * numbers.posterior[row])
+    torch.testing.assert_close(batch.latents[row], latents)
+
+
+def test_damaged_shards_are_passed_over_without_moving_the_others(tmp_path: Path, train: TrainSettings) -> None:
+    store = DirectoryStore(tmp_path)
+    rows = [_shard(store, name, [1, 1]) for name in "abc"]
+    whole = [_samples(store, rows, train)[position].key for position in range(12)]
+    store.delete(rows[1].object_key)
+    left = [_samples(store, rows, train, damaged={"b"})[position].key for position in range(12)]
+    assert [key for key in whole if key[0] == "b"] and not [key for key in left if key[0] == "b"]
+    assert all(a == b for a, b in zip(whole, left, strict=True) if a[0] != "b")
+    with pytest.raises(UserError, match=r"damaged_shards"):
+        [_samples(store, rows, train)[position] for position in range(6)]
+
+
+def test_another_process_reads_the_same(tmp_path: Path, train: TrainSettings) -> None:
+    store = DirectoryStore(tmp_path)
+    samples = _samples(store, [_shard(store, "a", [1, 2, 1])], train)
+    batches = _batches(samples, train)
+    here = batches[2]  # its shard is open
+    there = pickle.loads(pickle.dumps(batches))[2]
+    assert torch.equal(here.batch.latents, there.batch.latents) and here.keys == there.keys
+
+
+def test_nothing_to_train_on_is_said(tmp_path: Path, train: TrainSettings) -> None:
+    store = DirectoryStore(tmp_path)
     with pytest.raises(UserError, match="nothing to train on"):
-        TrainingSamples(DirectoryStore(tmp_path), [])
+        _samples(store, [], train)
+    with pytest.raises(UserError, match="nothing to train on"):
+        _samples(store, [_shard(store, "a", [1])], train, damaged={"a"})
 
 
-def _encode(captions: Sequence[str]) -> np.ndarray:
-    """The length of each caption as its text states."""
-    return np.stack([np.full((6, 3), len(caption), np.float16) for caption in captions])
+class _Models:
+    """Stands for the encoders: what a column is computed from can be read off it."""
 
+    settings = SimpleNamespace(reference_variants=2, reference_pixels=8)
 
-def test_text_states_that_are_not_there_are_computed(tmp_path: Path) -> None:
-    store = DirectoryStore(tmp_path)
-    rows = [_shard(store, "a", [1] * 70, without="text"), _shard(store, "b", [1, 1])]
-    samples = TrainingSamples(store, rows, _encode).samples
-    assert [int(sample.text[0, 0]) for sample in samples[:70]] == sorted(range(70), key=str)
-    kept = TrainingSamples(store, rows[1:]).samples
-    np.testing.assert_array_equal(samples[71].text, kept[1].text)
+    def text(self, captions: list[str]) -> np.ndarray:
+        return np.stack([np.full((6, 3), len(caption), np.float16) for caption in captions])
+
+    def moments(self, pictures: list[Image.Image]) -> np.ndarray:
+        return np.stack([np.full((8, 4, 4), np.asarray(picture)[0, 0, 0], np.float16) for picture in pictures])
+
+    def image_embeds(self, crops: list[Image.Image]) -> np.ndarray:
+        return np.stack([np.full(5, crop.width, np.float16) for crop in crops])
 
 
 @pytest.mark.parametrize("column", ["moments", "image_embeds", "text"])
-def test_a_missing_column_is_named(column: str, tmp_path: Path) -> None:
+def test_a_missing_column_is_computed_or_named(column: str, tmp_path: Path, train: TrainSettings) -> None:
     store = DirectoryStore(tmp_path)
-    encode = None if column == "text" else _encode
+    rows = [_shard(store, "a", [2] * 40, without=column)]
+    sample = _samples(store, rows, train, models=_Models())[0]
+    number = int(sample.key[1:])
+    value = np.unique(getattr(sample, column)).tolist()
+    assert value == {"text": [number], "moments": [pytest.approx(number, abs=3)], "image_embeds": [8]}[column]
+    assert sample.image_embeds.shape == (2, 2, 5)
     with pytest.raises(UserError, match=f"shard.{column} to true"):
-        TrainingSamples(store, [_shard(store, "a", [1], without=column)], encode)
+        _samples(store, rows, train)[0]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import UserError
-from infra.model_files import fingerprint, resolve
+from infra.model_files import fingerprint, folder_here, resolve
 from infra.settings import ModelReference
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -33,6 +33,19 @@ def test_a_folder_that_looks_like_a_hub_id_is_a_folder_unless_pinned(
     monkeypatch.chdir(tmp_path)
     assert resolve(ModelReference(location="owner/name"), "clip") == (str(tmp_path / "owner" / "name"), {})
     assert resolve(ModelReference(location="owner/name", revision=COMMIT), "clip")[1] == {"revision": COMMIT}
+
+
+def test_what_is_here_is_found_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("MOA_MODEL_CACHE", str(tmp_path / "mirrors"))
+    assert folder_here(_model(tmp_path / "m")) == tmp_path / "m"
+    of_the_hub = ModelReference(location="owner/name", revision=COMMIT)
+    for absent in (of_the_hub, ModelReference(location="/absent"), ModelReference(location="s3://bucket/model")):
+        assert folder_here(absent) is None
+    snapshot = tmp_path / "hub" / "models--owner--name" / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    assert folder_here(of_the_hub) == snapshot
+    assert folder_here(ModelReference(location="owner/name", revision="0" * 40)) is None
 
 
 @pytest.mark.parametrize(

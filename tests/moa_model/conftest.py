@@ -57,7 +57,7 @@ def batch() -> Batch:
 
 def make_batch(count: int = 4, dtype: torch.dtype = torch.float32) -> Batch:
     generator = torch.Generator().manual_seed(2)
-    numbers = draw(0, 0, count, (4, 8, 8))
+    numbers = draw(0, range(count), (4, 8, 8))
     masks = torch.zeros(count, 2, 8, 8)
     masks[:, 0, 2:6, 1:4] = 1
     masks[1, 1, 1:7, 5:8] = 1

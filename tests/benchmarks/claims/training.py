@@ -1,7 +1,7 @@
 """One arm's training: a plain loop that can be killed at any time and goes on where it was.
 
 Step k of every arm with the same training seed sees the same samples, noise and timesteps (but for an arm's own largest
-timestep): `draw` and `global_batch` are pure functions of seed and step. The prior's prediction, which the preservation
+timestep): `draw` and `SampleOrder` are pure functions of seed and place. The prior's prediction, which the preservation
 loss compares with, is the same for all of them too and is computed once.
 """
 
@@ -16,7 +16,8 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from moa_model import EMA, Batch, draw, global_batch, rate_scale
+from flows.training_samples import batch_of as batch_of_samples
+from moa_model import EMA, Batch, SampleOrder, draw, rate_scale
 from tests.benchmarks.claims.arms import MoAArm
 from tests.benchmarks.claims.ip_adapter import IPAdapterArm
 from tests.benchmarks.claims.plan import DROPOUT, EMA_DECAY, LEARNING_RATE, LENGTHS, ROWS, SHIPPED, WARM_UP, Arm
@@ -47,16 +48,16 @@ def train(world: World, folder: Path, arm: Arm, seed: int, steps: int, tell: Tel
     torch.manual_seed(seed)
     module: Any
     if arm.kind == "ip-adapter":
-        module = IPAdapterArm(base.unet, base.scheduler, world.samples.image_dim)
+        module = IPAdapterArm(base.unet, base.scheduler, world.image_dim)
     else:
-        module = MoAArm(arm, base.unet, base.scheduler, world.samples.image_dim)
+        module = MoAArm(arm, base.unet, base.scheduler, world.image_dim)
     optimizer = torch.optim.AdamW(module.groups(LEARNING_RATE), weight_decay=0.01)
     rates = [group["lr"] for group in optimizer.param_groups]
     ema = EMA(module.trained, EMA_DECAY)
     own = trained_folder(folder, arm, seed)
     own.mkdir(parents=True, exist_ok=True)
     first = _load(own / _STATE, module.trained, ema, optimizer)
-    prior = PriorPredictions(folder, arm, seed, world.samples.latent_shape) if arm.lambda_preservation else None
+    prior = PriorPredictions(folder, arm, seed, world.latent_shape) if arm.lambda_preservation else None
     for step in range(first, steps):
         done, batch = step + 1, batch_of(world, base, arm, seed, step)
         prior_BCHW = None if prior is None else prior.of(step, batch, module)
@@ -78,9 +79,11 @@ def train(world: World, folder: Path, arm: Arm, seed: int, steps: int, tell: Tel
 
 def batch_of(world: World, base: Base, arm: Arm, seed: int, step: int) -> Batch:
     """The samples and random numbers of one step."""
-    indices = global_batch(seed, step, ROWS, len(world.samples))
-    numbers = draw(seed, step, ROWS, world.samples.latent_shape, arm.max_timestep, DROPOUT, arm.timestep_exponent)
-    return world.samples.batch(indices, numbers, base.null_text, base.scaling, base.shift)
+    positions = range(step * ROWS, (step + 1) * ROWS)
+    order = SampleOrder(seed, [len(world.samples)], 1)
+    chosen = [world.samples[order.at(position)[1]] for position in positions]
+    numbers = draw(seed, positions, world.latent_shape, arm.max_timestep, DROPOUT, arm.timestep_exponent)
+    return batch_of_samples(chosen, numbers, base.null_text, base.scaling, base.shift)
 
 
 def coins(seed: int, step: int) -> Float[Tensor, " B"]:

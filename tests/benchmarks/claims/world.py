@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from flows.evaluation_people import read_people
 from flows.run import Run
-from flows.training_samples import TrainingSamples
+from flows.training_samples import TrainingSample, training_sample
 from infra.model_files import resolve
 from infra.settings import Settings, load_settings
+from preprocessing.catalog import load_shard
 from preprocessing.precompute import Precomputer
+from preprocessing.shards import read_tar
 from tests.benchmarks.claims.plan import Protocol
 
 PHOTOS, WORLD_SEED = 4000, 0  # the photos that release 1 was trained on
@@ -70,9 +72,21 @@ class World:
         self.run = Run(self.settings)
 
     @cached_property
-    def samples(self) -> TrainingSamples:
-        """All training samples, in the order that every arm reads them in."""
-        return TrainingSamples(self.run.store, self.run.training_shards())
+    def samples(self) -> list[TrainingSample]:
+        """All training samples, sorted by shard and key."""
+        shards = (load_shard(self.run.store, row) for row in self.run.training_shards())
+        return [training_sample(sample) for shard in shards for sample in read_tar(shard)]
+
+    @property
+    def image_dim(self) -> int:
+        """Width of the subjects' features."""
+        return int(self.samples[0].image_embeds.shape[-1])
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.samples[0].moments.shape
+        return channels // 2, height, width
 
     def base(self) -> Base:
         """A fresh copy of the base's U-Net, and what goes with it."""

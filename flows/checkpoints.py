@@ -1,0 +1,134 @@
+"""A training's checkpoints in the store: written beside the training, each visible whole or not at all.
+
+`runs/RUN/checkpoints/step-00000100/` holds safetensors and JSON and, written last, a list of their digests. Only a
+folder whose files agree with its list counts, so one that a kill cut short is passed over. (No torch here.)
+"""
+
+import errno
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from infra.storage import ObjectStore
+
+RELEASED = "released"  # a folder in the last one: what is released
+_LIST = "complete.json"
+_STEP = re.compile(r"(.+/step-(\d{8}))/")
+_LAST_TRIES = 6  # of the one that ends the training, each after twice the pause before: a minute in all
+Files = Callable[[], Iterable[tuple[str, bytes]]]
+
+
+def folder_of(run_id: str) -> str:
+    """The prefix of a run's checkpoints."""
+    return f"runs/{run_id}/checkpoints/"
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time on a thread, and removes those that are not to be kept.
+
+    Kept are the `keep_last` latest, the one of the lowest loss, and those whose step is a multiple of `keep_every`
+    (0: none). What cannot be written is told and costs only itself: the training goes on, and tries again with its next
+    checkpoint.
+    """
+
+    def __init__(
+        self, store: ObjectStore, run_id: str, keep_last: int, keep_every: int, tell: Callable[[str], object]
+    ) -> None:
+        self._store, self._folder, self._tell = store, folder_of(run_id), tell
+        self._keep_last, self._keep_every = keep_last, keep_every
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+
+    def save(self, step: int, files: Files, loss: float) -> None:
+        """Begin to write. Waits for the one before: two in memory at once would be one too many."""
+        self._wait()
+        self._writing = self._thread.submit(self._write, step, files, loss)
+
+    def finish(self, step: int, files: Files, loss: float) -> None:
+        """Write the last one and wait for it; the error of the last try where none succeeds."""
+        self._wait()
+        pause = 1.0
+        for attempt in range(1, _LAST_TRIES + 1):
+            try:
+                self._write(step, files, loss)
+                break
+            except Exception as error:
+                if attempt == _LAST_TRIES:
+                    raise
+                self._tell(f"{_said(step, error)}; trying again in {pause:.0f} s")
+                time.sleep(pause)
+                pause *= 2
+        self._thread.shutdown()
+
+    def _wait(self) -> None:
+        if self._writing is None:
+            return
+        error = self._writing.exception()
+        self._writing = None
+        if error is not None:
+            self._tell(_said(0, error))
+
+    def _write(self, step: int, files: Files, loss: float) -> None:
+        prefix = f"{self._folder}step-{step:08d}"
+        listed = dict[str, str]()
+        for name, data in files():
+            self._store.put(f"{prefix}/{name}", data)
+            listed[name] = hashlib.sha256(data).hexdigest()
+        self._store.put(f"{prefix}/{_LIST}", json.dumps({"files": listed, "loss": loss}).encode())
+        self._remove_others(step)
+
+    def _remove_others(self, step: int) -> None:
+        keys = self._store.list(self._folder)
+        losses = {
+            int(found[2]): float(json.loads(self._store.get(key))["loss"])
+            for key in keys
+            if key.endswith(f"/{_LIST}") and (found := _STEP.match(key))
+        }
+        keep = {*sorted(losses)[-self._keep_last :], min(losses, key=lambda one: losses[one])}
+        keep |= {one for one in losses if self._keep_every and one % self._keep_every == 0}
+        for key in sorted(keys, key=lambda key: not key.endswith(_LIST)):  # its list first: no half is ever complete
+            found = _STEP.match(key)
+            if found and int(found[2]) < step and int(found[2]) not in keep:
+                self._store.delete(key)
+
+
+def _said(step: int, error: BaseException) -> str:
+    which = f"the checkpoint of step {step}" if step else "a checkpoint"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"{which} does not fit on the store's disk: make room; the training goes on without it"
+    return f"{which} could not be written ({type(error).__name__}: {error}); the training goes on without it"
+
+
+def latest_step(store: ObjectStore, run_id: str) -> int:
+    """The step of the run's latest checkpoint that has a list; 0 where there is none."""
+    keys = store.list(folder_of(run_id))
+    return max((int(found[2]) for key in keys if key.endswith(_LIST) and (found := _STEP.match(key))), default=0)
+
+
+def fetch_checkpoint(store: ObjectStore, run_id: str, folder: Path) -> int:
+    """Copy the run's latest complete checkpoint into an empty folder and return its step; 0 where there is none."""
+    found = {match[1]: int(match[2]) for key in store.list(folder_of(run_id)) if (match := _STEP.match(key))}
+    for prefix in sorted(found, key=lambda prefix: found[prefix], reverse=True):
+        contents = _complete(store, prefix)
+        if contents is None:
+            continue
+        for name, data in contents.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        return found[prefix]
+    return 0
+
+
+def _complete(store: ObjectStore, prefix: str) -> dict[str, bytes] | None:
+    try:
+        listed = json.loads(store.get(f"{prefix}/{_LIST}"))["files"]
+        contents = {name: store.get(f"{prefix}/{name}") for name in listed}
+    except (KeyError, TypeError, ValueError):
+        return None
+    intact = all(hashlib.sha256(contents[name]).hexdigest() == sha256 for name, sha256 in listed.items())
+    return contents if intact else None

@@ -1,0 +1,71 @@
+"""What makes a training step quick, or small, and leaves its numbers alone: layout, compiler, optimiser, recomputation.
+
+Each is one switch, and all of them go together. `make bench-training` says what each of them gives on a GPU.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+
+from moa_model.training import MoATrainingModule
+
+CompileMode = Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"]
+
+
+def prepare(
+    module: MoATrainingModule,
+    *,
+    channels_last: bool = False,
+    compile: bool = False,
+    activation_checkpointing: bool = False,
+    frozen_dtype: torch.dtype | None = None,
+    mode: CompileMode = "default",
+    backend: str = "inductor",
+) -> MoATrainingModule:
+    """Make a training module quick, in place; gives it back. Call it once, on the final device, before DDP wraps it.
+
+    ``channels_last``: the convolutions' weights as cuDNN's tensor-core kernels read them; nothing is transposed between
+    convolutions and attention any more.
+    ``compile``: the U-Net's forward and backward through ``torch.compile`` in one graph (a graph break is an error).
+    What depends on the batch (the prompt's MLP, the losses) stays outside. The first step takes minutes; another batch
+    size or latent size compiles anew. ``mode`` "reduce-overhead" replays CUDA graphs: call
+    ``torch.compiler.cudagraph_mark_step_begin()`` before each step.
+    ``activation_checkpointing``: each residual and transformer block's activations are computed again in the backward
+    pass: a third more work, and memory for a far larger batch.
+    ``frozen_dtype``: the frozen prior in half precision, for training under autocast to that type, which would else
+    convert the same weights in every step. The norms' weights are rounded too. The experts stay as they are.
+    """
+    if channels_last:
+        module.unet.to(memory_format=torch.channels_last)
+    if frozen_dtype is not None:
+        trained = set(map(id, module.adapter.parameters()))
+        for parameter in module.unet.parameters():
+            if id(parameter) not in trained:
+                parameter.data = parameter.data.to(frozen_dtype)
+    if activation_checkpointing:
+        module.unet.enable_gradient_checkpointing()
+    if compile:
+        if activation_checkpointing:
+            # The layers' maps are written while a checkpointed block runs. The compiler refuses that unless it is told
+            # that the second run need not write, and ours does not: see AttentionMaps.
+            torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
+        # Below the adapter's hook, which looks at Python objects that are made anew for every step.
+        module.unet.forward = torch.compile(
+            module.unet.forward,
+            fullgraph=True,
+            dynamic=False,
+            backend=backend,
+            mode=None if backend != "inductor" or mode == "default" else mode,
+        )
+    return module
+
+
+def make_optimizer(
+    groups: Iterable[Mapping[str, Any]], *, fused: bool = True, weight_decay: float = 0.01
+) -> torch.optim.AdamW:
+    """AdamW for ``MoATrainingModule.optimizer_groups``; ``fused`` updates all parameters in one kernel per device.
+
+    A checkpoint of the one kind goes on with the other (``checkpoint.load_checkpoint``).
+    """
+    return torch.optim.AdamW([dict(group) for group in groups], weight_decay=weight_decay, fused=fused)

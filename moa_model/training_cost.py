@@ -1,0 +1,248 @@
+"""What a training step costs, counted without a weight or a GPU: FLOPs, the memory of one GPU, a checkpoint's bytes.
+
+The module that trains is built on the "meta" device, where tensors have shapes and no numbers, and its own forward and
+backward are watched. Memory is counted as on a GPU: fused attention, and autocast's copies where it is asked for.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import infra.torchvision_ops  # noqa: F401
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from infra.errors import UserError
+from moa_model.adapter import MoAAdapter
+from moa_model.architectures import BaseShape
+from moa_model.config import MoAConfig
+from moa_model.layers import layer_shapes
+from moa_model.training import Batch, MoATrainingModule
+
+_FP32, _INT64 = 4, 8  # bytes; weights, gradients and what AdamW and the average keep are fp32 whatever the precision
+
+# What autocast does on a GPU to the operations of this module: those to bf16, these to fp32, all others as they come.
+_IN_HALF = {
+    functional.linear,
+    functional.conv2d,
+    torch.einsum,
+    torch.matmul,
+    Tensor.matmul,
+    functional.scaled_dot_product_attention,
+}
+_IN_SINGLE = {functional.group_norm, functional.layer_norm, torch.softmax, Tensor.softmax, Tensor.pow, Tensor.sum}
+# No number is there to be asked for. What the module asks is whether and where somebody is bound (yes, at a token that
+# every prompt has) and whether the timesteps are trained (all are): 1 is the answer that training gives.
+_ANSWERS: dict[Any, Any] = {Tensor.__bool__: True, Tensor.__int__: 1, Tensor.__float__: 1.0}
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """Counts of one base, one objective and one precision; FLOPs and activations are those of one sample."""
+
+    base_parameters: int
+    expert_parameters: int
+    router_parameters: int
+    prompt_parameters: int
+    adapter_tensors: int
+    """How many tensors the adapter's parameters are."""
+    prior_flops: int
+    """One forward pass of the base alone."""
+    forward_flops: int
+    """With experts, routers and prompt, and the losses."""
+    backward_flops: int
+    """Frozen weights need no gradient, nor does anything that lies before the first expert."""
+    preserving: bool
+    """Whether the objective needs the prior's own prediction, a second forward pass."""
+    activation_bytes: int
+    """What autograd keeps for the backward pass, per sample."""
+    cast_bytes: int
+    """What it keeps whatever the batch: autocast's copies of the weights."""
+
+    @property
+    def adapter_parameters(self) -> int:
+        """All that are trained."""
+        return self.expert_parameters + self.router_parameters + self.prompt_parameters
+
+    @property
+    def sample_flops(self) -> int:
+        """A training step's, per sample."""
+        return self.forward_flops + self.backward_flops + self.preserving * self.prior_flops
+
+    @property
+    def gradient_bytes(self) -> int:
+        """The trained parameters' gradients."""
+        return _FP32 * self.adapter_parameters
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """AdamW's two moments of every trained number, and a count of steps for every tensor."""
+        return 2 * _FP32 * self.adapter_parameters + _FP32 * self.adapter_tensors
+
+    @property
+    def average_bytes(self) -> int:
+        """``EMA``'s."""
+        return _FP32 * self.adapter_parameters + _INT64
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Tensors of a ``Snapshot``: adapter, average and optimizer; headers and JSON add some 0.1 MB."""
+        return _FP32 * self.adapter_parameters + self.average_bytes + self.optimizer_bytes
+
+    def memory(self, samples: int, workers: int = 1) -> dict[str, int]:
+        """Bytes on each of ``workers`` GPUs at ``samples`` a GPU, by what they are for.
+
+        An upper bound of what is counted, since the gradients come while activations go; without what the backward
+        pass and the kernels need in passing.
+        """
+        return {
+            "base": _FP32 * self.base_parameters,
+            "adapter": _FP32 * self.adapter_parameters,
+            "gradients": self.gradient_bytes,
+            # DistributedDataParallel sums gradients in buckets of its own.
+            "gradient_buckets": self.gradient_bytes if workers > 1 else 0,
+            "optimizer": self.optimizer_bytes,
+            "average": self.average_bytes,
+            "casts": self.cast_bytes,
+            "activations": samples * self.activation_bytes,
+        }
+
+    def samples_within(self, budget: float, workers: int = 1, reserve: float = 0.0) -> int:
+        """The most samples a GPU whose memory, and ``reserve`` times their activations again, fit into ``budget``."""
+        free = budget - sum(self.memory(0, workers).values())
+        return max(0, int(free // (self.activation_bytes * (1 + reserve))))
+
+
+def count_training(
+    base: BaseShape,
+    image_dim: int,
+    latent_size: tuple[int, int],
+    *,
+    precision: Literal["fp32", "bf16"] = "bf16",
+    blocks: Literal["middle", "all"] = "middle",
+    preserving: bool = False,
+) -> TrainingCost:
+    """Count a training of MoA on ``base`` at latents of ``latent_size`` (height, width), one subject a sample.
+
+    ``blocks``, ``preserving``: the objective's, as of ``MoATrainingModule``. Some seconds. Raises UserError for a base
+    that wants more than a text (SDXL).
+    """
+    module = _module(base, image_dim, blocks)
+    forward, backward = _step_flops(module, _batch(1, base, image_dim, latent_size))
+    one, two = (_saved_bytes(module, _batch(rows, base, image_dim, latent_size), precision) for rows in (1, 2))
+    adapter = module.adapter
+    return TrainingCost(
+        base_parameters=_count([module.unet]) - _count(adapter.layers),  # which the U-Net carries
+        expert_parameters=_count(layer.expert for layer in adapter.layers),
+        router_parameters=_count(layer.router for layer in adapter.layers),
+        prompt_parameters=_count([adapter.prompt]),
+        adapter_tensors=len(list(adapter.parameters())),
+        prior_flops=_prior_flops(module, _batch(1, base, image_dim, latent_size)),
+        forward_flops=forward,
+        backward_flops=backward,
+        preserving=preserving,
+        activation_bytes=two - one,
+        cast_bytes=2 * one - two,
+    )
+
+
+def saved_for_backward(work: Callable[[], Any], known: Iterable[Tensor]) -> tuple[Any, int]:
+    """What ``work`` gives, and the bytes that autograd keeps of it: each storage once, those of ``known`` left out."""
+    outside = {tensor.untyped_storage()._cdata for tensor in known}
+    kept: dict[int, torch.UntypedStorage] = {}  # holding them, so that no number is given out again
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        # A fused kernel's random state, which nobody here draws from, is no activation.
+        if storage._cdata not in outside and tensor.dtype != torch.uint64:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = work()
+    return result, sum(storage.nbytes() for storage in kept.values())
+
+
+class _Shapes(TorchFunctionMode):
+    """Answers where a number would be needed; with ``gpu`` also attention and autocast as a GPU has them."""
+
+    def __init__(self, gpu: bool = False, half: bool = False) -> None:
+        super().__init__()
+        self.gpu, self.half = gpu, half
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function in _ANSWERS:
+            return _ANSWERS[function]
+        if self.half and (function in _IN_HALF or function in _IN_SINGLE):
+            dtype = torch.bfloat16 if function in _IN_HALF else torch.float32
+            args = [_cast(each, dtype) for each in args]
+            kwargs = {name: _cast(each, dtype) for name, each in kwargs.items()}
+        if self.gpu and function is functional.scaled_dot_product_attention:
+            # The plain kernel, which "meta" would take, keeps N × N scores; this one what every fused one keeps.
+            return torch.ops.aten._scaled_dot_product_flash_attention(*args[:3])[0]
+        return function(*args, **kwargs)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _module(base: BaseShape, image_dim: int, blocks: Literal["middle", "all"]) -> MoATrainingModule:
+    if base.unet.get("addition_embed_type"):
+        raise UserError(
+            "This base wants more than a text (as SDXL does), which training does not give it: take another."
+        )
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(dict(base.unet))
+        shapes = {"image_dim": image_dim, "text_dim": base.text_dim, "layers": layer_shapes(unet)}
+        adapter = MoAAdapter(MoAConfig.model_validate(shapes))
+        return MoATrainingModule(unet, adapter, {"num_train_timesteps": adapter.config.timesteps}, blocks=blocks)
+
+
+def _batch(rows: int, base: BaseShape, image_dim: int, latent_size: tuple[int, int]) -> Batch:
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    return Batch(
+        latents=empty(rows, base.latent_channels, *latent_size),
+        text=empty(rows, base.tokens, base.text_dim),
+        null_text=empty(base.tokens, base.text_dim),
+        image_embeds=empty(rows, 1, image_dim),
+        tokens=empty(rows, 1, dtype=torch.int64),
+        masks=empty(rows, 1, *latent_size),
+        noise=empty(rows, base.latent_channels, *latent_size),
+        timesteps=empty(rows, dtype=torch.int64),
+        dropped=empty(rows, dtype=torch.bool),
+    )
+
+
+def _step_flops(module: MoATrainingModule, batch: Batch) -> tuple[int, int]:
+    """Forward and backward. Attention is the plain kernel's: a fused one computes the scores twice, at no gain."""
+    with _Shapes():
+        with FlopCounterMode(display=False) as forward:
+            total = module(batch).total
+        with FlopCounterMode(display=False) as backward:
+            total.backward()
+    module.zero_grad(set_to_none=True)
+    return forward.get_total_flops(), backward.get_total_flops()
+
+
+def _prior_flops(module: MoATrainingModule, batch: Batch) -> int:
+    with torch.no_grad(), _Shapes(), FlopCounterMode(display=False) as counter:
+        module.unet(batch.noise, batch.timesteps, batch.text)
+    return counter.get_total_flops()
+
+
+def _saved_bytes(module: MoATrainingModule, batch: Batch, precision: str) -> int:
+    with _Shapes(gpu=True, half=precision == "bf16"):
+        return saved_for_backward(lambda: module(batch), [*module.parameters(), *module.buffers()])[1]
+
+
+def _count(modules: Iterable[nn.Module]) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())

@@ -1,0 +1,42 @@
+"""A shard on a local disk, mapped into memory: any of its samples by number, without reading the others."""
+
+import mmap
+from array import array
+from pathlib import Path
+
+from preprocessing.shards import Sample, sample_spans
+
+# Of each sample its key, its files' extensions, and for each file its first byte and its size: 350 bytes a sample.
+ShardIndex = list[tuple[str, tuple[str, ...], "array[int]"]]
+
+
+class MappedShard:
+    """The samples of a tar that `shards.write_tar` made, in its order. UnsafeTar for any other.
+
+    Only the headers are read at first, and not even these where the index is known from another time. The file may be
+    removed meanwhile: what is mapped stays.
+    """
+
+    def __init__(self, path: Path, index: ShardIndex | None = None) -> None:
+        with path.open("rb") as file:
+            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.index = _index(self._data) if index is None else index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, number: int) -> Sample:
+        """Sample `number`, a copy of its bytes."""
+        key, extensions, spans = self.index[number]
+        data, places = self._data, iter(spans)
+        return Sample(key, {name: data[start : start + next(places)] for name, start in zip(extensions, places)})  # noqa: B905
+
+
+def _index(data: mmap.mmap) -> ShardIndex:
+    kinds: dict[tuple[str, ...], tuple[str, ...]] = {}  # most samples have the same extensions: one tuple for all
+    index = []
+    for key, spans in sample_spans(data):
+        extensions = tuple(spans)
+        places = array("q", [number for span in spans.values() for number in span])
+        index.append((key, kinds.setdefault(extensions, extensions), places))
+    return index

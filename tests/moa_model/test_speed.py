@@ -1,0 +1,146 @@
+"""Every way to make a training step quick leaves losses and gradients what they are."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import infra.torchvision_ops  # noqa: F401
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import Tensor
+
+from moa_model import EMA, Batch, Losses, MoAAdapter, MoATrainingModule, Snapshot, load_checkpoint
+from moa_model.attention import AttentionMaps
+from moa_model.speed import make_optimizer, prepare
+from tests.moa_model.conftest import make_batch, trained_like
+from tests.tiny_models import IMAGE_DIM, TEXT_DIM
+
+
+def _module(dtype: torch.dtype = torch.float32) -> MoATrainingModule:
+    """One level of Stable Diffusion's layout, two transformer blocks: quick to trace."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        attention_head_dim=2,
+        cross_attention_dim=TEXT_DIM,
+        norm_num_groups=4,
+    ).eval()
+    adapter = trained_like(MoAAdapter.for_unet(unet, IMAGE_DIM))
+    scheduler = DDPMScheduler(prediction_type="v_prediction")
+    return MoATrainingModule(unet, adapter, scheduler.config, lambda_object=0.5, blocks="all").to(dtype)
+
+
+def _run(module: MoATrainingModule, batch: Batch) -> tuple[Losses, list[Tensor]]:
+    module.zero_grad()
+    losses = module(batch)
+    losses.total.backward()
+    gradients = [parameter.grad for parameter in module.adapter.parameters()]
+    assert all(gradient is not None for gradient in gradients)
+    return losses, [gradient.clone() for gradient in gradients if gradient is not None]
+
+
+@pytest.fixture(scope="module")
+def expected() -> tuple[Losses, list[Tensor]]:
+    return _run(_module(), make_batch())
+
+
+def _require_same(actual: tuple[Losses, list[Tensor]], expected: tuple[Losses, list[Tensor]]) -> None:
+    for ours, theirs in zip([*actual[0], *actual[1]], [*expected[0], *expected[1]], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_channels_last_is_the_same_step(expected: tuple[Losses, list[Tensor]]) -> None:
+    module = prepare(_module(), channels_last=True)
+    assert module.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    _require_same(_run(module, make_batch()), expected)
+
+
+def test_activation_checkpointing_is_the_same_step_bit_for_bit_and_writes_maps_once(
+    expected: tuple[Losses, list[Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[AttentionMaps] = []
+
+    def spied(*arguments: Any, **options: Any) -> AttentionMaps:
+        kept.append(AttentionMaps(*arguments, **options))
+        return kept[-1]
+
+    monkeypatch.setattr("moa_model.training.AttentionMaps", spied)
+    module = prepare(_module(), activation_checkpointing=True)
+    runs = {"layers": 0}
+    module.adapter.layers[1].router.register_forward_hook(lambda *_: runs.update(layers=runs["layers"] + 1))
+    losses = module(make_batch())
+    (maps,) = kept
+    before = {id(each) for each in (*maps.router.values(), *maps.subject.values())}
+    losses.total.backward()
+    assert runs["layers"] == 2, "the layer runs once more in the backward pass"
+    assert {id(each) for each in (*maps.router.values(), *maps.subject.values())} == before
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(losses, expected[0], strict=True))
+    gradients = [parameter.grad for parameter in module.adapter.parameters()]
+    for ours, theirs in zip(gradients, expected[1], strict=True):
+        assert ours is not None and torch.equal(ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("all_else", [False, True], ids=["alone", "with all else"])
+def test_the_unet_compiles_in_one_graph_for_training(expected: tuple[Losses, list[Tensor]], all_else: bool) -> None:
+    """Traced whole, which a graph break would refuse; other random numbers need no other graph."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    module = prepare(
+        _module(), compile=True, backend="eager", channels_last=all_else, activation_checkpointing=all_else
+    )
+    _require_same(_run(module, make_batch()), expected)
+    batch = make_batch()
+    _run(module, replace(batch, timesteps=batch.timesteps.flip(0), dropped=~batch.dropped))
+    counters = torch._dynamo.utils.counters
+    torch._dynamo.reset()
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+
+
+def test_a_frozen_prior_in_half_precision_leaves_the_experts_and_the_loss() -> None:
+    batch = make_batch()
+    module = prepare(_module(), frozen_dtype=torch.bfloat16)
+    assert module.unet.conv_in.weight.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in module.adapter.parameters()} == {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16):
+        half, gradients = _run(module, batch)
+        whole, _ = _run(_module(), batch)
+    torch.testing.assert_close(half.total, whole.total, rtol=1e-2, atol=1e-3)
+    assert {gradient.dtype for gradient in gradients} == {torch.float32}
+
+
+def test_a_training_step_reads_no_value_off_the_device() -> None:
+    """On "meta" there are none to be read: an accelerator is never waited for."""
+    losses = _module().to("meta")(make_batch().to("meta"))
+    losses.total.backward()
+    assert losses.total.device.type == "meta"
+
+
+def test_fused_adamw_is_adamw_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    def train(module: MoATrainingModule, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        for _ in range(2):
+            _run(module, make_batch())
+            optimizer.step()
+        return [parameter.detach().clone() for parameter in module.adapter.parameters()]
+
+    results = []
+    for kinds in ((False, False), (True, True), (False, True)):
+        module = _module()
+        first = make_optimizer(module.optimizer_groups(1e-3), fused=kinds[0])
+        train(module, first)
+        for name, data in Snapshot.take(module.adapter, EMA(module.adapter, 0.9), first, 2).files():
+            (tmp_path / name).write_bytes(data)
+        again = _module()
+        second = make_optimizer(again.optimizer_groups(1e-3), fused=kinds[1])
+        assert load_checkpoint(tmp_path, again.adapter, EMA(again.adapter, 0.9), second) == 2
+        assert bool(second.param_groups[0]["fused"]) == kinds[1]
+        results.append(train(again, second))
+    for other in results[1:]:
+        for ours, theirs in zip(other, results[0], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,190 @@
+"""What is counted without numbers, against a model that has them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import infra.torchvision_ops  # noqa: F401
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from infra.errors import UserError
+from moa_model import EMA, Batch, MoAAdapter, MoATrainingModule, Snapshot
+from moa_model.architectures import PUBLISHED_BASES, BaseShape
+from moa_model.training_cost import TrainingCost, _saved_bytes, _Shapes, count_training, saved_for_backward
+from moa_model.training_cost import _batch as _meta_batch
+from moa_model.training_cost import _module as _meta_module
+from tests.tiny_models import IMAGE_DIM, TEXT_DIM, TOKENS, tiny_unet
+
+SIZE = (8, 8)
+SD15 = PUBLISHED_BASES["stable-diffusion-v1-5/stable-diffusion-v1-5"]
+
+
+@pytest.fixture(scope="module")
+def cost() -> TrainingCost:
+    return count_training(_tiny_base(), IMAGE_DIM, SIZE, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def full_size() -> TrainingCost:
+    return count_training(SD15, 768, (64, 64), precision="bf16")
+
+
+def _tiny_base() -> BaseShape:
+    return BaseShape(dict(tiny_unet().config), latent_channels=4, pixels_per_latent=4, tokens=TOKENS)
+
+
+def _module(preservation: float = 0.0) -> MoATrainingModule:
+    torch.manual_seed(0)
+    unet = tiny_unet()
+    adapter = MoAAdapter.for_unet(unet, IMAGE_DIM)
+    scheduler = {"num_train_timesteps": 1000}
+    return MoATrainingModule(unet, adapter, scheduler, lambda_preservation=preservation)
+
+
+def _batch(rows: int) -> Batch:
+    masks = torch.zeros(rows, 1, *SIZE)
+    masks[..., 2:6, 1:5] = 1
+    return Batch(
+        latents=torch.randn(rows, 4, *SIZE),
+        text=torch.randn(rows, TOKENS, TEXT_DIM),
+        null_text=torch.randn(TOKENS, TEXT_DIM),
+        image_embeds=torch.randn(rows, 1, IMAGE_DIM),
+        tokens=torch.full((rows, 1), 5),
+        masks=masks,
+        noise=torch.randn(rows, 4, *SIZE),
+        timesteps=torch.arange(rows) * 100 + 7,
+        dropped=torch.arange(rows) == 1,
+    )
+
+
+def _step_flops(module: MoATrainingModule, rows: int) -> tuple[int, int]:
+    # The counter knows the plain kernel's products.
+    with sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as forward:
+            total = module(_batch(rows)).total
+        with FlopCounterMode(display=False) as backward:
+            total.backward()
+    return forward.get_total_flops(), backward.get_total_flops()
+
+
+def _bytes(tensors: dict[str, Tensor] | list[Tensor]) -> int:
+    return sum(one.nbytes for one in (tensors.values() if isinstance(tensors, dict) else tensors))
+
+
+def test_parameters_gradients_average_and_optimizer_are_those_of_a_real_step(
+    cost: TrainingCost, tmp_path: Path
+) -> None:
+    module = _module()
+    own = {id(parameter) for parameter in module.adapter.parameters()}
+    assert cost.base_parameters == sum(p.numel() for p in module.unet.parameters() if id(p) not in own)
+    assert cost.adapter_parameters == sum(p.numel() for p in module.parameters() if p.requires_grad)
+    assert cost.expert_parameters == sum(
+        p.numel() for name, p in module.adapter.named_parameters() if ".expert." in name
+    )
+    optimizer, ema = torch.optim.AdamW(module.optimizer_groups(1e-3)), EMA(module.adapter, 0.9)
+    module(_batch(2)).total.backward()
+    optimizer.step()
+    held = cost.memory(2, workers=2)
+    assert held["gradients"] == held["gradient_buckets"] == _bytes([p.grad for p in module.adapter.parameters()])
+    assert held["base"] == _bytes([p for p in module.unet.parameters() if id(p) not in own])
+    assert held["adapter"] == _bytes(list(module.adapter.parameters()))
+    assert held["optimizer"] == sum(_bytes(state) for state in optimizer.state.values())
+    assert held["average"] == _bytes(ema.state_dict())
+    assert cost.memory(2)["gradient_buckets"] == 0
+
+    for name, data in Snapshot.take(module.adapter, ema, optimizer, 1).files():
+        (tmp_path / name).write_bytes(data)
+    files = [path.read_bytes() for path in tmp_path.glob("*.safetensors")]
+    headers = sum(8 + int.from_bytes(file[:8], "little") for file in files)
+    assert cost.checkpoint_bytes == sum(map(len, files)) - headers
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_flops_are_those_of_a_real_step_and_linear_in_its_samples(rows: int, cost: TrainingCost) -> None:
+    assert _step_flops(_module(), rows) == (rows * cost.forward_flops, rows * cost.backward_flops)
+
+
+def test_preservation_is_a_forward_pass_more(cost: TrainingCost) -> None:
+    preserving = replace(cost, preserving=True)
+    assert sum(_step_flops(_module(preservation=1.0), 1)) == preserving.sample_flops
+    assert preserving.sample_flops - cost.sample_flops == cost.prior_flops > 0
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_activations_are_what_autograd_keeps(rows: int, cost: TrainingCost) -> None:
+    module = _module()
+    _, kept = saved_for_backward(lambda: module(_batch(rows)), [*module.parameters(), *module.buffers()])
+    # A CPU's attention copies keys and values head by head, and the loss keeps a few numbers whatever the batch.
+    assert cost.memory(rows)["activations"] + cost.cast_bytes == pytest.approx(kept, rel=0.02)
+
+
+def test_what_is_not_counted_twice() -> None:
+    weight, value = torch.randn(4, 4, requires_grad=True), torch.randn(4, 4, requires_grad=True)
+    _, kept = saved_for_backward(lambda: (value @ weight) * value.T, [weight])
+    assert kept == 2 * value.nbytes  # the value, of which one is a view, and the product
+
+
+def test_stable_diffusion_15_costs_what_is_known(full_size: TrainingCost) -> None:
+    assert full_size.base_parameters == 859_520_964 and full_size.expert_parameters == 93_536_640
+    assert full_size.prior_flops / 1e12 == pytest.approx(0.803, abs=5e-4)
+    assert full_size.forward_flops / full_size.prior_flops == pytest.approx(1.2565, abs=1e-3)
+    # 2.35 where every frozen layer passes a gradient on; what lies before the first expert does not.
+    assert 2.23e12 < full_size.sample_flops < 2.35e12
+
+
+def test_half_precision_keeps_copies_of_the_weights_and_fewer_activations(full_size: TrainingCost) -> None:
+    module = _meta_module(SD15, 768, "middle")
+    one, two = (_saved_bytes(module, _meta_batch(rows, SD15, 768, (64, 64)), "fp32") for rows in (1, 2))
+    assert two == 2 * one  # single precision copies no weights
+    # Copied are neither the norms' weights nor those that lie before the first expert.
+    weights = 2 * (full_size.base_parameters + full_size.adapter_parameters)
+    assert 0.9 * weights < full_size.cast_bytes < weights
+    # Norms and what follows them stay in single precision.
+    assert one / 2 < full_size.activation_bytes < one
+
+
+def test_autocast_is_a_gpus() -> None:
+    x = torch.randn(2, 4, 8, device="meta")
+    with _Shapes(gpu=True, half=True):
+        low = (functional.linear(x, x[0]), x @ x.mT, torch.einsum("bij,bkj->bik", x, x))
+        attended = functional.scaled_dot_product_attention(x[None], x[None], x[None])
+        full = (x.bfloat16().softmax(-1), functional.layer_norm(x.bfloat16(), (8,)), functional.group_norm(low[0], 2))
+        as_they_come = (x.bfloat16() * 2, x + x.bfloat16())
+    assert {tensor.dtype for tensor in (*low, attended)} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in full} == {torch.float32}
+    assert [tensor.dtype for tensor in as_they_come] == [torch.bfloat16, torch.float32]
+
+
+@given(
+    st.integers(1, 10**4),
+    st.integers(1, 64),
+    st.integers(10**6, 10**11),
+    st.sampled_from([0.0, 0.1]),
+    st.integers(1, 8),
+)
+def test_memory_is_linear_and_the_most_samples_are_the_most(
+    first: int, second: int, budget: int, reserve: float, workers: int
+) -> None:
+    cost = TrainingCost(10**5, 10**4, 100, 1000, 204, 10**6, 10**6, 10**6, False, 123_456, 7000)
+    held = {rows: sum(cost.memory(rows, workers).values()) for rows in (0, first, first + second)}
+    assert held[first + second] - held[first] == second * cost.activation_bytes
+    most = cost.samples_within(budget, workers, reserve)
+
+    def needed(rows: int) -> float:
+        return held[0] + rows * cost.activation_bytes * (1 + reserve)
+
+    assert needed(most + 1) > budget
+    assert most == 0 or needed(most) <= budget * (1 + 1e-9)
+
+
+def test_a_base_that_wants_more_than_a_text_is_refused() -> None:
+    xl = BaseShape({**SD15.unet, "addition_embed_type": "text_time"}, 4, 8, 77)
+    with pytest.raises(UserError, match="SDXL"):
+        count_training(xl, 768, (64, 64))
