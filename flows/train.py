@@ -169,7 +169,8 @@ def fit(run: Run, plan: dict[str, Any]) -> None:
     shards = run.training_shards(plan["catalog_version"])
     damaged = frozenset(plan["damaged"])
     job = TrainingJob(run.settings, run.store, plan["run_id"], shards, adapter_of(run, plan["start"]), damaged)
-    reporter: Any = ray.remote(num_cpus=0)(ProgressReporter).remote()
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # where it is lost, so is the driver
+    reporter: Any = ray.remote(num_cpus=0, label_selector=here)(ProgressReporter).remote()
     path, filesystem = _ray_storage(run, f"runs/{plan['run_id']}/attempts")
     attempt = len({key.split("/")[3] for key in run.store.list(f"runs/{plan['run_id']}/attempts/")}) + 1
     fewest = settings.min_workers or settings.workers

@@ -8,6 +8,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -90,9 +91,8 @@ class _Worker:
         self.first = self._resume()
         self.parallel: nn.Module = prepare_model(self.module, parallel_strategy_kwargs={"broadcast_buffers": False})
         self.row, self.in_row, self.bad_in_a_row = self._zeros(1), 0, 0
-        self.clock, self.files = StepClock(), None
-        if self.rank == 0:
-            self.files = EventFiles(job.store, f"runs/{job.run_id}/tensorboard", self.first)
+        self.clock = StepClock()
+        self.curves = _Curves(job, self.first, reporter) if self.rank == 0 else None
         self.leaving = frozenset[str]()  # machines that will be taken away
 
     def _source(self, scaling: float, shift: float) -> StepBatches:
@@ -140,9 +140,11 @@ class _Worker:
             if done == options.steps:
                 with self.ema.applied():
                     self.history["after"] = self._probe()
-            if keep and writer is not None and self.files is not None:
-                self.files.publish()  # a resumed run's curves have no gap
+            if keep and writer is not None and self.curves is not None:
+                self.curves.publish()  # a resumed run's curves have no gap
                 self._save(writer, done)
+        if self.curves is not None:
+            self.curves.close()
         if self.workers > 1:
             distributed.barrier()  # nobody leaves before the last checkpoint is there
 
@@ -162,11 +164,8 @@ class _Worker:
             return
         self.optimizer.step()
         self.ema.update()
-        self.row, self.in_row, self.bad_in_a_row = (
-            self.row + torch.tensor(values, dtype=torch.float64),
-            self.in_row + 1,
-            0,
-        )
+        self.row += torch.tensor(values, dtype=torch.float64)
+        self.in_row, self.bad_in_a_row = self.in_row + 1, 0
         usual = self.history["usual"]
         usual["steps"] += 1
         usual["loss"] += (values[0] - usual["loss"]) / min(usual["steps"], _USUAL_STEPS)
@@ -182,8 +181,9 @@ class _Worker:
         sums = self._zeros().to(self.device)
         for start in range(0, rows, size):
             piece = batch.rows(start, min(start + size, rows))
-            with self._sums_up(last=start + size >= rows), self._autocast():
-                losses = self.parallel(piece)
+            with self._sums_up(last=start + size >= rows):
+                with self._autocast():
+                    losses = self.parallel(piece)
                 # Over the workers DDP takes a mean; every sample should count the same.
                 (losses.total * (len(piece) * self.workers / options.batch_size)).backward()
             sums += self._said(losses) * len(piece)
@@ -240,8 +240,8 @@ class _Worker:
             self.history["curve"].append({"step": done, **_curve_row(losses)})
             rate = self.optimizer.param_groups[0]["lr"]
             measured = measure(done, losses, norm, shares, rate, self.clock, self.device, self.workers)
-            if self.files is not None:
-                self.files.add(measured.as_row())
+            if self.curves is not None:
+                self.curves.add(measured.as_row())
                 self.reporter.tell.remote(measured.as_row())
         self.row, self.in_row = self._zeros(1), 0
 
@@ -278,6 +278,36 @@ class _Worker:
 
         loss = self.history["curve"][-1]["loss"] if self.history["curve"] else math.inf
         (writer.finish if last else writer.save)(done, files, loss)
+
+
+class _Curves:
+    """Rank 0's event files, written on a thread: neither a slow store nor one that is away holds the steps up."""
+
+    def __init__(self, job: TrainingJob, first: int, reporter: Any) -> None:
+        self._thread, self._reporter = ThreadPoolExecutor(1, "curves"), reporter
+        self._open = lambda: EventFiles(job.store, f"runs/{job.run_id}/tensorboard", first)
+        self._files: EventFiles | None = None
+        self._waiting: list[dict[str, float]] = []
+
+    def add(self, row: dict[str, float]) -> None:
+        self._thread.submit(self._write, [row], publish=False)
+
+    def publish(self) -> None:
+        self._thread.submit(self._write, [], publish=True)
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+    def _write(self, rows: list[dict[str, float]], publish: bool) -> None:
+        self._waiting += rows
+        try:
+            self._files = self._files or self._open()
+            while self._waiting:
+                self._files.add(self._waiting.pop(0))
+            if publish:
+                self._files.publish()
+        except Exception as error:  # what could not be written comes with the next
+            self._reporter.say.remote(f"the curves could not be written ({type(error).__name__}: {error})")
 
 
 def _curve_row(losses: dict[str, float]) -> dict[str, float]:
