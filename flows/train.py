@@ -78,10 +78,9 @@ def plan_training(run: Run, from_scratch: bool) -> dict[str, Any]:
 
 def damaged_shards(run: Run, plan: dict[str, Any]) -> list[str]:
     """The names of the shards that training is to do without, where that is asked for: all are looked at."""
-    rows = run.training_shards(plan["catalog_version"])
     if run.settings.train.damaged_shards == "stop":
         return []
-    damaged = []
+    rows, damaged = run.training_shards(plan["catalog_version"]), []
     for row in artifacts.tracked(rows, len(rows), "train: looking at shards"):
         try:
             load_shard(run.store, row)

@@ -23,7 +23,7 @@ from infra.shard_cache import ShardCache
 from moa_model import Batch, Draw, SampleOrder, draw, latents_from_moments, share
 from preprocessing.catalog import ShardRow
 from preprocessing.mapped_shards import MappedShard, ShardIndex
-from preprocessing.precompute import Precomputer, subject_variants
+from preprocessing.precompute import Precomputer, sample_crops
 from preprocessing.shards import Sample, decode_instances, decode_npy, decode_picture
 
 _INDEXED = 1_000_000  # samples whose places are remembered from one epoch to the next: 350 MB
@@ -200,12 +200,7 @@ def _column(sample: Sample, name: str, models: Precomputer | None) -> np.ndarray
     if name == "moments":
         return models.moments([picture])[0]
     settings, instances = models.settings, decode_instances(sample.parts["instances.png"])
-    crops = [
-        crop
-        for number, one in enumerate(sample.json()["subjects"], start=1)
-        for crop in subject_variants(picture, instances == number, one["box"], settings, f"{sample.key} {number}")
-    ]
-    embeds = models.image_embeds(crops)
+    embeds = models.image_embeds(sample_crops(picture, instances, sample.json()["subjects"], settings, sample.key))
     return embeds.reshape(-1, settings.reference_variants, embeds.shape[-1])
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from infra.settings import ShardSettings
 from preprocessing.batching import Steps, one_bad_apple
-from preprocessing.precompute import Precomputer, subject_variants
+from preprocessing.precompute import Precomputer, sample_crops
 from preprocessing.shards import Sample, decode_instances, encode_npy, read_tar, write_tar
 from preprocessing.stages import failed, picture_of
 
@@ -50,13 +50,7 @@ def image_embeds_column(ingest: bytes, bound: bytes, precomputer: Precomputer, s
 
     def crops_of(sample: Sample) -> list[Image.Image]:
         picture, instances = picture_of(photos[sample.key]), decode_instances(sample.parts["instances.png"])
-        return [
-            crop
-            for number, subject in enumerate(sample.json()["subjects"], start=1)
-            for crop in subject_variants(
-                picture, instances == number, subject["box"], settings, f"{sample.key} {number}"
-            )
-        ]
+        return sample_crops(picture, instances, sample.json()["subjects"], settings, sample.key)
 
     def embeds_of(batch: list[list[Image.Image]]) -> list[np.ndarray]:
         embeds = precomputer.image_embeds([crop for crops in batch for crop in crops])

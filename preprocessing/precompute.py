@@ -10,13 +10,13 @@ Axes: B pictures, C latent channels, h w latent rows and columns, L prompt token
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float16
+from jaxtyping import Bool, Float, Float16, UInt8
 from PIL import Image
 
 from infra.model_files import resolve
@@ -97,6 +97,21 @@ def subject_variants(
             )
         )
     return crops
+
+
+def sample_crops(
+    image: Image.Image,
+    instances: UInt8[np.ndarray, "height width"],
+    subjects: Sequence[Mapping[str, Any]],
+    settings: ShardSettings,
+    key: str,
+) -> list[Image.Image]:
+    """`subject_variants` of each of a sample's subjects in turn; the sample's key is the seed."""
+    return [
+        crop
+        for number, subject in enumerate(subjects, start=1)
+        for crop in subject_variants(image, instances == number, subject["box"], settings, f"{key} {number}")
+    ]
 
 
 class Precomputer:

@@ -27,6 +27,7 @@ import torch
 from rich.console import Console
 
 from moa_model.files import write_text
+from moa_model.step_metrics import peak_flops
 from tests.benchmarks.machine import machine
 from tests.benchmarks.training_gpu_report import breakdown, report
 from tests.benchmarks.training_steps import (
@@ -44,8 +45,6 @@ from tests.benchmarks.training_steps import (
     synthetic,
 )
 
-# Dense bf16 TFLOP/s by datasheet.
-PEAKS = {"H200": 989.4, "H100 PCIe": 756.0, "H100": 989.4, "A100": 312.0}
 WARM_UP, STEPS, PROFILED = 3, 5, 3  # steps: before a clock runs, of a turn, in a breakdown
 _NO_MEMORY = "out of memory (diffusers' recipe lies in it too)"
 console = Console(stderr=True)
@@ -88,7 +87,7 @@ class Bench:
                     console.print(f"{self.file} has {len(before['rows'])} rows of today: the rest is measured.")
                     return before
         rate = matmul_tflops(self.device)
-        named = next((tflops for name, tflops in PEAKS.items() if name in about["machine"]), None)
+        named = (peak_flops(about["machine"]) or 0.0) / 1e12
         return {
             "about": about,
             "flops": flops or counted(self.sizes),
