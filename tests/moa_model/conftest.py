@@ -55,17 +55,23 @@ def batch() -> Batch:
     return make_batch()
 
 
-def make_batch(count: int = 4, dtype: torch.dtype = torch.float32) -> Batch:
+def make_batch(count: int = 4, dtype: torch.dtype = torch.float32, scale: int = 1) -> Batch:
+    """Latents of 8 ``scale`` by 8 ``scale``.
+
+    At scale 1 the middle block has one position: its softmax is 1 whatever is asked, and its self-attention's query
+    has no gradient but for rounding. Who looks at every gradient takes scale 2.
+    """
+    side = 8 * scale
     generator = torch.Generator().manual_seed(2)
-    numbers = draw(0, range(count), (4, 8, 8))
-    masks = torch.zeros(count, 2, 8, 8)
-    masks[:, 0, 2:6, 1:4] = 1
-    masks[1, 1, 1:7, 5:8] = 1
+    numbers = draw(0, range(count), (4, side, side))
+    masks = torch.zeros(count, 2, side, side)
+    masks[:, 0, 2 * scale : 6 * scale, scale : 4 * scale] = 1
+    masks[1, 1, scale : 7 * scale, 5 * scale :] = 1
     tokens = torch.full((count, 2), -1)
     tokens[:, 0] = 5
     tokens[1, 1] = 9
     return Batch(
-        latents=torch.randn(count, 4, 8, 8, generator=generator, dtype=dtype),
+        latents=torch.randn(count, 4, side, side, generator=generator, dtype=dtype),
         text=torch.randn(count, TOKENS, TEXT_DIM, generator=generator, dtype=dtype),
         null_text=torch.randn(TOKENS, TEXT_DIM, generator=generator, dtype=dtype),
         image_embeds=torch.randn(count, 2, IMAGE_DIM, generator=generator, dtype=dtype),

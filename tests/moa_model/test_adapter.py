@@ -257,7 +257,7 @@ def test_a_plain_word_and_a_subject_of_strength_0_are_the_same_beside_another(pi
         paint(pipe, prompt, cross_attention_kwargs=adapter.bind(pipe, prompt, subjects))
         for subjects in ({"man": feature, "woman": Subject(-feature, strength=0.0)}, {"man": feature})
     ]
-    np.testing.assert_allclose(*pictures, atol=1e-6)
+    np.testing.assert_allclose(*pictures, atol=1e-5)  # one sum in another order, a few units of float32 per step
 
 
 def test_delayed_steps_begin_as_the_prior(pipe, adapter, feature) -> None:

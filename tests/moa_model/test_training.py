@@ -27,9 +27,9 @@ def _digest(unet: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def test_gradients_reach_experts_routers_and_prompt_and_nothing_else(batch: Batch) -> None:
+def test_gradients_reach_experts_routers_and_prompt_and_nothing_else() -> None:
     module = _module()
-    module(batch).total.backward()
+    module(make_batch(scale=2)).total.backward()
     trained = {name for name, _ in module.adapter.named_parameters()}
     assert {name.split(".")[2] for name in trained if name.startswith("layers")} == {"expert", "router"}
     for name, parameter in module.adapter.named_parameters():
@@ -39,7 +39,8 @@ def test_gradients_reach_experts_routers_and_prompt_and_nothing_else(batch: Batc
     assert base and not any(parameter.requires_grad or parameter.grad is not None for parameter in base)
 
 
-def test_a_fresh_adapter_trains_and_leaves_the_base_as_it_was(batch: Batch) -> None:
+def test_a_fresh_adapter_trains_and_leaves_the_base_as_it_was() -> None:
+    batch = make_batch(scale=2)
     pipe = tiny_pipeline()
     adapter = MoAAdapter.for_unet(pipe.unet, IMAGE_DIM)
     module = MoATrainingModule(pipe.unet, adapter, pipe.scheduler.config)
@@ -184,8 +185,9 @@ def test_an_empty_background_asks_nothing_of_it(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_every_base_trains_and_stays_as_it_was(base: str, batch: Batch) -> None:
+def test_every_base_trains_and_stays_as_it_was(base: str) -> None:
     """Gradients reach every expert, router and the prompt MLP and nothing else; SDXL takes its added conditions."""
+    batch = make_batch(scale=2)
     pipe = tiny_case(base).pipe
     adapter = trained_like(MoAAdapter.for_unet(pipe.unet, IMAGE_DIM))
     module = MoATrainingModule(pipe.unet, adapter, pipe.scheduler.config, lambda_preservation=1.0)
