@@ -119,7 +119,8 @@ def _rows(attempt: Attempt) -> list[dict[str, str]]:
     """A row for each start of its workers; for one that did not get that far, a single row."""
     who = {"attempt": str(attempt.number), "by": attempt.user, "on": attempt.host, "in": attempt.workspace}
     if not attempt.starts:
-        return [{**who, "began": attempt.time, "ended": _ended(attempt)}]
+        nothing = {"after step": "", "workers": "", "reached": ""}
+        return [{**who, "began": attempt.time, **nothing, "ended": _ended(attempt)}]
     rows = []
     for number, start in enumerate(attempt.starts):
         last = number + 1 == len(attempt.starts)

@@ -88,7 +88,7 @@ def steps_done_again(attempts: Sequence[Attempt]) -> list[tuple[int, int]]:
             if heard > start.step:
                 found.append((start.step + 1, heard))
             before = 0
-        before = attempt.reached
+        before = max(before, attempt.reached)
     return found
 
 

@@ -142,7 +142,6 @@ class _Worker:
             )
         if self.history["before"] is None:
             self.history["before"] = self._probe()
-            self._draw(0)
         coming = batches(self.source, range(self.first, options.steps), options, self.device.type == "cuda")
         self.clock.take()
         for step in range(self.first, options.steps):

@@ -241,7 +241,7 @@ class LivePictures:
     def __init__(self, store: ObjectStore, run_id: str, every: int, continued: int = 0) -> None:
         """``every``: so many steps, 0 = never; ``continued``: the step after which this process goes on."""
         self._store, self._run_id, self._every = store, run_id, every
-        self._next = continued // every * every + every if every and continued else 0
+        self._next = continued // every * every + every if every else 0
 
     def look(self, step: int) -> None:
         """So many steps are done: show what is there by now. What is not is on its way, until the next one is due."""

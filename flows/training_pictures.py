@@ -1,8 +1,8 @@
 """Pictures on the way: the same people, prompts and seed drawn every few steps, with the averaged weights.
 
-All workers draw, each its share, in as many calls of the U-Net as every other one: nobody waits longer than their own
-pictures take, and whoever shares out the model's layers too finds the workers in step. The people are the evaluation's,
-who are in no training photo. Nothing of the training changes: weights, random numbers and modes are put back.
+All workers draw, each for some of the prompts, and with as many calls of the U-Net as every other one: nobody waits
+longer than their own pictures take, and a model whose layers are shared out too finds the workers in step. The people
+are the evaluation's, who are in no training photo. Weights, random numbers and modes are put back.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,21 +18,34 @@ from PIL import Image
 from torch import Tensor
 
 from flows.painting import Painter, from_png, open_image_encoder, open_pipeline, to_png
-from flows.sheets import Cell, captioned
+from flows.sheets import captioned
 from flows.training_job import TrainingJob, picture_folder, picture_key, picture_step
 from flows.training_metrics import EventFiles
-from infra.settings import EvaluateSettings, Settings
+from infra.settings import Settings
 from moa_model import MoATrainingModule
 from preprocessing.segmentation import open_segmenter
 
-_PROMPTS = 4  # of the evaluation's, as far apart as they go: of the 40 of FastComposer's protocol one of each group
 _SIDES = (128, 256)  # of a picture in the grid: at least, at most
 
 
-def chosen_prompts(settings: EvaluateSettings) -> list[str]:
-    """Templates of the prompts that are drawn."""
-    count = min(_PROMPTS, len(settings.prompts))
-    return [settings.prompts[place * len(settings.prompts) // count].template for place in range(count)]
+Scene = tuple[str, int]
+"""A word and a prompt: what the prior draws, and what every person of that word is drawn into."""
+Cell = tuple[Scene, int | None]
+"""A scene with a person, None = nobody: the prior's own."""
+
+
+def share(words: Sequence[str], prompts: Sequence[str], rank: int, workers: int) -> tuple[list[Cell], list[Cell]]:
+    """The prior's cells and the people's that one of the workers draws, of people with these words.
+
+    Each draws whole scenes, so that nobody needs the prior's run of another one's. All have as many of both kinds: what
+    does not come out even is drawn twice.
+    """
+    scenes: list[Scene] = [(word, prompt) for word in dict.fromkeys(words) for prompt in range(len(prompts))]
+    each = -(-len(scenes) // workers)
+    mine = [scenes[(rank + turn * workers) % len(scenes)] for turn in range(each)]
+    cells: list[Cell] = [(scene, person) for scene in mine for person, word in enumerate(words) if word == scene[0]]
+    most = each * max(words.count(word) for word in words)
+    return [(scene, None) for scene in mine], cells + [cells[0]] * (most - len(cells))
 
 
 class TrainingPictures:
@@ -54,10 +67,10 @@ class TrainingPictures:
         self._run_id, self._every, self._done = job.run_id, job.settings.train.pictures_every, done
         self._painter, self._module, self._alive = painter, module, alive
         self._rank, self._workers = rank, workers
-        self._people = list(zip(job.people, features, strict=True))
-        self._prompts = chosen_prompts(painter.settings.evaluate)
-        self._seed = painter.settings.evaluate.seeds[0]
-        self._priors: dict[str, list[Image.Image]] = {}  # by word; they never change
+        self._people, self._features = job.people, features
+        self._prompts = _far_apart(job.settings)
+        self._words = [str(person["word"]) for person in job.people]
+        self._priors: dict[Cell, bytes] = {}  # of all workers; they never change
 
     @classmethod
     def open(
@@ -98,60 +111,62 @@ class TrainingPictures:
 
     def draw(self) -> bytes | str:
         """The grid as PNG, or in one sentence why there is none; the same on every worker. To be called by all."""
-        cells = [(person, prompt) for person in range(len(self._people)) for prompt in range(len(self._prompts))]
-        each = -(-len(cells) // self._workers)  # as many for everybody: some are drawn twice
-        mine = [cells[(self._rank + turn * self._workers) % len(cells)] for turn in range(each)]
-        drawn: dict[tuple[int, int], bytes] | str
+        priors, cells = share(self._words, self._prompts, self._rank, self._workers)
         try:
             with _undisturbed(self._module, self._painter.settings):
-                self._draw_priors()
-                drawn = {cell: to_png(picture) for cell, picture in zip(mine, self._draw(mine), strict=True)}
+                drawn = dict(self._pictures([] if self._priors else priors)) | dict(self._pictures(cells))
         except Exception as error:  # a picture is no reason to end a training
-            drawn = f"{type(error).__name__}: {error}"
-        everybody: list[dict[tuple[int, int], bytes] | str] = [drawn] * self._workers
+            return self._together(f"{type(error).__name__}: {error}")
+        return self._together(drawn)
+
+    def _pictures(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, bytes]]:
+        """As an evaluation draws them, batch by batch. Where scenes are kept, the priors' runs are those that are."""
+        options = self._painter.settings.evaluate
+        for start in range(0, len(cells), options.batch_size):
+            some = cells[start : start + options.batch_size]
+            texts = [self._prompts[prompt].format(word=word) for (word, prompt), _ in some]
+            seeds = [options.seeds[0]] * len(some)
+            subjects = [{} if person is None else {scene[0]: self._features[person]} for scene, person in some]
+            if options.keep_scene and not any(subjects):
+                images = self._painter.scenes(texts, seeds).images
+            else:
+                images = [one.picture for one in self._painter.draw(texts, subjects, seeds)]
+            self._alive()
+            yield from zip(some, map(to_png, images), strict=True)
+
+    def _together(self, drawn: dict[Cell, bytes] | str) -> bytes | str:
+        """Everybody's pictures as a grid, unless somebody has none."""
+        everybody: list[dict[Cell, bytes] | str] = [drawn] * self._workers
         if self._workers > 1:
             distributed.all_gather_object(everybody, drawn)
-        together: dict[tuple[int, int], bytes] = {}
+        together = dict(self._priors)
         for one in everybody:
             if isinstance(one, str):
                 return one
             together |= one
-        return self._grid(together)
+        self._priors = {cell: png for cell, png in together.items() if cell[1] is None}
+        return self._grid({cell: from_png(png) for cell, png in together.items()})
 
-    def _draw_priors(self) -> None:
-        """Once, for every word: whoever keeps to a scene needs all of the prior's own runs anyway."""
-        for word in dict.fromkeys(str(person["word"]) for person, _ in self._people):
-            if word not in self._priors:
-                nobody: list[Mapping[str, Any]] = [{} for _ in self._prompts]
-                self._priors[word] = self._pictures([prompt.format(word=word) for prompt in self._prompts], nobody)
-
-    def _draw(self, cells: Sequence[tuple[int, int]]) -> list[Image.Image]:
-        words = [str(self._people[person][0]["word"]) for person, _ in cells]
-        texts = [self._prompts[prompt].format(word=word) for word, (_, prompt) in zip(words, cells, strict=True)]
-        return self._pictures(
-            texts, [{word: self._people[person][1]} for word, (person, _) in zip(words, cells, strict=True)]
-        )
-
-    def _pictures(self, texts: Sequence[str], subjects: Sequence[Mapping[str, Any]]) -> list[Image.Image]:
-        size, pictures = self._painter.settings.evaluate.batch_size, []
-        for start in range(0, len(texts), size):
-            some = texts[start : start + size]
-            drawn = self._painter.draw(some, subjects[start : start + size], [self._seed] * len(some))
-            pictures += [one.picture for one in drawn]
-            self._alive()
-        return pictures
-
-    def _grid(self, drawn: Mapping[tuple[int, int], bytes]) -> bytes:
-        cells: list[Cell] = []
-        for word, priors in self._priors.items():
-            titles = [prompt.format(word=word) for prompt in self._prompts]
-            cells += [("", None), *zip(titles, priors, strict=True)]
-            for number, (person, _) in enumerate(self._people):
-                if person["word"] == word:
-                    cells.append((f"{word} {person['name']}", from_png(person["photos"][0])))
-                    cells += [("", from_png(drawn[number, prompt])) for prompt in range(len(self._prompts))]
+    def _grid(self, pictures: Mapping[Cell, Image.Image]) -> bytes:
+        cells: list[tuple[str, Image.Image | None]] = []
+        columns = range(len(self._prompts))
+        for word in dict.fromkeys(self._words):
+            cells.append(("the prior", None))
+            cells += [(self._prompts[one].format(word=word), pictures[(word, one), None]) for one in columns]
+            for number, person in enumerate(self._people):
+                if person["word"] != word:
+                    continue
+                cells.append((f"{word} {person['name']}", from_png(person["photos"][0])))
+                cells += [("", pictures[(word, one), number]) for one in columns]
         side = min(max(self._painter.settings.ingest.pixels, _SIDES[0]), _SIDES[1])
-        return to_png(captioned(cells, len(self._prompts) + 1, side))
+        return to_png(captioned(cells, len(columns) + 1, side))
+
+
+def _far_apart(settings: Settings) -> list[str]:
+    """Templates of the prompts that are drawn: of 40 in four groups, one of each."""
+    prompts = settings.evaluate.prompts
+    count = min(settings.train.pictures_prompts, len(prompts))
+    return [prompts[place * len(prompts) // count].template for place in range(count)]
 
 
 def _features(settings: Settings, people: Sequence[Mapping[str, Any]]) -> list[Float[Tensor, " F"]]:

@@ -168,7 +168,8 @@ class TrainSettings(FrozenSettings):
     pictures_every: int = Field(
         ge=0, description="steps between grids of pictures of the evaluation's people; 0 = none"
     )
-    pictures_people: Count = Field(description="how many of them are drawn, each for four prompts at most")
+    pictures_people: Count = Field(description="how many of them are drawn")
+    pictures_prompts: Count = Field(description="for so many of the evaluation's prompts, as far apart as they go")
     warm_start: bool = Field(description="start from the release in production, where there is one")
     precision: Literal["fp32", "bf16", "fp64"] = Field(
         description="arithmetic of the forward pass; the weights stay fp32, but with fp64 (to compare runs)"

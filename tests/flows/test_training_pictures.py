@@ -1,0 +1,195 @@
+"""Pictures on the way: of people not trained on, the same every time, and without a trace in what is trained."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from flows.evaluation_people import read_people
+from flows.painting import from_png, open_pipeline
+from flows.run import Run
+from flows.session import prepare_environment
+from flows.training_job import TrainingJob, picture_key
+from flows.training_metrics import EventFiles
+from flows.training_pictures import TrainingPictures, share
+from infra.ray_session import ray_session
+from infra.settings import RaySettings, Settings
+from infra.storage import DirectoryStore
+from moa_model import MoAAdapter, MoATrainingModule
+from tests.faults.training_driver import prepare, train
+from tests.moa_model.conftest import trained_like
+from tests.tiny_models import IMAGE_DIM
+from tests.tiny_world import write_models, write_people
+
+CHANGES = {"train.pictures_every": "2", "train.pictures_people": "2", "train.pictures_prompts": "2"}
+TRAINING = {"train.workers": "2", "train.checkpoint_every": "4", "train.steps": "6", "train.warmup_steps": "0"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    write_models(root / "models")
+    write_people(root / "celeba")
+    return root
+
+
+@pytest.fixture(scope="module")
+def settings(root: Path) -> Settings:
+    return prepare(root, "here", CHANGES)
+
+
+@pytest.fixture
+def job(settings: Settings) -> TrainingJob:
+    run = Run(settings)
+    return TrainingJob(settings, run.store, "r", [], None, people=tuple(read_people(run)[:2]))
+
+
+@pytest.fixture
+def module(settings: Settings) -> MoATrainingModule:
+    pipe = open_pipeline(settings.models, "cpu")
+    adapter = trained_like(MoAAdapter.for_unet(pipe.unet, IMAGE_DIM))
+    return MoATrainingModule(pipe.unet, adapter, pipe.scheduler.config)
+
+
+def _open(job: TrainingJob, module: MoATrainingModule, **more: Any) -> TrainingPictures:
+    pictures = TrainingPictures.open(job, module, 0, 1, more.get("alive", lambda: None))
+    assert pictures is not None
+    return pictures
+
+
+def _cells(png: bytes | str) -> list[list[np.ndarray]]:
+    """The grid's 4 rows of 3: a prior's and a person's for each word."""
+    assert isinstance(png, bytes), png
+    grid = np.asarray(from_png(png)).astype(int)
+    white = (grid == 255).all(-1)
+    assert grid.shape[1] == 3 * 136 + 8
+    tops = [row for row in range(1, len(grid)) if not white[row, 144:152].all() and white[row - 1, 144:152].all()]
+    starts = [top for top in tops if top + 128 <= len(grid) and not white[top : top + 128, 150].any()]
+    return [[grid[top : top + 128, left : left + 128] for left in (8, 144, 280)] for top in starts]
+
+
+def test_the_grid_shows_people_beside_the_prior(job: TrainingJob, module: MoATrainingModule) -> None:
+    beats: list[int] = []
+    pictures = _open(job, module, alive=lambda: beats.append(1))
+    first, again = pictures.draw(), pictures.draw()
+    assert first == again and len(beats) >= 4
+    cells = _cells(first)
+    assert len(cells) == 4, [len(row) for row in cells]
+    (prior, person), other = cells[:2], cells[2:]
+    assert (prior[0] == 255).all(), "the prior has no reference"
+    reference = from_png(job.people[0]["photos"][0]).resize((128, 128), Image.Resampling.BICUBIC)
+    assert np.array_equal(person[0], np.asarray(reference))
+    for mine, priors in zip(person[1:], prior[1:], strict=True):
+        assert not np.array_equal(mine, priors)
+    assert not np.array_equal(person[1], other[1][1])
+    with torch.no_grad():
+        for parameter in module.adapter.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape))
+    later = _cells(pictures.draw())
+    assert np.array_equal(later[0][1], prior[1]), "the prior never changes"
+    assert not np.array_equal(later[1][1], person[1])
+
+
+def test_drawing_leaves_no_trace(job: TrainingJob, module: MoATrainingModule) -> None:
+    pictures = _open(job, module)
+    adapter, flags = module.adapter, [part.training for part in module.modules()]
+    weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    above, state = adapter.prior_only_above, torch.get_rng_state()
+    assert isinstance(pictures.draw(), bytes)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [part.training for part in module.modules()] == flags and adapter.training
+    assert adapter.prior_only_above == above != pictures._painter.settings.evaluate.prior_only_above
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in module.state_dict().items())
+    assert all(one.grad is None and one.requires_grad for one in adapter.parameters())
+    assert not any(
+        parameter.requires_grad for name, parameter in module.unet.named_parameters() if "processor" not in name
+    )
+
+
+class _Files(EventFiles):
+    """What was handed over."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[int, str, bytes | None]] = []
+
+    def add_picture(self, step: int, key: str, png: bytes | None) -> Any:
+        self.got.append((step, key, png))
+
+
+def test_what_is_there_is_not_drawn_again(job: TrainingJob, module: MoATrainingModule) -> None:
+    job.store.put(picture_key("r", 4), b"drawn by the attempt before")
+    pictures, files, said = _open(job, module), _Files(), list[str]()
+    assert [step for step in range(1, 7) if pictures.due(step)] == [2, 4, 6]
+    for step in (2, 4):
+        pictures.show(step, files, said.append)
+    (first, key, png), (second, _, nothing) = files.got
+    assert (first, key, second, nothing) == (2, "runs/r/pictures/step-000002.png", 4, None)
+    assert png is not None and Image.open(io.BytesIO(png)).format == "PNG" and said == []
+    pictures.show(6, None, said.append)  # another rank, which has no files
+    job.store.delete(picture_key("r", 4))
+
+
+def test_what_cannot_be_drawn_is_said_and_ends_nothing(job: TrainingJob, module: MoATrainingModule) -> None:
+    pictures, files, said = _open(job, module), _Files(), list[str]()
+    vae, pictures._painter.pipe.vae.decoder = pictures._painter.pipe.vae.decoder, None
+    pictures.show(2, files, said.append)
+    assert files.got == [] and len(said) == 1 and said[0].startswith("the pictures of step 2 could not be drawn (")
+    assert module.adapter.training
+    pictures._painter.pipe.vae.decoder = vae
+    pictures.show(4, files, said.append)
+    assert [step for step, _, _ in files.got] == [4] and len(said) == 1
+
+
+def test_nobody_to_draw_is_nothing_to_load(job: TrainingJob, module: MoATrainingModule) -> None:
+    nobody = TrainingJob(job.settings, job.store, "r", [], None)
+    assert TrainingPictures.open(nobody, module, 0, 1, lambda: None) is None
+
+
+@given(
+    words=st.lists(st.sampled_from(["man", "woman", "person"]), min_size=1, max_size=6),
+    prompts=st.integers(1, 5),
+    workers=st.integers(1, 9),
+)
+def test_everything_is_drawn_and_everybody_draws_as_much(words: list[str], prompts: int, workers: int) -> None:
+    shares = [share(words, [str(number) for number in range(prompts)], rank, workers) for rank in range(workers)]
+    for kind in (0, 1):
+        assert len({len(one[kind]) for one in shares}) == 1
+    drawn = {cell for one in shares for cell in one[1]}
+    assert drawn == {((word, prompt), person) for person, word in enumerate(words) for prompt in range(prompts)}
+    for priors, cells in shares:
+        assert {scene for scene, _ in cells} == {scene for scene, _ in priors}, "nobody lacks a prior's run"
+
+
+@pytest.fixture
+def ray() -> Iterator[None]:
+    prepare_environment()
+    with ray_session(RaySettings(address="", num_cpus=4, gpus_per_worker=0, object_store_mb=80)):
+        yield
+
+
+@pytest.mark.timeout(600)
+def test_pictures_change_no_bit_of_what_is_trained(root: Path, ray: None) -> None:
+    """Two workers, and a grid that an attempt before has left."""
+    without = train(Run(prepare(root, "without", TRAINING | {"train.pictures_every": "0"})))
+    settings = prepare(root, "with", TRAINING | CHANGES)
+    run_id = without["run_id"]
+    store = DirectoryStore(Path(settings.store_root))
+    left = io.BytesIO()
+    Image.new("RGB", (6, 4), "red").save(left, "PNG")
+    store.put(picture_key(run_id, 4), left.getvalue())
+    drawn = train(Run(settings))
+    assert drawn == without
+    assert store.list(f"runs/{run_id}/pictures/") == [picture_key(run_id, step) for step in (2, 4, 6)]
+    assert store.get(picture_key(run_id, 4)) == left.getvalue()
+    assert len(_cells(store.get(picture_key(run_id, 2)))) == 4
+    events = EventAccumulator(store.uri(f"runs/{run_id}/tensorboard"))
+    events.Reload()
+    assert [(one.step, one.width) for one in events.Images("pictures")] == [(2, 416), (4, 6), (6, 416)]
