@@ -245,10 +245,16 @@ def _lineage(card: dict[str, Any]) -> dict[str, dict[str, str]]:
         "training": {
             "run": card["run_id"],
             "started from": card["start"],
-            **(told_course(card["course"]) if "course" in card else {}),
+            **_course(card),
             **{name: str(value) for name, value in card["train"].items()},
         },
     }
+
+
+def _course(card: dict[str, Any]) -> dict[str, str]:
+    """What is left out; the samples' turns have a section of their own."""
+    told = told_course(card["course"]) if "course" in card else {}
+    return {name: value for name, value in told.items() if name != "samples"}
 
 
 def _commands(run: Run, summary: dict[str, Any]) -> list[Command]:

@@ -50,7 +50,7 @@ def train(settings: Settings, from_scratch: bool = False) -> StageResult:
     finish(run, plan)
     told = continuity(run.store, plan["run_id"], finished_training(run, plan["run_id"]))
     for line in told.lines() if told else ():
-        artifacts.console.print(f"train: {line}", markup=False)
+        artifacts.console.print(f"train: {line}", markup=False, soft_wrap=True)
     artifacts.table("losses", loss_curve(run, plan["run_id"]), "Losses, means over the steps since the row before")
     artifacts.markdown("train", "\n".join(f"- **{name}**: {value}" for name, value in plan.items() if name != "shards"))
     if told:

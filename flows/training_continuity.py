@@ -120,21 +120,25 @@ def _rows(attempt: Attempt) -> list[dict[str, str]]:
     who = {"attempt": str(attempt.number), "by": attempt.user, "on": attempt.host, "in": attempt.workspace}
     if not attempt.starts:
         nothing = {"after step": "", "workers": "", "reached": ""}
-        return [{**who, "began": attempt.time, **nothing, "ended": _ended(attempt)}]
+        return [{**who, "began": _when(attempt.time), **nothing, "ended": _ended(attempt)}]
     rows = []
     for number, start in enumerate(attempt.starts):
         last = number + 1 == len(attempt.starts)
         reached = attempt.reached if last else attempt.starts[number + 1].heard
         workers = f"{start.workers} on {', '.join(start.hosts)}"
-        row = {"began": start.time, "after step": str(start.step), "workers": workers, "reached": str(reached)}
+        row = {"began": _when(start.time), "after step": str(start.step), "workers": workers, "reached": str(reached)}
         rows.append({**who, **row, "ended": _ended(attempt) if last else "a worker or its machine was lost"})
     return rows
 
 
 def _ended(attempt: Attempt) -> str:
     if attempt.how == FINISHED:
-        return f"{FINISHED}, {attempt.ended}"
+        return f"{FINISHED} {_when(attempt.ended)}"
     if attempt.how:
-        return f"{attempt.how} ({attempt.ended})"
-    last = f"; last heard of {attempt.heard_at}" if attempt.heard_at else ""
+        return f"{attempt.how} ({_when(attempt.ended)})"
+    last = f"; last heard of {_when(attempt.heard_at)}" if attempt.heard_at else ""
     return f"without a word: killed, or its machine was lost{last}"
+
+
+def _when(time: str) -> str:
+    return time.replace("T", " ").replace("+00:00", " UTC")

@@ -101,7 +101,8 @@ class _Worker:
             curves = f"runs/{job.run_id}/tensorboard"
             self.curves = EventFiles(job.store, curves, self.first, tell=reporter.say.remote)
         self.leaving = frozenset[str]()  # machines that will be taken away
-        self.pictures = TrainingPictures.open(job, self.module, self.rank, self.workers, watchdog.alive)
+        place = self.first, self.rank, self.workers
+        self.pictures = TrainingPictures.open(job, self.module, *place, watchdog.alive, reporter.say.remote)
 
     def _source(self, scaling: float, shift: float) -> StepBatches:
         """Its share of every step, from files of this machine."""
@@ -142,6 +143,8 @@ class _Worker:
             )
         if self.history["before"] is None:
             self.history["before"] = self._probe()
+        if self.pictures is not None and self.pictures.missing(self.first):
+            self._draw(self.pictures, self.first)
         coming = batches(self.source, range(self.first, options.steps), options, self.device.type == "cuda")
         self.clock.take()
         for step in range(self.first, options.steps):
@@ -155,13 +158,16 @@ class _Worker:
             if done % _ROW_EVERY == 0 or keep:  # a checkpoint holds no half-summed row
                 self._end_row(done)
                 keep = keep or self._preempted()
-            self._draw(done)
             if done == options.steps:
                 with self.ema.applied():
                     self.history["after"] = self._probe()
             if keep and writer is not None and self.curves is not None:
                 self.curves.publish()  # a resumed run's curves have no gap
                 self._save(writer, done)
+            if self.pictures is not None and self.pictures.due(done):  # after the checkpoint: it may be in a hurry
+                self._draw(self.pictures, done)
+        if self.pictures is not None:
+            self.pictures.close()
         if self.curves is not None:
             self.curves.close()
         if self.workers > 1:
@@ -277,11 +283,10 @@ class _Worker:
         known, self.leaving = self.leaving, frozenset(info.preempted_node_to_ranks if info is not None else ())
         return bool(self.leaving - known)
 
-    def _draw(self, done: int) -> None:
-        """A grid of pictures, where it is time for one; all workers draw."""
-        if self.pictures is not None and self.pictures.due(done):
-            with self.clock.paused(), self.ema.applied(), self._autocast():
-                self.pictures.show(done, self.curves, self.reporter.say.remote)
+    def _draw(self, pictures: TrainingPictures, done: int) -> None:
+        """A grid of pictures by the averaged weights; all workers draw."""
+        with self.clock.paused(), self.ema.applied(), self._autocast():
+            pictures.show(done, self.reporter.say.remote)
 
     def _probe(self) -> dict[str, float]:
         """Losses on the run's first batches: the same samples and noise before and after."""

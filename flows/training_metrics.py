@@ -94,7 +94,8 @@ class EventFiles:
         return self._thread.submit(self._work, None, publish=True)
 
     def close(self) -> None:
-        """Wait for what was asked for."""
+        """Write what waits, and wait for it."""
+        self.publish()
         self._thread.shutdown()
 
     def _work(self, event: Callable[[], _Event] | None, publish: bool = False) -> None:
@@ -241,7 +242,7 @@ class LivePictures:
     def __init__(self, store: ObjectStore, run_id: str, every: int, continued: int = 0) -> None:
         """``every``: so many steps, 0 = never; ``continued``: the step after which this process goes on."""
         self._store, self._run_id, self._every = store, run_id, every
-        self._next = continued // every * every + every if every else 0
+        self._next = max(continued // every, 1) * every if every else 0  # the last one is shown on every run's page
 
     def look(self, step: int) -> None:
         """So many steps are done: show what is there by now. What is not is on its way, until the next one is due."""

@@ -60,11 +60,13 @@ class TrainingPictures:
         done: frozenset[int],
         rank: int,
         workers: int,
+        files: EventFiles | None,
         alive: Callable[[], None],
     ) -> None:
         """``features``: of the first photo of each of the job's people; ``done``: steps whose grids are there already;
-        ``alive``: called after every batch."""
+        ``files``: of rank 0, for the grids; ``alive``: called after every batch."""
         self._run_id, self._every, self._done = job.run_id, job.settings.train.pictures_every, done
+        self._files = files
         self._painter, self._module, self._alive = painter, module, alive
         self._rank, self._workers = rank, workers
         self._people, self._features = job.people, features
@@ -74,15 +76,28 @@ class TrainingPictures:
 
     @classmethod
     def open(
-        cls, job: TrainingJob, module: MoATrainingModule, rank: int, workers: int, alive: Callable[[], None]
+        cls,
+        job: TrainingJob,
+        module: MoATrainingModule,
+        continued: int,
+        rank: int,
+        workers: int,
+        alive: Callable[[], None],
+        say: Callable[[str], object],
     ) -> Self | None:
-        """Load what drawing needs beside the module; None where nobody is to be drawn. To be called by all workers."""
+        """Load what drawing needs beside the module; None where nobody is to be drawn. To be called by all workers.
+
+        ``continued``: the step after which this attempt goes on; ``say``: told what cannot be drawn or written.
+        """
         if not job.people:
             return None
         told: list[Any] = [None]
+        files = None
         if rank == 0:  # the segmenter and the image encoder are used once: by one of all, and then let go
             drawn = job.store.list(picture_folder(job.run_id))
             told = [(_features(job.settings, job.people), frozenset(map(picture_step, drawn)))]
+            # Apart from the curves: they show photos, and may have to go without them.
+            files = EventFiles(job.store, f"runs/{job.run_id}/tensorboard/pictures", continued, tell=say)
             alive()
         if workers > 1:
             distributed.broadcast_object_list(told, src=0)
@@ -93,21 +108,31 @@ class TrainingPictures:
             part.to(next(module.parameters()).dtype)
         alive()
         painter = Painter(job.settings, pipe, module.adapter, None)
-        return cls(job, painter, module, features, done, rank, workers, alive)
+        return cls(job, painter, module, features, done, rank, workers, files, alive)
 
     def due(self, step: int) -> bool:
         """Whether there is to be a grid after so many steps."""
-        return step % self._every == 0
+        return step > 0 and step % self._every == 0
 
-    def show(self, step: int, files: EventFiles | None, say: Callable[[str], object]) -> None:
-        """Draw and hand to ``files``, which one of the workers has; to be called by all. What is there is not drawn
-        again."""
-        drawn = None if step in self._done else self.draw()
+    def missing(self, step: int) -> bool:
+        """Whether there is to be one, and is none: whoever was stopped right after a checkpoint has not drawn its."""
+        return self.due(step) and step not in self._done
+
+    def show(self, step: int, say: Callable[[str], object]) -> None:
+        """Draw, store and show; to be called by all workers. What is there is shown, and not drawn again."""
+        drawn = self.draw() if self.missing(step) else None
+        if self._files is None:
+            return
         if isinstance(drawn, str):
-            if self._rank == 0:
-                say(f"the pictures of step {step} could not be drawn ({drawn})")
-        elif files is not None:
-            files.add_picture(step, picture_key(self._run_id, step), drawn)
+            say(f"the pictures of step {step} could not be drawn ({drawn})")
+            return
+        self._files.add_picture(step, picture_key(self._run_id, step), drawn)
+        self._files.publish()
+
+    def close(self) -> None:
+        """Wait until what was drawn is stored."""
+        if self._files is not None:
+            self._files.close()
 
     def draw(self) -> bytes | str:
         """The grid as PNG, or in one sentence why there is none; the same on every worker. To be called by all."""

@@ -1,6 +1,5 @@
 """Pictures on the way: of people not trained on, the same every time, and without a trace in what is trained."""
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,14 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flows.evaluation_people import read_people
-from flows.painting import from_png, open_pipeline
+from flows.painting import from_png, open_pipeline, to_png
 from flows.run import Run
 from flows.session import prepare_environment
 from flows.training_job import TrainingJob, picture_key
-from flows.training_metrics import EventFiles
 from flows.training_pictures import TrainingPictures, share
 from infra.ray_session import ray_session
 from infra.settings import RaySettings, Settings
-from infra.storage import DirectoryStore
+from infra.storage import DirectoryStore, ObjectStore
 from moa_model import MoAAdapter, MoATrainingModule
 from tests.faults.training_driver import prepare, train
 from tests.moa_model.conftest import trained_like
@@ -60,7 +58,8 @@ def module(settings: Settings) -> MoATrainingModule:
 
 
 def _open(job: TrainingJob, module: MoATrainingModule, **more: Any) -> TrainingPictures:
-    pictures = TrainingPictures.open(job, module, 0, 1, more.get("alive", lambda: None))
+    options = {"continued": 0, "rank": 0, "workers": 1, "alive": lambda: None, "say": pytest.fail, **more}
+    pictures = TrainingPictures.open(job, module, **options)
     assert pictures is not None
     return pictures
 
@@ -114,43 +113,50 @@ def test_drawing_leaves_no_trace(job: TrainingJob, module: MoATrainingModule) ->
     )
 
 
-class _Files(EventFiles):
-    """What was handed over."""
-
-    def __init__(self) -> None:
-        self.got: list[tuple[int, str, bytes | None]] = []
-
-    def add_picture(self, step: int, key: str, png: bytes | None) -> Any:
-        self.got.append((step, key, png))
+def _shown(store: ObjectStore, run_id: str) -> list[tuple[int, int]]:
+    """Step and width of each picture in TensorBoard."""
+    events = EventAccumulator(store.uri(f"runs/{run_id}/tensorboard/pictures"))
+    events.Reload()
+    return [(one.step, one.width) for one in events.Images("pictures")]
 
 
-def test_what_is_there_is_not_drawn_again(job: TrainingJob, module: MoATrainingModule) -> None:
-    job.store.put(picture_key("r", 4), b"drawn by the attempt before")
-    pictures, files, said = _open(job, module), _Files(), list[str]()
-    assert [step for step in range(1, 7) if pictures.due(step)] == [2, 4, 6]
+def _left_by_an_attempt_before(store: ObjectStore, run_id: str, step: int) -> bytes:
+    png = to_png(Image.new("RGB", (6, 4), "red"))
+    store.put(picture_key(run_id, step), png)
+    return png
+
+
+def test_what_is_there_is_shown_and_not_drawn_again(job: TrainingJob, module: MoATrainingModule) -> None:
+    there = _left_by_an_attempt_before(job.store, "r", 4)
+    pictures = _open(job, module)
+    assert [step for step in range(7) if pictures.due(step)] == [2, 4, 6]
+    assert [step for step in range(7) if pictures.missing(step)] == [2, 6]
     for step in (2, 4):
-        pictures.show(step, files, said.append)
-    (first, key, png), (second, _, nothing) = files.got
-    assert (first, key, second, nothing) == (2, "runs/r/pictures/step-000002.png", 4, None)
-    assert png is not None and Image.open(io.BytesIO(png)).format == "PNG" and said == []
-    pictures.show(6, None, said.append)  # another rank, which has no files
-    job.store.delete(picture_key("r", 4))
+        pictures.show(step, pytest.fail)
+    pictures.close()
+    assert job.store.list("runs/r/pictures/") == [picture_key("r", 2), picture_key("r", 4)]
+    assert job.store.get(picture_key("r", 4)) == there and len(_cells(job.store.get(picture_key("r", 2)))) == 4
+    assert _shown(job.store, "r") == [(2, 416), (4, 6)]
+    pictures._files = None
+    pictures.show(6, pytest.fail)  # as any other rank does
+    assert not job.store.exists(picture_key("r", 6))
 
 
 def test_what_cannot_be_drawn_is_said_and_ends_nothing(job: TrainingJob, module: MoATrainingModule) -> None:
-    pictures, files, said = _open(job, module), _Files(), list[str]()
+    pictures, said = _open(job, module), list[str]()
     vae, pictures._painter.pipe.vae.decoder = pictures._painter.pipe.vae.decoder, None
-    pictures.show(2, files, said.append)
-    assert files.got == [] and len(said) == 1 and said[0].startswith("the pictures of step 2 could not be drawn (")
+    pictures.show(8, said.append)
+    assert len(said) == 1 and said[0].startswith("the pictures of step 8 could not be drawn (")
     assert module.adapter.training
     pictures._painter.pipe.vae.decoder = vae
-    pictures.show(4, files, said.append)
-    assert [step for step, _, _ in files.got] == [4] and len(said) == 1
+    pictures.show(10, said.append)
+    pictures.close()
+    assert job.store.exists(picture_key("r", 10)) and not job.store.exists(picture_key("r", 8)) and len(said) == 1
 
 
 def test_nobody_to_draw_is_nothing_to_load(job: TrainingJob, module: MoATrainingModule) -> None:
     nobody = TrainingJob(job.settings, job.store, "r", [], None)
-    assert TrainingPictures.open(nobody, module, 0, 1, lambda: None) is None
+    assert TrainingPictures.open(nobody, module, 0, 0, 1, lambda: None, pytest.fail) is None
 
 
 @given(
@@ -182,14 +188,9 @@ def test_pictures_change_no_bit_of_what_is_trained(root: Path, ray: None) -> Non
     settings = prepare(root, "with", TRAINING | CHANGES)
     run_id = without["run_id"]
     store = DirectoryStore(Path(settings.store_root))
-    left = io.BytesIO()
-    Image.new("RGB", (6, 4), "red").save(left, "PNG")
-    store.put(picture_key(run_id, 4), left.getvalue())
+    left = _left_by_an_attempt_before(store, run_id, 4)
     drawn = train(Run(settings))
     assert drawn == without
     assert store.list(f"runs/{run_id}/pictures/") == [picture_key(run_id, step) for step in (2, 4, 6)]
-    assert store.get(picture_key(run_id, 4)) == left.getvalue()
-    assert len(_cells(store.get(picture_key(run_id, 2)))) == 4
-    events = EventAccumulator(store.uri(f"runs/{run_id}/tensorboard"))
-    events.Reload()
-    assert [(one.step, one.width) for one in events.Images("pictures")] == [(2, 416), (4, 6), (6, 416)]
+    assert store.get(picture_key(run_id, 4)) == left and len(_cells(store.get(picture_key(run_id, 2)))) == 4
+    assert _shown(store, run_id) == [(2, 416), (4, 6), (6, 416)]
