@@ -121,21 +121,22 @@ class TrainingPictures:
     def show(self, step: int, say: Callable[[str], object]) -> None:
         """Draw, store and show; to be called by all workers. What is there is shown, and not drawn again."""
         drawn = self.draw() if self.missing(step) else None
-        if self._files is None:
-            return
         if isinstance(drawn, str):
-            say(f"the pictures of step {step} could not be drawn ({drawn})")
-            return
-        self._files.add_picture(step, picture_key(self._run_id, step), drawn)
-        self._files.publish()
+            if self._files is not None:
+                say(f"the pictures of step {step} could not be drawn ({drawn})")
+        elif self._files is not None:
+            grid = None if drawn is None else self.grid(drawn)
+            self._files.add_picture(step, picture_key(self._run_id, step), grid)
+            self._files.publish()
 
     def close(self) -> None:
         """Wait until what was drawn is stored."""
         if self._files is not None:
             self._files.close()
 
-    def draw(self) -> bytes | str:
-        """The grid as PNG, or in one sentence why there is none; the same on every worker. To be called by all."""
+    def draw(self) -> dict[Cell, bytes] | str:
+        """Everybody's pictures as PNG, or in one sentence why there are none; the same on every worker. To be called by
+        all."""
         priors, cells = share(self._words, self._prompts, self._rank, self._workers)
         try:
             with _undisturbed(self._module, self._painter.settings):
@@ -159,8 +160,7 @@ class TrainingPictures:
             self._alive()
             yield from zip(some, map(to_png, images), strict=True)
 
-    def _together(self, drawn: dict[Cell, bytes] | str) -> bytes | str:
-        """Everybody's pictures as a grid, unless somebody has none."""
+    def _together(self, drawn: dict[Cell, bytes] | str) -> dict[Cell, bytes] | str:
         everybody: list[dict[Cell, bytes] | str] = [drawn] * self._workers
         if self._workers > 1:
             distributed.all_gather_object(everybody, drawn)
@@ -170,9 +170,11 @@ class TrainingPictures:
                 return one
             together |= one
         self._priors = {cell: png for cell, png in together.items() if cell[1] is None}
-        return self._grid({cell: from_png(png) for cell, png in together.items()})
+        return together
 
-    def _grid(self, pictures: Mapping[Cell, Image.Image]) -> bytes:
+    def grid(self, drawn: Mapping[Cell, bytes]) -> bytes:
+        """What was drawn beside whom it shows, as PNG."""
+        pictures = {cell: from_png(png) for cell, png in drawn.items()}
         cells: list[tuple[str, Image.Image | None]] = []
         columns = range(len(self._prompts))
         for word in dict.fromkeys(self._words):

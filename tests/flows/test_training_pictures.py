@@ -64,9 +64,14 @@ def _open(job: TrainingJob, module: MoATrainingModule, **more: Any) -> TrainingP
     return pictures
 
 
-def _cells(png: bytes | str) -> list[list[np.ndarray]]:
+def _grid(pictures: TrainingPictures) -> bytes:
+    drawn = pictures.draw()
+    assert not isinstance(drawn, str), drawn
+    return pictures.grid(drawn)
+
+
+def _cells(png: bytes) -> list[list[np.ndarray]]:
     """The grid's 4 rows of 3: a prior's and a person's for each word."""
-    assert isinstance(png, bytes), png
     grid = np.asarray(from_png(png)).astype(int)
     white = (grid == 255).all(-1)
     assert grid.shape[1] == 3 * 136 + 8
@@ -78,7 +83,7 @@ def _cells(png: bytes | str) -> list[list[np.ndarray]]:
 def test_the_grid_shows_people_beside_the_prior(job: TrainingJob, module: MoATrainingModule) -> None:
     beats: list[int] = []
     pictures = _open(job, module, alive=lambda: beats.append(1))
-    first, again = pictures.draw(), pictures.draw()
+    first, again = _grid(pictures), _grid(pictures)
     assert first == again and len(beats) >= 4
     cells = _cells(first)
     assert len(cells) == 4, [len(row) for row in cells]
@@ -92,7 +97,7 @@ def test_the_grid_shows_people_beside_the_prior(job: TrainingJob, module: MoATra
     with torch.no_grad():
         for parameter in module.adapter.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape))
-    later = _cells(pictures.draw())
+    later = _cells(_grid(pictures))
     assert np.array_equal(later[0][1], prior[1]), "the prior never changes"
     assert not np.array_equal(later[1][1], person[1])
 
@@ -102,7 +107,7 @@ def test_drawing_leaves_no_trace(job: TrainingJob, module: MoATrainingModule) ->
     adapter, flags = module.adapter, [part.training for part in module.modules()]
     weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     above, state = adapter.prior_only_above, torch.get_rng_state()
-    assert isinstance(pictures.draw(), bytes)
+    assert _grid(pictures)
     assert torch.equal(torch.get_rng_state(), state)
     assert [part.training for part in module.modules()] == flags and adapter.training
     assert adapter.prior_only_above == above != pictures._painter.settings.evaluate.prior_only_above
