@@ -1,8 +1,8 @@
 """Pictures on the way: the same people, prompts and seed drawn every few steps, with the averaged weights.
 
-All workers draw, each for some of the prompts, and with as many calls of the U-Net as every other one: nobody waits
-longer than their own pictures take, and a model whose layers are shared out too finds the workers in step. The people
-are the evaluation's, who are in no training photo. Weights, random numbers and modes are put back.
+All workers draw, each for some of the prompts, and as much as every other one: nobody waits longer than their own
+pictures take. The people are the evaluation's, who are in no training photo. Weights, random numbers and modes are put
+back.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +16,7 @@ import torch.distributed as distributed
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from flows.painting import Painter, from_png, open_image_encoder, open_pipeline, to_png
 from flows.sheets import captioned
@@ -87,9 +88,14 @@ class TrainingPictures:
     ) -> Self | None:
         """Load what drawing needs beside the module; None where nobody is to be drawn. To be called by all workers.
 
-        ``continued``: the step after which this attempt goes on; ``say``: told what cannot be drawn or written.
+        ``continued``: the step after which this attempt goes on; ``say``: told what cannot be drawn or written. Nor is
+        a module drawn with whose weights are cut up among the workers: they come together in its own forward alone.
         """
         if not job.people:
+            return None
+        if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+            if rank == 0:
+                say("no pictures are drawn on the way: each worker has but a part of the weights")
             return None
         told: list[Any] = [None]
         files = None

@@ -11,6 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from flows.evaluation_people import read_people
 from flows.painting import from_png, open_pipeline, to_png
@@ -162,6 +165,19 @@ def test_what_cannot_be_drawn_is_said_and_ends_nothing(job: TrainingJob, module:
 def test_nobody_to_draw_is_nothing_to_load(job: TrainingJob, module: MoATrainingModule) -> None:
     nobody = TrainingJob(job.settings, job.store, "r", [], None)
     assert TrainingPictures.open(nobody, module, 0, 0, 1, lambda: None, pytest.fail) is None
+
+
+def test_weights_that_are_cut_up_are_not_drawn_with(
+    job: TrainingJob, module: MoATrainingModule, tmp_path: Path
+) -> None:
+    said = list[str]()
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    try:
+        fully_shard(module.adapter.prompt, mesh=init_device_mesh("cpu", (1,)))
+        assert TrainingPictures.open(job, module, 0, 0, 1, lambda: None, said.append) is None
+    finally:
+        distributed.destroy_process_group()
+    assert said == ["no pictures are drawn on the way: each worker has but a part of the weights"]
 
 
 @given(
