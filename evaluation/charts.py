@@ -76,17 +76,25 @@ class Line:
     x_labels: list[tuple[float, str]]
     y_labels: list[tuple[float, str]]
     end: tuple[float, float]
+    marks: list[float]
+    """Where vertical lines stand."""
 
 
+_MOST_POINTS = 600  # two to a unit of the drawing; of more, neighbours are taken together
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 340.0, 180.0, 46.0, 26.0, 12.0, 12.0
 
 
-def draw_line(steps: Sequence[float], values: Sequence[float], log: bool = False) -> Line | None:
-    """The curve and a smoothed one; `None` when fewer than two finite points (log: positive points) are left."""
+def draw_line(
+    steps: Sequence[float], values: Sequence[float], log: bool = False, marks: Sequence[float] = ()
+) -> Line | None:
+    """The curve and a smoothed one; `None` when fewer than two finite points (log: positive points) are left.
+
+    `marks`: steps to mark with a vertical line; those that lie beside the curve are left out.
+    """
     kept = [(s, v) for s, v in zip(steps, values, strict=True) if math.isfinite(v) and (v > 0 or not log)]
     if len(kept) < 2:
         return None
-    x_N, y_N = np.array(kept, float).T
+    x_N, y_N = _thinned(np.array(kept, float)).T
     level_N = np.log10(y_N) if log else y_N
     low, high = float(level_N.min()), float(level_N.max())
     pad = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
@@ -111,6 +119,7 @@ def draw_line(steps: Sequence[float], values: Sequence[float], log: bool = False
         x_labels=[(place(np.array([t]), np.array([low]))[0][0], f"{t:,.0f}") for t in x_ticks],
         y_labels=[(place(np.array([start]), np.array([t]))[0][1], short(10**t if log else t)) for t in ticks],
         end=points[-1],
+        marks=[place(np.array([mark]), np.array([low]))[0][0] for mark in marks if start <= mark <= stop],
     )
 
 
@@ -131,6 +140,15 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _thinned(points_N2: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "M 2"]:
+    """Means of as many neighbours as leave few enough points; the last point stays as it is."""
+    together = -(-len(points_N2) // _MOST_POINTS)
+    if together == 1:
+        return points_N2
+    groups = np.array_split(points_N2[:-1], -(-(len(points_N2) - 1) // together))
+    return np.array([*(group.mean(axis=0) for group in groups), points_N2[-1]])
 
 
 def _smoothed(values_N: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:

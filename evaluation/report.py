@@ -72,13 +72,35 @@ class RefusedPhoto:
 
 @dataclass(frozen=True)
 class Curve:
-    """One loss over the training steps."""
+    """One number over the training steps; `marks`: steps after which a stopped training went on."""
 
     name: str
     steps: Sequence[float]
     values: Sequence[float]
     log: bool = False
     note: str = ""
+    marks: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class StepPictures:
+    """What was drawn after so many steps."""
+
+    step: int
+    picture: Image.Image
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a training went, from its first start to its last step: was anything lost, and who did which part of it.
+
+    `attempts`: rows of a table with the same columns.
+    """
+
+    whole: bool
+    headline: str
+    sentences: Sequence[str]
+    attempts: Sequence[Mapping[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -159,6 +181,8 @@ class ReportData:
     photos: Sequence[Photo] = ()
     refused: Sequence[RefusedPhoto] = ()
     curves: Sequence[Curve] = ()
+    timeline: Sequence[StepPictures] = ()
+    course: Course | None = None
     grid: SubjectGrid | None = None
     swaps: Sequence[Swap] = ()
     routers: Sequence[RouterPicture] = ()
@@ -310,7 +334,7 @@ def render(data: ReportData) -> str:
     return environment.get_template("report.html.j2").render(
         data=data,
         rows=metric_rows(data.metrics, data.production) if data.metrics else [],
-        lines=[(curve, charts.draw_line(curve.steps, curve.values, curve.log)) for curve in data.curves],
+        lines=[(curve, charts.draw_line(curve.steps, curve.values, curve.log, curve.marks)) for curve in data.curves],
         overlay=charts.overlay,
         heat_map=charts.heat_map,
         paper=charts.PAPER,

@@ -175,12 +175,23 @@ def link(key: str, address: str, text: str) -> None:
 def pictures(key: str, images: Sequence[Image.Image], description: str, columns: int = 8) -> None:
     """A contact sheet on the run's page, inside the artifact itself, so that it outlives the run's files."""
     if images and _in_run():
-        from prefect.artifacts import create_image_artifact
+        _show(key, contact_sheet(images, columns), description)
 
-        buffer = io.BytesIO()
-        contact_sheet(images, columns).save(buffer, "JPEG", quality=88)
-        data = base64.b64encode(buffer.getvalue()).decode()
-        create_image_artifact(image_url=f"data:image/jpeg;base64,{data}", key=_key(key), description=description)
+
+def picture(key: str, png: bytes, description: str) -> None:
+    """A picture of our own on the run's page, also inside the artifact."""
+    if _in_run():
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as image, _page_may_be_away():
+            _show(key, image.convert("RGB"), description)
+
+
+def _show(key: str, image: Image.Image, description: str) -> None:
+    from prefect.artifacts import create_image_artifact
+
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=88)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    create_image_artifact(image_url=f"data:image/jpeg;base64,{data}", key=_key(key), description=description)
 
 
 class Refusals:

@@ -12,7 +12,7 @@ from flows.session import alone_in
 from infra.errors import UserError
 from infra.settings import Settings
 from preprocessing.catalog import PhotoRow
-from preprocessing.forgetting import Found, find_person, find_photo, purgeable, shards_to_replace, unforgotten
+from preprocessing.forgetting import FORGET, Found, find_person, find_photo, purgeable, shards_to_replace, unforgotten
 from preprocessing.forgetting import forget as forget_photos
 from preprocessing.near_duplicates import STAGE as DUPLICATES
 
@@ -61,22 +61,23 @@ def purge(settings: Settings, confirmed: bool) -> None:
         run = Run(settings)
         keys = purgeable(run.store, run.catalog)
         unfinished = [] if "://" in settings.store_root else sorted(Path(settings.store_root).rglob(".partial-*"))
-        # Runs' pages and the report show photos; which ones is not written down.
+        # Runs' pages, the report and a training's pictures show photos; which ones is not written down.
         pages = [path for name in ("report.html", "prefect") if (path := settings.workspace / name).exists()]
-        if not keys and not unfinished:
+        grids = [key for key in run.store.list("runs/") if "/pictures/" in key] if run.catalog.photos(FORGET) else []
+        if not keys and not unfinished and not grids:
             _say("No object holds a forgotten photo.")
             return
         _list("objects", [run.store.uri(key) for key in keys])
         _list("files that a killed run left half written", [str(path) for path in unfinished])
-        _list("pages that may show them", [str(path) for path in pages])
+        _list("pages and pictures that may show them", [*map(str, pages), *map(run.store.uri, grids)])
         if not confirmed:
             _say("Nothing was deleted: add --yes. Older catalog versions cannot be trained on again afterwards.")
             return
-        for key in artifacts.tracked(keys, len(keys), "purge: objects"):
+        for key in artifacts.tracked([*keys, *grids], len(keys) + len(grids), "purge: objects"):
             run.store.delete(key)
         for path in [*unfinished, *pages]:
             _remove(path)
-        _say(f"Deleted: {_count(len(keys), 'object')}. moa report writes the report again.")
+        _say(f"Deleted: {_count(len(keys) + len(grids), 'object')}. moa report writes the report again.")
 
 
 def _looked_up(run: Run, photo: str | None, person: str | None, ahead: bool) -> tuple[Found, Holdings]:

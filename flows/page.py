@@ -11,6 +11,7 @@ from evaluation.metrics import Metrics
 from evaluation.protocol import Verdict
 from evaluation.report import (
     Command,
+    Course,
     Curve,
     Fact,
     Intake,
@@ -20,6 +21,7 @@ from evaluation.report import (
     ReportData,
     RouterPicture,
     Stage,
+    StepPictures,
     SubjectGrid,
     SubjectRow,
     Swap,
@@ -32,13 +34,15 @@ from flows.painting import from_png
 from flows.run import Run
 from flows.samples import training_examples
 from flows.summary import pull_command, where_options
-from flows.train import loss_curve
+from flows.train import finished_training
+from flows.training_continuity import continuity, told_course
+from flows.training_job import picture_folder, picture_step
 from infra.errors import UserError
 from preprocessing.photos import PhotoRefused, Reason, decode, read_bytes
 from preprocessing.places import Place
 from preprocessing.trees import is_picture
 
-_SUBJECTS, _SEEDS, _EXAMPLES, _ROUTERS = 8, 2, 12, 6
+_SUBJECTS, _SEEDS, _EXAMPLES, _ROUTERS, _GRIDS = 8, 2, 12, 6, 4
 
 
 def write_report(run: Run, summary: dict[str, Any]) -> Path:
@@ -58,6 +62,8 @@ def report_data(run: Run, summary: dict[str, Any]) -> ReportData:
     folder = f"runs/{card['run_id']}/evaluation-{card['evaluation']}"
     drawn = read_pictures(run, folder)
     metrics = Metrics.model_validate(card["metrics"])
+    finished = finished_training(run, card["run_id"])
+    told = continuity(run.store, card["run_id"], finished)
     compared = card["compared_with"]
     production = None
     if compared is not None:
@@ -70,7 +76,9 @@ def report_data(run: Run, summary: dict[str, Any]) -> ReportData:
         intake=_intake(run, summary),
         photos=_photos(run),
         refused=_refused(run),
-        curves=_curves(run, card["run_id"]),
+        curves=_curves(finished),
+        timeline=_timeline(run, card["run_id"]),
+        course=None if told is None else Course(told.whole, told.headline, told.sentences, told.attempts),
         grid=_grid(run, people, drawn, metrics),
         swaps=_swaps(run, people, drawn),
         routers=_routers(drawn),
@@ -152,8 +160,8 @@ def _look(path: Place) -> Image.Image | None:
     return picture
 
 
-def _curves(run: Run, run_id: str) -> list[Curve]:
-    rows = loss_curve(run, run_id)
+def _curves(finished: dict[str, Any]) -> list[Curve]:
+    rows = finished["curve"]
     steps = [row["step"] for row in rows]
     names = {
         "loss": "total",
@@ -161,12 +169,24 @@ def _curves(run: Run, run_id: str) -> list[Curve]:
         "router": "router",
         "object": "object",
         "preservation": "background, from the prior's",
+        "gradient_norm": "gradient norm",
+        "router_share": "the experts' share",
     }
+    notes = {"gradient_norm": "before clipping", "router_share": "mean R₁ over layers and pixels"}
+    marks = [start["step"] for start in finished.get("starts", []) if start["step"]]
     return [
-        Curve(title, steps, [row[name] for row in rows])
+        Curve(title, steps, [row[name] for row in rows], note=notes.get(name, ""), marks=marks)
         for name, title in names.items()
-        if any(row[name] for row in rows)
+        if any(row.get(name) for row in rows)
     ]
+
+
+def _timeline(run: Run, run_id: str) -> list[StepPictures]:
+    """A few of the grids that were drawn on the way, the last one among them."""
+    keys = run.store.list(picture_folder(run_id))
+    count = min(_GRIDS, len(keys))
+    chosen = [keys[(turn + 1) * len(keys) // count - 1] for turn in range(count)]
+    return [StepPictures(picture_step(key), from_png(run.store.get(key))) for key in chosen]
 
 
 def _grid(run: Run, people: Sequence[dict[str, Any]], drawn: Any, metrics: Metrics) -> SubjectGrid:
@@ -225,9 +245,16 @@ def _lineage(card: dict[str, Any]) -> dict[str, dict[str, str]]:
         "training": {
             "run": card["run_id"],
             "started from": card["start"],
+            **_course(card),
             **{name: str(value) for name, value in card["train"].items()},
         },
     }
+
+
+def _course(card: dict[str, Any]) -> dict[str, str]:
+    """What is left out; the samples' turns have a section of their own."""
+    told = told_course(card["course"]) if "course" in card else {}
+    return {name: value for name, value in told.items() if name != "samples"}
 
 
 def _commands(run: Run, summary: dict[str, Any]) -> list[Command]:

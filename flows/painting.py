@@ -26,8 +26,8 @@ from infra.settings import ModelsSettings, Settings
 from moa_model import ImageEncoder, MoAAdapter, RecordedStep, Scene
 from moa_model.scene import keeping
 from preprocessing.faces import FaceDetector
-from preprocessing.precompute import subject_crop
 from preprocessing.segmentation import People, Segmenter, open_segmenter, people_from_faces
+from preprocessing.subject_crops import subject_crop
 
 _SCENES = 64  # prior's runs that a painter remembers: the demo's evaluation has 36; of SD 1.5 they are 3 MB each
 
@@ -35,7 +35,7 @@ _SCENES = 64  # prior's runs that a painter remembers: the demo's evaluation has
 class Painter:
     """Pipeline, adapter and segmenter of one set of settings."""
 
-    def __init__(self, settings: Settings, pipe: Any, adapter: MoAAdapter | None, segmenter: Segmenter) -> None:
+    def __init__(self, settings: Settings, pipe: Any, adapter: MoAAdapter | None, segmenter: Segmenter | None) -> None:
         self.settings, self.pipe, self.adapter, self.segmenter = settings, pipe, adapter, segmenter
         self._scenes: dict[tuple[str, int], Scene] = {}  # of one picture each, by prompt and seed
 
@@ -122,25 +122,29 @@ class Painter:
         return {"prompt": list(prompts), "generator": generators, **self.call}
 
     def _people(self, photo: Image.Image) -> People:
+        assert self.segmenter is not None, "photos need a segmenter"
         people = self.segmenter.segment([photo])[0]
         if not people.people and self.settings.segment.face_fallback:
             people = _people_of_faces(photo)
         return people
 
 
-def open_pipeline(models: ModelsSettings) -> Any:
-    """The base model as a stock pipeline; safetensors only. A safety checker would blacken what is measured: none."""
+def open_pipeline(models: ModelsSettings, device: torch.device | str | None = None, **parts: Any) -> Any:
+    """The base model as a stock pipeline; safetensors only. A safety checker would blacken what is measured: none.
+
+    `device`: None = a GPU where there is one. `parts`: those of the pipeline that are there already, as `unet`.
+    """
     from diffusers import StableDiffusionPipeline, UniPCMultistepScheduler
     from diffusers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     where, options = resolve(models.base, "base")
-    extra: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False, **options}
+    extra: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False, **options, **parts}
     pipe: Any = StableDiffusionPipeline.from_pretrained(where, use_safetensors=True, **extra)
     pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def open_image_encoder(models: ModelsSettings) -> ImageEncoder:

@@ -10,7 +10,8 @@ from flows import artifacts
 from flows.evaluate import evaluation_folder, metric_table, people_fingerprint
 from flows.evaluation_people import read_people
 from flows.run import Run, StageResult
-from flows.train import current_training, lineage, trained_adapter
+from flows.train import current_training, finished_training, lineage, trained_adapter
+from flows.training_continuity import told_course
 from infra.errors import UserError
 from infra.settings import Settings
 
@@ -30,9 +31,8 @@ def publish(settings: Settings, run_id: str = "", from_scratch: bool = False) ->
     evaluated = json.loads(run.store.get(f"{folder}/verdict.json"))
     published = run.releases.find(run_id)
     if published is None:
-        plan = json.loads(run.store.get(f"runs/{run_id}/finished.json"))["plan"]
         card = {
-            **lineage(run, plan),
+            **lineage(run, finished_training(run, run_id)),
             "evaluation": fingerprint,
             "metrics": evaluated["metrics"],
             "verdict": evaluated["verdict"],
@@ -67,6 +67,7 @@ def model_card(card: dict[str, Any], production: dict[str, Any] | None) -> str:
         f"| catalog | `{card['catalog_digest'][:16]}` |",
         f"| started from | {card['start']} |",
         f"| training run | `{card['run_id']}` |",
+        *(f"| {name} | {value} |" for name, value in told_course(card["course"]).items()),
         "",
         "## Measured on people never seen in training",
         "",

@@ -16,8 +16,9 @@ from typing import Any
 from infra import model_files
 from infra.errors import written_by_us
 from infra.registry import Release, Releases
-from infra.settings import ModelReference, Settings
+from infra.settings import ModelReference, Settings, ShardSettings
 from infra.storage import ObjectStore, open_store
+from preprocessing.augmentation import in_effect
 from preprocessing.catalog import Catalog, ShardRow
 from preprocessing.recipes import Recipe, stage_recipe
 from preprocessing.sources import Source, Surroundings, open_source
@@ -35,7 +36,7 @@ COLUMNS = {
 _TRAIN_WITHOUT_EFFECT = set(
     "workers min_workers micro_batch_size checkpoint_every keep_last keep_every warm_start bad_step hang_seconds "
     "cache_mb loader_workers loader_ahead damaged_shards channels_last compile activation_checkpointing "
-    "fused_optimizer".split()
+    "fused_optimizer pictures_every pictures_people pictures_prompts".split()
 )
 
 
@@ -123,10 +124,11 @@ class Run:
         bind = replace(bind, settings={**bind.settings, **chosen})
         bound = {bind.stage: bind.fingerprint}
         encoder = _weights(models.base, "text_encoder", "tokenizer")
+        embeds = column("image_embeds", {**clip, **bound})
         columns = [
             column("moments", {"models.base vae": _weights(models.base, "vae"), **photos}),
             column("text", {"models.base text_encoder": encoder, **bound}),
-            column("image_embeds", {**clip, **bound}),
+            replace(embeds, settings={**embeds.settings, **_augmentation(settings.shard)}),
         ]
         joined = [bind, *(one for one in columns if getattr(settings.shard, one.stage)), *searched[1:]]
         inputs = {one.stage: one.fingerprint for one in joined}
@@ -157,9 +159,13 @@ class Run:
 
     def inputs_digest(self, shards: list[ShardRow]) -> str:
         """16 hex digits that name what a training learns from and how; the release that it starts from is not in it."""
+        models, shard = self.settings.models, self.settings.shard
         train = self.settings.train.model_dump(mode="json", exclude=_TRAIN_WITHOUT_EFFECT)
+        # Crops that are made while training are not among the contents.
+        crops = {"pixels": shard.reference_pixels, "variants": shard.reference_variants, **_augmentation(shard)}
+        computed = [] if shard.image_embeds else [crops]
         contents = sorted((row.shard, row.sha256) for row in shards)
-        return digest(contents, train, _weights(self.settings.models.base), _weights(self.settings.models.clip))
+        return digest(contents, train, *map(_weights, (models.base, models.clip)), *computed)
 
     def evaluation_fingerprint(self, people: str) -> str:
         """16 hex digits that name how a release is evaluated: equal ones can be compared. `people`: the subjects."""
@@ -202,6 +208,11 @@ def check_inputs(settings: Settings) -> None:
         settings.workspace.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=settings.workspace).close()
     open_store(settings.store_root, settings.storage.endpoint_url)
+
+
+def _augmentation(settings: ShardSettings) -> dict[str, Any]:
+    """What of the augmentation decides a subject's crops, as settings of the column that holds their features."""
+    return {f"augmentation.{name}": value for name, value in in_effect(settings).items()}
 
 
 def digest(*parts: Any) -> str:

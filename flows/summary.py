@@ -33,6 +33,7 @@ def summarise(run: Run, journey: Journey, seconds: float) -> dict[str, Any]:
             "loss_before": before["loss"],
             "loss_after": after["loss"],
             "falling": after["loss"] < before["loss"],
+            "course": card.get("course"),
         },
         "metrics": card["metrics"],
         "verdict": card["verdict"],

@@ -13,10 +13,13 @@ from prefect import flow
 
 from flows import artifacts
 from flows.checkpoints import RELEASED, fetch_checkpoint, folder_of, latest_step
+from flows.evaluation_people import read_people
 from flows.evaluation_split import check_split
 from flows.run import Run, StageResult, describe, digest
-from flows.training_job import HISTORY, ProgressReporter, TrainingJob, work
-from flows.training_metrics import LiveMetrics
+from flows.training_continuity import continuity, course_for_card
+from flows.training_history import AttemptLog
+from flows.training_job import HISTORY, News, ProgressReporter, TrainingJob, work
+from flows.training_metrics import LiveMetrics, LivePictures
 from infra import model_files
 from infra.errors import UserError
 from infra.settings import ModelReference, Settings
@@ -45,8 +48,14 @@ def train(settings: Settings, from_scratch: bool = False) -> StageResult:
     plan |= {"damaged": damaged_shards(run, plan)}
     fit(run, plan)
     finish(run, plan)
+    told = continuity(run.store, plan["run_id"], finished_training(run, plan["run_id"]))
+    for line in told.lines() if told else ():
+        artifacts.console.print(f"train: {line}", markup=False, soft_wrap=True)
     artifacts.table("losses", loss_curve(run, plan["run_id"]), "Losses, means over the steps since the row before")
     artifacts.markdown("train", "\n".join(f"- **{name}**: {value}" for name, value in plan.items() if name != "shards"))
+    if told:
+        artifacts.table("attempts", told.attempts, "Who trained, where and from which step")
+        artifacts.markdown("continuity", f"**{told.headline}.** {' '.join(told.sentences)}")
     note = f"{settings.train.steps} steps on {plan['samples']} samples, {plan['start_says']}"
     if continued:
         note += f", continued after step {continued}"
@@ -131,23 +140,24 @@ def trained_adapter(run: Run, run_id: str) -> dict[str, bytes]:
 
 def loss_curve(run: Run, run_id: str) -> list[dict[str, float]]:
     """The rows of a finished run's loss curve."""
-    return list(_finished(run, run_id)["curve"])
+    return list(finished_training(run, run_id)["curve"])
 
 
 def loss_change(run: Run, run_id: str) -> tuple[dict[str, float], dict[str, float]]:
     """A finished run's losses before and after training, on the same samples with the same noise."""
-    finished = _finished(run, run_id)
+    finished = finished_training(run, run_id)
     return finished["before"], finished["after"]
 
 
-def _finished(run: Run, run_id: str) -> dict[str, Any]:
-    """What `finish` wrote down: the plan, the loss curve, the losses before and after."""
+def finished_training(run: Run, run_id: str) -> dict[str, Any]:
+    """What `finish` wrote down of a run: the plan, the loss curve, the losses before and after, what became of every
+    sample."""
     return dict(json.loads(run.store.get(_key(run_id, "finished.json"))))
 
 
-def lineage(run: Run, plan: dict[str, Any]) -> dict[str, Any]:
-    """Where a training's result comes from: for the release's card."""
-    models = run.settings.models
+def lineage(run: Run, finished: dict[str, Any]) -> dict[str, Any]:
+    """Where a training's result comes from, from its `finished_training`: for the release's card."""
+    models, plan = run.settings.models, finished["plan"]
     return {
         **{name: plan[name] for name in ("run_id", "inputs", "samples", "start")},
         "catalog_version": plan["catalog_version"],
@@ -155,23 +165,34 @@ def lineage(run: Run, plan: dict[str, Any]) -> dict[str, Any]:
         "stages": run.fingerprints,
         "models": {name: describe(getattr(models, name)) for name in ("base", "clip", "captioner", "segmenter")},
         "train": run.settings.train.model_dump(mode="json"),
+        "course": course_for_card(run.store, plan["run_id"], finished),
     }
 
 
 def fit(run: Run, plan: dict[str, Any]) -> None:
-    """Train what `plan_training` planned to its last step, from its latest checkpoint on. Needs a `ray_session`."""
+    """Train what `plan_training` planned to its last step, from its latest checkpoint on. Needs a `ray_session`.
+
+    Who tries it, from where, and how far that came is written down beside the training.
+    """
+    settings, run_id = run.settings.train, plan["run_id"]
+    continued = latest_step(run.store, run_id)
+    people = tuple(read_people(run)[: settings.pictures_people]) if settings.pictures_every else ()
+    with AttemptLog(run.store, run_id, continued, run.settings.workspace) as log:
+        shards, start = run.training_shards(plan["catalog_version"]), adapter_of(run, plan["start"])
+        damaged = frozenset(plan["damaged"])
+        job = TrainingJob(run.settings, run.store, run_id, shards, start, damaged, log.number, people)
+        _fit(run, job, log, continued)
+
+
+def _fit(run: Run, job: TrainingJob, log: AttemptLog, continued: int) -> None:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     settings = run.settings.train
-    shards = run.training_shards(plan["catalog_version"])
-    damaged = frozenset(plan["damaged"])
-    job = TrainingJob(run.settings, run.store, plan["run_id"], shards, adapter_of(run, plan["start"]), damaged)
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # where it is lost, so is the driver
     reporter: Any = ray.remote(num_cpus=0, label_selector=here)(ProgressReporter).remote()
-    path, filesystem = _ray_storage(run, f"runs/{plan['run_id']}/attempts")
-    attempt = len({key.split("/")[3] for key in run.store.list(f"runs/{plan['run_id']}/attempts/")}) + 1
+    path, filesystem = _ray_storage(run, f"runs/{job.run_id}/attempts")
     fewest = settings.min_workers or settings.workers
     use_gpu = bool(ray.cluster_resources().get("GPU", 0) >= fewest)
     elastic = fewest < settings.workers
@@ -184,23 +205,28 @@ def fit(run: Run, plan: dict[str, Any]) -> None:
             num_workers=(fewest, settings.workers) if elastic else settings.workers, use_gpu=use_gpu
         ),
         run_config=RunConfig(
-            name=f"{attempt:04d}",  # a new name each time: what the old driver left must not be taken up by Ray as well
+            name=f"{log.number:04d}",  # a new one each time: Ray must not take up what the old driver left
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=_MOST_FAILURES),
         ),
     )
-    port, continued = run.settings.monitoring.prometheus_port, latest_step(run.store, plan["run_id"])
-    with LiveMetrics(plan["run_id"], settings.steps, continued, port) as live:
+    pictures = LivePictures(run.store, job.run_id, settings.pictures_every, continued)
+    with LiveMetrics(job.run_id, settings.steps, continued, run.settings.monitoring.prometheus_port) as live:
         future, ended = _in_background(trainer.fit), False
         while not ended:
             ended = bool(wait([future], timeout=1.0).done)
-            row, refusal, said = ray.get(reporter.ask.remote())
-            for sentence in said:
+            news: News = ray.get(reporter.ask.remote())
+            for start in news.starts:
+                log.started(**start)
+            for sentence in news.said:
                 artifacts.console.print(f"train: {sentence}", markup=False, style="yellow")
-            if refusal:  # trying again, as Ray would, does not mend it
-                raise UserError(refusal)
-            live.show(row)
+            if news.refusal:  # trying again, as Ray would, does not mend it
+                raise UserError(news.refusal)
+            live.show(news.row)
+            if news.row is not None:
+                log.reached(int(news.row["step"]))
+                pictures.look(int(news.row["step"]))
         future.result()
         live.finished()
     ray.kill(reporter)

@@ -4,20 +4,23 @@ No torch and no Prefect here: the reporter's process need not load them.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from infra.errors import UserError
 from infra.settings import Settings
 from infra.storage import ObjectStore
 from preprocessing.catalog import ShardRow
 
-HISTORY = "history.json"  # in a checkpoint: the loss curve, the losses before and after, the steps that were skipped
+# In a checkpoint: the loss curve, the losses before and after, the steps that were skipped, the starts of workers whose
+# steps are in its weights, and the tallies of what those steps read.
+HISTORY = "history.json"
 
 
 @dataclass(frozen=True)
 class TrainingJob:
     """All that a worker is told. `start`: an adapter's files to start from, None = a fresh adapter; `damaged`: names of
-    shards to do without."""
+    shards to do without; `attempt`: its number in the history; `people`: whom to draw, as `evaluation_people` reads
+    them, none = nobody."""
 
     settings: Settings
     store: ObjectStore
@@ -25,6 +28,20 @@ class TrainingJob:
     shards: list[ShardRow]
     start: dict[str, bytes] | None
     damaged: frozenset[str] = frozenset()
+    attempt: int = 0
+    people: tuple[dict[str, Any], ...] = ()
+
+
+class News(NamedTuple):
+    """What a driver is told when it asks."""
+
+    row: dict[str, float] | None
+    """The latest one."""
+    refusal: str
+    """What must be mended; "" = nothing."""
+    said: list[str]
+    """Sentences since the last time, and the starts of workers: `AttemptLog.started`'s arguments."""
+    starts: list[dict[str, Any]]
 
 
 class ProgressReporter:
@@ -32,7 +49,7 @@ class ProgressReporter:
 
     def __init__(self) -> None:
         self.row: dict[str, float] | None = None
-        self.refusal, self.said = "", list[str]()
+        self.refusal, self.said, self.starts = "", list[str](), list[dict[str, Any]]()
 
     def tell(self, row: dict[str, float]) -> None:
         """`StepMetrics.as_row()`: plain numbers."""
@@ -44,10 +61,15 @@ class ProgressReporter:
     def refuse(self, refusal: str) -> None:
         self.refusal = refusal
 
-    def ask(self) -> tuple[dict[str, float] | None, str, list[str]]:
-        """The latest row, what must be mended, and what was said since the last time."""
-        said, self.said = self.said, []
-        return self.row, self.refusal, said
+    def started(self, step: int, workers: int, hosts: list[str]) -> None:
+        """All workers have taken up the checkpoint of a step."""
+        self.starts.append({"step": step, "workers": workers, "hosts": hosts})
+
+    def ask(self) -> News:
+        """What is new."""
+        news = News(self.row, self.refusal, self.said, self.starts)
+        self.said, self.starts = [], []
+        return news
 
 
 def work(config: dict[str, Any]) -> None:
@@ -61,3 +83,18 @@ def work(config: dict[str, Any]) -> None:
     except UserError as error:
         ray.get(config["reporter"].refuse.remote(str(error)))
         raise
+
+
+def picture_key(run_id: str, step: int) -> str:
+    """Where the grid of pictures of a step lies in the store."""
+    return f"{picture_folder(run_id)}step-{step:06d}.png"
+
+
+def picture_folder(run_id: str) -> str:
+    """The prefix of a run's grids."""
+    return f"runs/{run_id}/pictures/"
+
+
+def picture_step(key: str) -> int:
+    """The step of the grid at a key."""
+    return int(key.rpartition("step-")[2].removesuffix(".png"))

@@ -6,9 +6,9 @@ gradient is the mean over all rows however they are shared out.
 
 import json
 import math
+import socket
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 
 from flows.checkpoints import RELEASED, CheckpointWriter, fetch_checkpoint
+from flows.training_account import account
 from flows.training_job import HISTORY, TrainingJob
 from flows.training_loader import batches
 from flows.training_metrics import EventFiles
+from flows.training_pictures import TrainingPictures
 from flows.training_samples import StepBatch, StepBatches, TrainingSamples
 from flows.watchdog import Watchdog
 from infra.errors import UserError
@@ -87,13 +89,20 @@ class _Worker:
         self.ema = EMA(self.adapter, options.ema_decay)
         self.history: dict[str, Any] = {
             "curve": [], "before": None, "after": None, "skipped": [], "usual": {"loss": 0.0, "steps": 0},
+            "starts": [], "tally": 0,
         }  # fmt: skip
         self.first = self._resume()
         self.parallel: nn.Module = prepare_model(self.module, parallel_strategy_kwargs={"broadcast_buffers": False})
-        self.row, self.in_row, self.bad_in_a_row = self._zeros(1), 0, 0
+        self._started()
+        self.row, self.in_row, self.bad_in_a_row = self._zeros(2), 0, 0
         self.clock = StepClock()
-        self.curves = _Curves(job, self.first, reporter) if self.rank == 0 else None
+        self.curves: EventFiles | None = None
+        if self.rank == 0:
+            curves = f"runs/{job.run_id}/tensorboard"
+            self.curves = EventFiles(job.store, curves, self.first, tell=reporter.say.remote)
         self.leaving = frozenset[str]()  # machines that will be taken away
+        place = self.first, self.rank, self.workers
+        self.pictures = TrainingPictures.open(job, self.module, *place, watchdog.alive, reporter.say.remote)
 
     def _source(self, scaling: float, shift: float) -> StepBatches:
         """Its share of every step, from files of this machine."""
@@ -115,6 +124,16 @@ class _Worker:
             self.history = json.loads(Path(folder, HISTORY).read_text("utf-8"))
             return load_checkpoint(folder, self.adapter, self.ema, self.optimizer)
 
+    def _started(self) -> None:
+        """Write down that the workers go on from here: in what is saved with the weights, and by the driver."""
+        hosts = [socket.gethostname()] * self.workers
+        if self.workers > 1:
+            distributed.all_gather_object(hosts, hosts[self.rank])
+        begun = {"attempt": self.job.attempt, "step": self.first, "damaged": sorted(self.job.damaged)}
+        self.history["starts"].append(begun)
+        if self.rank == 0:
+            self.reporter.started.remote(self.first, self.workers, hosts)
+
     def run(self) -> None:
         """All steps that are left."""
         options, writer = self.options, None
@@ -124,6 +143,8 @@ class _Worker:
             )
         if self.history["before"] is None:
             self.history["before"] = self._probe()
+        if self.pictures is not None and self.pictures.missing(self.first):
+            self._draw(self.pictures, self.first)
         coming = batches(self.source, range(self.first, options.steps), options, self.device.type == "cuda")
         self.clock.take()
         for step in range(self.first, options.steps):
@@ -143,6 +164,10 @@ class _Worker:
             if keep and writer is not None and self.curves is not None:
                 self.curves.publish()  # a resumed run's curves have no gap
                 self._save(writer, done)
+            if self.pictures is not None and self.pictures.due(done):  # after the checkpoint: it may be in a hurry
+                self._draw(self.pictures, done)
+        if self.pictures is not None:
+            self.pictures.close()
         if self.curves is not None:
             self.curves.close()
         if self.workers > 1:
@@ -155,7 +180,7 @@ class _Worker:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * scale
         self.optimizer.zero_grad(set_to_none=True)
-        means = self._gradients(one.batch.to(self.device))
+        means = self._gradients(one.batch.to(self.device), one.tally)
         norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), options.clip_norm)
         values = torch.cat([means, norm.detach().to(means)[None]]).tolist()  # waits for the device, once
         fault = self._fault(values[0], values[-1])
@@ -164,6 +189,7 @@ class _Worker:
             return
         self.optimizer.step()
         self.ema.update()
+        self.history["tally"] += round(values[-2] * options.batch_size)  # exact: whole numbers far below 2^53
         self.row += torch.tensor(values, dtype=torch.float64)
         self.in_row, self.bad_in_a_row = self.in_row + 1, 0
         usual = self.history["usual"]
@@ -174,11 +200,13 @@ class _Worker:
         """For sums over samples of the losses and of what the routers leave to the experts in each layer."""
         return torch.zeros(len(Losses._fields) + len(self.module.layer_names) + more, dtype=torch.float64)
 
-    def _gradients(self, batch: Batch) -> Tensor:
-        """Add up the gradient of the global batch's mean loss; means of losses and router shares, on the device."""
+    def _gradients(self, batch: Batch, tally: int) -> Tensor:
+        """Add up the gradient of the global batch's mean loss; means of losses, router shares and tallies, on the
+        device."""
         options, rows = self.options, len(batch)
         size = options.micro_batch_size or rows
-        sums = self._zeros().to(self.device)
+        sums = self._zeros(1).to(self.device)
+        sums[-1] = tally
         for start in range(0, rows, size):
             piece = batch.rows(start, min(start + size, rows))
             with self._sums_up(last=start + size >= rows):
@@ -186,7 +214,7 @@ class _Worker:
                     losses = self.parallel(piece)
                 # Over the workers DDP takes a mean; every sample should count the same.
                 (losses.total * (len(piece) * self.workers / options.batch_size)).backward()
-            sums += self._said(losses) * len(piece)
+            sums[:-1] += self._said(losses) * len(piece)
         if self.workers > 1:
             distributed.all_reduce(sums)
         return sums / options.batch_size
@@ -234,16 +262,18 @@ class _Worker:
     def _end_row(self, done: int) -> None:
         """A row of the loss curve: means over the steps since the row before, of all workers."""
         if self.in_row:
-            *means, norm = (self.row / self.in_row).tolist()
+            *means, _, norm = (self.row / self.in_row).tolist()
             losses = dict(zip(Losses._fields, means, strict=False))
             shares = dict(zip(self.module.layer_names, means[len(losses) :], strict=True))
-            self.history["curve"].append({"step": done, **_curve_row(losses)})
+            share = sum(shares.values()) / len(shares)
+            row = {"step": done, **_curve_row(losses), "gradient_norm": norm, "router_share": share}
+            self.history["curve"].append(row)
             rate = self.optimizer.param_groups[0]["lr"]
             measured = measure(done, losses, norm, shares, rate, self.clock, self.device, self.workers)
             if self.curves is not None:
                 self.curves.add(measured.as_row())
                 self.reporter.tell.remote(measured.as_row())
-        self.row, self.in_row = self._zeros(1), 0
+        self.row, self.in_row = self._zeros(2), 0
 
     def _preempted(self) -> bool:
         """Whether a machine has just been told that it will be taken away; asked by all workers, told once."""
@@ -252,6 +282,11 @@ class _Worker:
         info = ray.train.get_preemption_info()
         known, self.leaving = self.leaving, frozenset(info.preempted_node_to_ranks if info is not None else ())
         return bool(self.leaving - known)
+
+    def _draw(self, pictures: TrainingPictures, done: int) -> None:
+        """A grid of pictures by the averaged weights; all workers draw."""
+        with self.clock.paused(), self.ema.applied(), self._autocast():
+            pictures.show(done, self.reporter.say.remote)
 
     def _probe(self) -> dict[str, float]:
         """Losses on the run's first batches: the same samples and noise before and after."""
@@ -267,10 +302,17 @@ class _Worker:
         means = (sums / (count * self.options.batch_size)).tolist()
         return _curve_row(dict(zip(Losses._fields, means, strict=False)))
 
+    def _account(self) -> dict[str, Any]:
+        """What became of every sample; takes seconds where millions were read."""
+        samples, history = self.source.samples, self.history
+        names, skipped = [row.shard for row in samples.rows], {one["step"] for one in history["skipped"]}
+        steps, batch_size = self.options.steps, self.options.batch_size
+        return account(samples.order, names, history["starts"], skipped, steps, batch_size, history["tally"])
+
     def _save(self, writer: CheckpointWriter, done: int) -> None:
         """Copy the state and let it be written while the training goes on."""
-        snapshot = Snapshot.take(self.adapter, self.ema, self.optimizer, done)
-        history, last = json.dumps(self.history).encode(), done == self.options.steps
+        snapshot, last = Snapshot.take(self.adapter, self.ema, self.optimizer, done), done == self.options.steps
+        history = json.dumps(self.history | ({"account": self._account()} if last else {})).encode()
 
         def files() -> Iterator[tuple[str, bytes]]:
             yield HISTORY, history
@@ -278,36 +320,6 @@ class _Worker:
 
         loss = self.history["curve"][-1]["loss"] if self.history["curve"] else math.inf
         (writer.finish if last else writer.save)(done, files, loss)
-
-
-class _Curves:
-    """Rank 0's event files, written on a thread: neither a slow store nor one that is away holds the steps up."""
-
-    def __init__(self, job: TrainingJob, first: int, reporter: Any) -> None:
-        self._thread, self._reporter = ThreadPoolExecutor(1, "curves"), reporter
-        self._open = lambda: EventFiles(job.store, f"runs/{job.run_id}/tensorboard", first)
-        self._files: EventFiles | None = None
-        self._waiting: list[dict[str, float]] = []
-
-    def add(self, row: dict[str, float]) -> None:
-        self._thread.submit(self._write, [row], publish=False)
-
-    def publish(self) -> None:
-        self._thread.submit(self._write, [], publish=True)
-
-    def close(self) -> None:
-        self._thread.shutdown()
-
-    def _write(self, rows: list[dict[str, float]], publish: bool) -> None:
-        self._waiting += rows
-        try:
-            self._files = self._files or self._open()
-            while self._waiting:
-                self._files.add(self._waiting.pop(0))
-            if publish:
-                self._files.publish()
-        except Exception as error:  # what could not be written comes with the next
-            self._reporter.say.remote(f"the curves could not be written ({type(error).__name__}: {error})")
 
 
 def _curve_row(losses: dict[str, float]) -> dict[str, float]:

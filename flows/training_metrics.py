@@ -4,18 +4,26 @@ All of it is fed with rows of plain numbers, ``moa_model.step_metrics.StepMetric
 by tag. Rank 0 writes the curves, the driver shows the rest, for which it loads no torch.
 """
 
+import io
 import tempfile
 import time
-from collections.abc import Mapping
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from flows import artifacts
+from flows.training_job import picture_key
 from infra.errors import UserError
 from infra.storage import ObjectStore
 
 Row = Mapping[str, float]
+_Event = tuple[float, int, list[Any]]  # seconds since 1970, step, TensorBoard's values
 
 # Tag -> name after "moa_training_" and what it is, with Prometheus' units; tags by group become one name with a label.
 _GAUGES = {
@@ -34,52 +42,108 @@ _GROUPS = {
 
 
 class EventFiles:
-    """A training's curves in the object store, as TensorBoard's event files under one prefix.
+    """A training's curves and pictures in the object store, as TensorBoard's event files under one prefix.
 
-    Each file holds the rows since the one before, is written whole or not at all and never changed: viewers can follow
+    Each file holds what came since the one before, is written whole or not at all and never changed: viewers can follow
     it, and a kill harms nothing. Rows wait here until they are a twentieth of what is written (so the files stay few),
     or until ``publish``: call it before each checkpoint, and a resumed run's curve has no gap.
+
+    All is written on a thread: neither a slow store nor one that is away holds the steps up. What cannot be written is
+    told, and comes with the next. Each call gives a future that is done once it was tried.
     """
 
-    def __init__(self, store: ObjectStore, prefix: str, continued: int = 0, seconds: float = 30.0) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        prefix: str,
+        continued: int = 0,
+        seconds: float = 30.0,
+        tell: Callable[[str], object] = warnings.warn,
+    ) -> None:
         """``continued``: the step after which this attempt goes on. What earlier ones wrote of later steps is hidden.
 
         ``seconds`` that pass at least between two files that nobody asked for.
         """
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._store, self._prefix, self._seconds = store, prefix.rstrip("/"), seconds
-        self._writer = SummaryWriter
+        self._store, self._prefix, self._seconds, self._tell = store, prefix.rstrip("/"), seconds, tell
+        self._thread = ThreadPoolExecutor(1, "curves")
+        # The rest is the thread's alone.
+        self._waiting: deque[Callable[[], _Event]] = deque()
+        self._events: list[_Event] = []
         self._purge: int | None = continued + 1
-        self._number = len(store.list(f"{self._prefix}/"))
-        self._rows: list[tuple[float, dict[str, float]]] = []
+        self._number: int | None = None
         self._written, self._told = 0, time.monotonic()
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Row) -> Future[None]:
         """One more row; its scalars must have a step that is larger than the row's before."""
-        self._rows.append((time.time(), dict(row)))
-        if len(self._rows) * 20 >= self._written and time.monotonic() - self._told >= self._seconds:
-            self.publish()
+        now = time.time()
+        return self._thread.submit(self._work, lambda: _scalars(now, row))
 
-    def publish(self) -> None:
-        """Write the rows that wait into a file of their own; nothing happens where there are none."""
-        if not self._rows:
-            return
+    def add_picture(self, step: int, key: str, png: bytes | None) -> Future[None]:
+        """Store a picture under the key and show it at the step; None shows the one that is there."""
+        now = time.time()
+
+        def stored() -> _Event:
+            if png is not None:
+                self._store.put(key, png)
+            return _image(now, step, self._store.get(key) if png is None else png)
+
+        return self._thread.submit(self._work, stored)
+
+    def publish(self) -> Future[None]:
+        """Write what waits into a file of its own; nothing happens where there is nothing."""
+        return self._thread.submit(self._work, None, publish=True)
+
+    def close(self) -> None:
+        """Write what waits, and wait for it."""
+        self.publish()
+        self._thread.shutdown()
+
+    def _work(self, event: Callable[[], _Event] | None, publish: bool = False) -> None:
+        if event is not None:
+            self._waiting.append(event)
+        try:
+            while self._waiting:
+                self._events.append(self._waiting[0]())
+                self._waiting.popleft()
+            due = len(self._events) * 20 >= self._written and time.monotonic() - self._told >= self._seconds
+            if self._events and (publish or due):
+                self._publish()
+        except Exception as error:
+            self._tell(f"the curves could not be written ({type(error).__name__}: {error})")
+
+    def _publish(self) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
+        from torch.utils.tensorboard import SummaryWriter
 
+        if self._number is None:
+            self._number = len(self._store.list(f"{self._prefix}/"))
         with tempfile.TemporaryDirectory(prefix="moa-events-") as folder:
             # TensorBoard drops what it read before of this and all later steps, when a file's first event asks for it.
-            with self._writer(folder, purge_step=self._purge) as writer:
-                for seconds, row in self._rows:  # one event each: one a scalar takes 35 times as long
-                    values = [Summary.Value(tag=tag, simple_value=row[tag]) for tag in row if tag != "step"]
-                    writer.file_writer.add_summary(Summary(value=values), int(row["step"]), seconds)
+            with SummaryWriter(folder, purge_step=self._purge) as writer:
+                for seconds, step, values in self._events:  # one event each: one a scalar takes 35 times as long
+                    writer.file_writer.add_summary(Summary(value=values), step, seconds)
             (file,) = Path(folder).iterdir()
             contents = file.read_bytes()
         # Files are read in the order of their names. Another attempt that is not quite dead yet may take a number.
         while not self._store.create(f"{self._prefix}/events.out.tfevents.{self._number:010d}", contents):
             self._number += 1
-        self._written, self._told = self._written + len(self._rows), time.monotonic()
-        self._rows, self._purge, self._number = [], None, self._number + 1
+        self._written, self._told = self._written + len(self._events), time.monotonic()
+        self._events, self._purge, self._number = [], None, self._number + 1
+
+
+def _scalars(seconds: float, row: Row) -> _Event:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    values = [Summary.Value(tag=tag, simple_value=value) for tag, value in row.items() if tag != "step"]
+    return seconds, int(row["step"]), values
+
+
+def _image(seconds: float, step: int, png: bytes) -> _Event:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
+        size = {"width": picture.width, "height": picture.height, "colorspace": 3}
+    return seconds, step, [Summary.Value(tag="pictures", image=Summary.Image(encoded_image_string=png, **size))]
 
 
 class MetricsServer:
@@ -170,3 +234,26 @@ class LiveMetrics:
     def finished(self) -> None:
         """All steps are done."""
         self._track.to(self._steps)
+
+
+class LivePictures:
+    """A running training's grids of pictures on the run's page, each as it comes."""
+
+    def __init__(self, store: ObjectStore, run_id: str, every: int, continued: int = 0) -> None:
+        """``every``: so many steps, 0 = never; ``continued``: the step after which this process goes on."""
+        self._store, self._run_id, self._every = store, run_id, every
+        self._next = max(continued // every, 1) * every if every else 0  # the last one is shown on every run's page
+
+    def look(self, step: int) -> None:
+        """So many steps are done: show what is there by now. What is not is on its way, until the next one is due."""
+        while self._every and self._next <= step:
+            try:
+                png = self._store.get(picture_key(self._run_id, self._next))
+            except Exception:  # not there yet, or the store is away
+                if step < self._next + self._every:
+                    return
+            else:
+                artifacts.picture(
+                    "train pictures", png, f"Step {self._next}: the priors' own, and people not trained on"
+                )
+            self._next += self._every

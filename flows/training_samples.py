@@ -6,7 +6,7 @@ Axes: B batch, C latent channels, H W latent pixels, T text tokens, D text width
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -17,13 +17,15 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
+from flows.training_account import Place, sound_place, tally
 from infra.errors import UserError
 from infra.settings import TrainSettings
 from infra.shard_cache import ShardCache
 from moa_model import Batch, Draw, SampleOrder, draw, latents_from_moments, share
+from preprocessing.augmentation import fresh_crops
 from preprocessing.catalog import ShardRow
 from preprocessing.mapped_shards import MappedShard, ShardIndex
-from preprocessing.precompute import Precomputer, sample_crops
+from preprocessing.precompute import Precomputer
 from preprocessing.shards import Sample, decode_instances, decode_npy, decode_picture
 
 _INDEXED = 1_000_000  # samples whose places are remembered from one epoch to the next: 350 MB
@@ -77,15 +79,16 @@ class TrainingSamples:
 
     def raw(self, position: int) -> Sample:
         """The sample at a position, as it lies in its shard."""
-        shard, number = self.order.at(position)
-        while not self._sound[shard]:
-            position += 1
-            shard, number = self.order.at(position)
+        shard, number = self.place(position)
         return self._shard(shard, position)[number]
+
+    def place(self, position: int) -> Place:
+        """Where the sample at a position lies."""
+        return sound_place(self.order, self._sound, position)
 
     def __getitem__(self, position: int) -> TrainingSample:
         """The sample at a position; UserError where it lacks a column that cannot be computed here."""
-        return training_sample(self.raw(position), self._models)
+        return training_sample(self.raw(position), self._models, (self.order.seed, position))
 
     def _shard(self, shard: int, position: int) -> MappedShard:
         if shard not in self._open:
@@ -113,14 +116,15 @@ class TrainingSamples:
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One worker's share of a step, and the keys of its samples."""
+    """One worker's share of a step, the keys of its samples, and what they add to the step's tally."""
 
     batch: Batch
     keys: tuple[str, ...]
+    tally: int = 0
 
     def pin_memory(self) -> "StepBatch":
         """Called by torch's loader where it pins."""
-        return StepBatch(self.batch.pin_memory(), self.keys)
+        return replace(self, batch=self.batch.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -150,15 +154,22 @@ class StepBatches(Dataset[StepBatch]):
             self.settings.timestep_exponent,
         )
         batch = batch_of(chosen, numbers, torch.from_numpy(self.null_text).float(), self.scaling, self.shift)
-        return StepBatch(batch.to(self.dtype), tuple(sample.key for sample in chosen))
+        read = sum(tally(position, self.samples.place(position)) for position in positions)
+        return StepBatch(batch.to(self.dtype), tuple(sample.key for sample in chosen), read)
 
 
-def training_sample(sample: Sample, models: Precomputer | None = None) -> TrainingSample:
-    """What of a shard's sample is trained on; a column that it lacks is computed by the models, or UserError."""
-    moments, embeds = _column(sample, "moments", models), _column(sample, "image_embeds", models)
+def training_sample(
+    sample: Sample, models: Precomputer | None = None, seed_and_position: tuple[int, int] = (0, 0)
+) -> TrainingSample:
+    """What of a shard's sample is trained on; a column that it lacks is computed by the models, or UserError.
+
+    Subjects whose features it lacks are cut out anew at every position: their features are those of one variant.
+    """
+    moments, text = _column(sample, "moments", models), _column(sample, "text", models)
+    embeds = _column(sample, "image_embeds", models, seed_and_position)
     tokens = tuple(int(subject["token"]) for subject in sample.json()["subjects"])
     masks = _masks(decode_instances(sample.parts["instances.png"]), len(tokens), moments.shape[-2:])
-    return TrainingSample(sample.key, moments, _column(sample, "text", models), embeds, tokens, masks)
+    return TrainingSample(sample.key, moments, text, embeds, tokens, masks)
 
 
 def batch_of(
@@ -189,7 +200,9 @@ def batch_of(
     )
 
 
-def _column(sample: Sample, name: str, models: Precomputer | None) -> np.ndarray:
+def _column(
+    sample: Sample, name: str, models: Precomputer | None, seed_and_position: tuple[int, int] = (0, 0)
+) -> np.ndarray:
     if (part := sample.parts.get(f"{name}.npy")) is not None:
         return decode_npy(part)
     if models is None:
@@ -199,9 +212,9 @@ def _column(sample: Sample, name: str, models: Precomputer | None) -> np.ndarray
     picture = decode_picture(sample.parts["jpg"])
     if name == "moments":
         return models.moments([picture])[0]
-    settings, instances = models.settings, decode_instances(sample.parts["instances.png"])
-    embeds = models.image_embeds(sample_crops(picture, instances, sample.json()["subjects"], settings, sample.key))
-    return embeds.reshape(-1, settings.reference_variants, embeds.shape[-1])
+    instances, subjects = decode_instances(sample.parts["instances.png"]), sample.json()["subjects"]
+    crops = fresh_crops(picture, instances, subjects, models.settings, sample.key, *seed_and_position)
+    return models.image_embeds(crops)[:, None]
 
 
 def _masks(instances: np.ndarray, count: int, size: tuple[int, ...]) -> Float16[np.ndarray, "S H W"]:

@@ -7,29 +7,18 @@ run, and why each value is what it is stands beside it.
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from infra.augmentation_settings import AugmentationSettings
 from infra.errors import UserError
+from infra.settings_fields import Count, Fraction, FrozenSettings, OptionalText
 
 PRESETS = Path(__file__).parent / "presets"
 
 
-def _empty_is_none(value: object) -> object:
-    return None if value == "" else value  # TOML has no null
-
-
-OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelReference(_Frozen):
+class ModelReference(FrozenSettings):
     location: str = Field(
         min_length=1,
         description='"zoo:NAME" (shipped), a local folder ("/…", "./…", "~/…"), a mirror "s3://bucket/prefix" or '
@@ -41,7 +30,7 @@ class ModelReference(_Frozen):
     backend: str = Field(default="transformers", description="which implementation reads the files")
 
 
-class ModelsSettings(_Frozen):
+class ModelsSettings(FrozenSettings):
     base: ModelReference = Field(description="Stable Diffusion pipeline folder: the frozen prior")
     clip: ModelReference = Field(description="CLIP image and text towers: subject features, prompt consistency")
     captioner: ModelReference = Field(description="BLIP-2: one caption per photo")
@@ -50,21 +39,21 @@ class ModelsSettings(_Frozen):
     faces: Literal["mtcnn"] = Field(description="face detector for photos whose source knows no faces")
 
 
-class StorageSettings(_Frozen):
+class StorageSettings(FrozenSettings):
     root: str = Field(
         description='where shards, catalog and releases live: "" = WORKSPACE/store, a folder, or s3://bucket/prefix'
     )
     endpoint_url: OptionalText = Field(description="S3 server other than AWS's, such as MinIO's or Ceph's; \"\" = AWS")
 
 
-class PaperfolkSettings(_Frozen):
+class PaperfolkSettings(FrozenSettings):
     photos: Count = Field(description="training photos to draw, before any --more")
     seed: int = Field(description="the world's seed: the same seed draws the same people")
     pixels: Count = Field(description="side of a drawn photo, in pixels")
     evaluation_people: Count = Field(description="people drawn for evaluation only, never in a training photo")
 
 
-class IngestSettings(_Frozen):
+class IngestSettings(FrozenSettings):
     source: str = Field(description='"paperfolk" or KIND:PATH of kind ffhq, celeba, fastcomposer, webdataset or folder')
     splits: list[str] = Field(description="only photos that the source puts into one of these splits; [] = all")
     pixels: Count = Field(description="side of the square picture that a sample holds, in pixels")
@@ -74,25 +63,25 @@ class IngestSettings(_Frozen):
     workers: Count = Field(description="actors that decode and check")
 
 
-class SignatureSettings(_Frozen):
+class SignatureSettings(FrozenSettings):
     batch_size: Count = Field(description="pictures per forward pass of CLIP's image tower, each with its mirror image")
     workers: Count = Field(description="actors, each with CLIP's image tower")
 
 
-class NearDuplicateSettings(_Frozen):
+class NearDuplicateSettings(FrozenSettings):
     search: bool = Field(description="keep repeated photos out of training, and look for the evaluation's there")
     hash_distance: int = Field(ge=0, le=24, description="most of 64 bits in which the hashes of one photo may differ")
     cosine: Fraction = Field(description="smallest cosine of the embeddings of one photo; both must agree")
 
 
-class CaptionSettings(_Frozen):
+class CaptionSettings(FrozenSettings):
     batch_size: Count = Field(description="pictures per forward pass")
     max_new_tokens: Count = Field(description="longest caption, in tokens")
     num_beams: Count = Field(description="beams of the search; 1 = greedy")
     workers: Count = Field(description="actors, each with its own captioner")
 
 
-class SegmentSettings(_Frozen):
+class SegmentSettings(FrozenSettings):
     score_threshold: Fraction = Field(description="smallest person probability of a query that is kept")
     mask_threshold: Fraction = Field(description="smallest mask probability of a pixel that belongs to an instance")
     overlap_threshold: Fraction = Field(description="an instance that keeps less than this of its mask is dropped")
@@ -102,7 +91,7 @@ class SegmentSettings(_Frozen):
     workers: Count = Field(description="actors, each with its own segmenter")
 
 
-class FilterSettings(_Frozen):
+class FilterSettings(FrozenSettings):
     """Who is no subject although a model found them; the photo goes only where nobody is left."""
 
     find_faces: bool = Field(
@@ -120,7 +109,7 @@ class FilterSettings(_Frozen):
     max_people: int = Field(ge=0, description="a photo of more people is refused; 0 = any number")
 
 
-class BindingSettings(_Frozen):
+class BindingSettings(FrozenSettings):
     margin: float = Field(
         ge=0,
         description="a person is bound if every binding that gives them another word scores worse by more than this, "
@@ -128,19 +117,20 @@ class BindingSettings(_Frozen):
     )
 
 
-class ShardSettings(_Frozen):
+class ShardSettings(FrozenSettings):
     reference_pixels: Count = Field(description="side of the subject's crop given to CLIP's image tower, in pixels")
-    reference_variants: Count = Field(description="differently augmented crops per subject")
-    moments: bool = Field(description="precompute the VAE's moments; without them the shards cannot be trained on")
+    reference_variants: Count = Field(description="differently augmented crops per subject; 1 = the plain one alone")
+    augmentation: AugmentationSettings = Field(description="how the crops differ")
+    moments: bool = Field(description="precompute the VAE's moments; without them training computes them anew")
     text: bool = Field(description="precompute the caption's text states; without them training computes them anew")
-    image_embeds: bool = Field(description="precompute the subjects' features; without them no training either")
+    image_embeds: bool = Field(description="precompute the subjects' features; else training does, of other crops each time")
     max_photos: Count = Field(description="samples per training shard; a stage's shard with more becomes several")
     max_bytes: Count = Field(description="bytes per training shard; a stage's shard with more becomes several")
     batch_size: Count = Field(description="pictures per forward pass of the VAE and of CLIP")
     workers: Count = Field(description="actors, each with VAE, text encoder and CLIP")
 
 
-class TrainSettings(_Frozen):
+class TrainSettings(FrozenSettings):
     steps: Count = Field(description="optimisation steps")
     batch_size: Count = Field(description="samples per step over all workers together")
     workers: Count = Field(description="data-parallel processes; each takes its share of every batch")
@@ -175,6 +165,11 @@ class TrainSettings(_Frozen):
     checkpoint_every: Count = Field(description="steps between checkpoints: the most that a crash costs")
     keep_last: Count = Field(description="latest checkpoints that are kept until the training is finished")
     keep_every: int = Field(ge=0, description="steps whose multiples' checkpoints are kept too; 0 = none")
+    pictures_every: int = Field(
+        ge=0, description="steps between grids of pictures of the evaluation's people; 0 = none"
+    )
+    pictures_people: Count = Field(description="how many of them are drawn")
+    pictures_prompts: Count = Field(description="for so many of the evaluation's prompts, as far apart as they go")
     warm_start: bool = Field(description="start from the release in production, where there is one")
     precision: Literal["fp32", "bf16", "fp64"] = Field(
         description="arithmetic of the forward pass; the weights stay fp32, but with fp64 (to compare runs)"
@@ -206,7 +201,7 @@ class TrainSettings(_Frozen):
         return self
 
 
-class PromptSettings(_Frozen):
+class PromptSettings(FrozenSettings):
     template: str = Field(
         description='the prompt, with {word} for the subject\'s word: "a photo of a {word} in the snow"'
     )
@@ -220,7 +215,7 @@ class PromptSettings(_Frozen):
         return self
 
 
-class EvaluateSettings(_Frozen):
+class EvaluateSettings(FrozenSettings):
     source: str = Field(description='"paperfolk" or "celeba:PATH": people whose photos are never trained on')
     split: str = Field(description='only people whose photos the source puts into this split; "" = all')
     subjects: Count = Field(description="people to evaluate on")
@@ -240,7 +235,7 @@ class EvaluateSettings(_Frozen):
         return self
 
 
-class PublishSettings(_Frozen):
+class PublishSettings(FrozenSettings):
     alias: str = Field(pattern=r"^[a-z][a-z0-9-]*$", description="the name that follows releases which pass the gate")
     min_identity_gain: float = Field(description="gate: identity similarity of the release minus the prior's")
     min_scene_ratio: float = Field(ge=0, description="gate: scene accuracy divided by the prior's")
@@ -253,7 +248,7 @@ class PublishSettings(_Frozen):
     )
 
 
-class RaySettings(_Frozen):
+class RaySettings(FrozenSettings):
     address: str = Field(description='"" = a Ray of its own on this machine; otherwise the cluster\'s address')
     num_cpus: Count = Field(description="logical CPUs that a local Ray believes in: how many actors live at once")
     gpus_per_worker: float = Field(
@@ -262,13 +257,13 @@ class RaySettings(_Frozen):
     object_store_mb: int = Field(ge=80, description="shared memory of a local Ray, in MB")
 
 
-class MonitoringSettings(_Frozen):
+class MonitoringSettings(FrozenSettings):
     prometheus_port: int = Field(
         ge=0, le=65535, description="port of every network address on which a training answers Prometheus; 0 = none"
     )
 
 
-class Settings(_Frozen):
+class Settings(FrozenSettings):
     name: str = Field(description="the preset's name")
     workspace: Path = Field(description="folder for everything that a run leaves on this machine; absolute once loaded")
     storage: StorageSettings = Field(description="object store")

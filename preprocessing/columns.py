@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from infra.settings import ShardSettings
+from preprocessing.augmentation import sample_crops
 from preprocessing.batching import Steps, one_bad_apple
-from preprocessing.precompute import Precomputer, sample_crops
+from preprocessing.precompute import Precomputer
 from preprocessing.shards import Sample, decode_instances, encode_npy, read_tar, write_tar
 from preprocessing.stages import failed, picture_of
 

@@ -8,110 +8,24 @@ image_embeds [S, V, D]: CLIP's projected embedding of each subject's crops; vari
 Axes: B pictures, C latent channels, h w latent rows and columns, L prompt tokens, D width, S subjects, V variants.
 """
 
-import hashlib
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float16, UInt8
+from jaxtyping import Float, Float16
 from PIL import Image
 
 from infra.model_files import resolve
 from infra.settings import ModelReference, ShardSettings
 from preprocessing.binding import Subject, Word, token_index
 
-_GREY = (127, 127, 127)
 # One sentence has leanings of its own; the mean of several is the word's.
 SENTENCES = ("a {}", "a photo of a {}") + tuple(
     f"a photo of a {{}} {place}"
     for place in ("on the beach", "in the forest", "in the city at night", "in the snow", "in a garden", "in a studio")
 )
-_BORDER = 0.1  # room around the subject's box, as a fraction of its longer side
-
-
-def subject_crop(
-    image: Image.Image,
-    mask: Bool[np.ndarray, "height width"] | None,
-    box: Sequence[float] | None,
-    pixels: int,
-    *,
-    flip: bool = False,
-    zoom: float = 1.0,
-    shift: tuple[float, float] = (0.0, 0.0),
-) -> Image.Image:
-    """A subject as the image encoder sees it, when training and when drawing alike: pixels x pixels, RGB.
-
-    The square around `box` [x1, y1, x2, y2] with some room, grey beyond the picture's edges; with a mask also grey
-    wherever it is False. Without a box the mask's own box, and without either the whole picture, padded to a square.
-    `zoom` > 1 cuts closer, `shift` moves the square by fractions of its side.
-    """
-    image = image.convert("RGB")
-    border = _BORDER
-    if mask is not None:
-        if mask.shape != (image.height, image.width):
-            raise ValueError(f"mask {mask.shape} does not fit a picture of {image.height} x {image.width}")
-        stencil = Image.fromarray(mask.astype(np.uint8) * 255)
-        image = Image.composite(image, Image.new("RGB", image.size, _GREY), stencil)
-        if box is None and mask.any():
-            rows, columns = np.nonzero(mask)
-            box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-    if box is None:
-        box, border = (0, 0, image.width, image.height), 0.0
-    x1, y1, x2, y2 = (float(value) for value in box)
-    side = max(x2 - x1, y2 - y1, 1.0) * (1 + 2 * border) / zoom
-    left = (x1 + x2 - side) / 2 + shift[0] * side
-    top = (y1 + y2 - side) / 2 + shift[1] * side
-    corners = (round(left), round(top), round(left + side), round(top + side))
-    # Cut by pasting: Pillow's crop fills with black what lies outside, which CLIP would take for part of the picture.
-    square = Image.new("RGB", (max(corners[2] - corners[0], 1), max(corners[3] - corners[1], 1)), _GREY)
-    square.paste(image, (-corners[0], -corners[1]))
-    if flip:
-        square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return square.resize((pixels, pixels), Image.Resampling.BICUBIC)
-
-
-def subject_variants(
-    image: Image.Image, mask: Bool[np.ndarray, "height width"], box: Sequence[float], settings: ShardSettings, seed: str
-) -> list[Image.Image]:
-    """`reference_variants` crops of one subject: even ones without the background, odd ones with it.
-
-    Variant 0 is neither flipped nor moved; the others are, by a random stream that depends on `seed` alone. A subject
-    that is always cut out the same way would be learned with its pose.
-    """
-    stream = random.Random(hashlib.sha256(seed.encode()).digest())
-    crops = []
-    for variant in range(settings.reference_variants):
-        zoom, shift_x, shift_y = stream.uniform(0.9, 1.2), stream.uniform(-0.05, 0.05), stream.uniform(-0.05, 0.05)
-        crops.append(
-            subject_crop(
-                image,
-                mask if variant % 2 == 0 else None,
-                box,
-                settings.reference_pixels,
-                flip=variant % 4 in (1, 2),
-                zoom=zoom if variant else 1.0,
-                shift=(shift_x, shift_y) if variant else (0.0, 0.0),
-            )
-        )
-    return crops
-
-
-def sample_crops(
-    image: Image.Image,
-    instances: UInt8[np.ndarray, "height width"],
-    subjects: Sequence[Mapping[str, Any]],
-    settings: ShardSettings,
-    key: str,
-) -> list[Image.Image]:
-    """`subject_variants` of each of a sample's subjects in turn; the sample's key is the seed."""
-    return [
-        crop
-        for number, subject in enumerate(subjects, start=1)
-        for crop in subject_variants(image, instances == number, subject["box"], settings, f"{key} {number}")
-    ]
 
 
 class Precomputer:

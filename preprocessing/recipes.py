@@ -19,7 +19,7 @@ from infra.storage import ObjectStore
 # image_embeds are the columns that `shard` joins, each kept by itself.
 FORMATS = {
     "ingest": 1, "signatures": 1, "duplicates": 1, "caption": 1, "segment": 1,
-    "bind": 1, "moments": 1, "text": 1, "image_embeds": 1, "shard": 2,
+    "bind": 1, "moments": 1, "text": 1, "image_embeds": 2, "shard": 2,
 }  # fmt: skip
 # How many run at once changes no byte of the result, nor which photos there are.
 _WITHOUT_EFFECT = {"workers", "splits"}

@@ -18,8 +18,8 @@ from preprocessing.binding import Subject, bind
 from preprocessing.filtering import LeftOut, is_too_crowded, people_left_out
 from preprocessing.mentions import MOST_WRITTEN_OUT, Mention, Word, mentions, write_out
 from preprocessing.photos import Reason
-from preprocessing.precompute import subject_crop
 from preprocessing.segmentation import People, Person
+from preprocessing.subject_crops import subject_crop
 
 # Head and shoulders tell who is a man and who a woman; in the square around a whole body they are small.
 # Small people are read more surely from several crops than from one (tests/benchmarks/results).

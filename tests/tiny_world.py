@@ -116,6 +116,7 @@ def tiny_changes(world: Path) -> dict[str, str]:
         "train.steps": "6",
         "train.batch_size": "4",
         "train.checkpoint_every": "2",
+        "train.pictures_every": "0",
         "evaluate.source": f"celeba:{world / 'celeba'}",
         "evaluate.subjects": "2",
         "evaluate.seeds": "[1, 2]",

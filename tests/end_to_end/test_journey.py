@@ -3,8 +3,10 @@ them.
 
 Real Prefect, real Ray, tiny models of the production classes."""
 
+import html
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -35,7 +37,8 @@ from flows.run import Run
 from flows.segment import segment
 from flows.session import prepare_environment
 from flows.shard import shard
-from flows.train import train
+from flows.train import finished_training, train
+from flows.training_history import read_attempts
 from infra.errors import UserError
 from infra.ray_session import ray_session
 from infra.settings import Settings
@@ -51,6 +54,13 @@ pytestmark = [pytest.mark.xdist_group("journey"), pytest.mark.timeout(900)]  # t
 REPOSITORY = Path(__file__).parents[2]
 IN_FFHQ = "images1024x1024/00000"
 SEARCHED = {"near_duplicates.search": "true", "near_duplicates.cosine": "0.9", "signatures.workers": "1"}
+# Long enough to be killed on the way.
+TRAINED = {
+    "train.steps": "16",
+    "train.pictures_every": "8",
+    "train.pictures_people": "2",
+    "train.pictures_prompts": "1",
+}
 
 
 @pytest.fixture(scope="module")
@@ -64,20 +74,30 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return tiny_settings(world, tmp_path_factory.mktemp("workspace"), SEARCHED)
+    return tiny_settings(world, tmp_path_factory.mktemp("workspace"), SEARCHED | TRAINED)
 
 
 @pytest.fixture(scope="module")
-def first(settings: Settings, world: Path) -> subprocess.CompletedProcess[str]:
-    """`moa retrain` killed with everything it started, first while it captions, then while it trains, and ended well
-    the third time."""
-    command = [sys.executable, "-m", "flows.cli", "retrain", "--workspace", str(settings.workspace)]
-    changes = {**tiny_changes(world), **SEARCHED}
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another machine's folder."""
+    return tmp_path_factory.mktemp("elsewhere")
+
+
+@pytest.fixture(scope="module")
+def first(settings: Settings, world: Path, elsewhere: Path) -> subprocess.CompletedProcess[str]:
+    """`moa retrain` killed with everything it started, first while it captions, then while it trains; then somebody
+    else, in another place, types the same with the store's address, and it ends well."""
+    changes = {**tiny_changes(world), **SEARCHED, **TRAINED, "storage.root": settings.store_root}
+    command = [sys.executable, "-m", "flows.cli", "retrain"]
     command += [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
     run, attempts = Run(settings), Path(settings.store_root) / "runs"
-    _kill_when(lambda: bool(run.catalog.shards("caption")), command)
-    _kill_when(lambda: any(attempts.glob("*/checkpoints/step-00000004/complete.json")), command)
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=400)
+    killed = [*command, "--workspace", str(elsewhere)]
+    _kill_when(lambda: bool(run.catalog.shards("caption")), killed)
+    _kill_when(lambda: any(attempts.glob("*/checkpoints/step-00000004/complete.json")), killed)
+    return subprocess.run(
+        [*command, "--workspace", str(settings.workspace)],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=400, env=os.environ | {"LOGNAME": "boris"},
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +120,42 @@ def test_a_run_that_was_killed_twice_ends_in_production(
         assert len(run.shards(stage)) == 4
     photos = Counter((row.source, row.origin) for row in run.catalog.photos("ingest"))
     assert len(photos) == 23 and set(photos.values()) == {1}
+
+
+def test_what_was_stopped_by_somebody_elsewhere_lost_nothing_and_the_report_says_so(
+    settings: Settings, first: subprocess.CompletedProcess[str], elsewhere: Path
+) -> None:
+    """Both attempts, by whom, where and from which step; every sample's turns, counted."""
+    run = Run(settings)
+    run_id = _trained(run)
+    killed, ended = read_attempts(run.store, run_id)
+    assert (killed.user, killed.workspace, killed.continued, killed.how) == ("anna", str(elsewhere), 0, "")
+    assert (ended.user, ended.workspace, ended.how) == ("boris", str(settings.workspace), "finished")
+    assert 4 <= ended.continued < 16 and [start.step for start in ended.starts] == [ended.continued]
+    finished = finished_training(run, run_id)
+    account, samples = finished["account"], sum(row.samples for row in run.training_shards())
+    whole, begun = divmod(settings.train.steps * settings.train.batch_size, samples)
+    assert (account["whole_epochs"], account["begun"], account["samples"]) == (whole, begun, samples)
+    assert (account["proven"], account["again"], account["missing"]) == (True, 0, 0)
+    assert [start["step"] for start in finished["starts"]] == [0, ended.continued]
+    text = " ".join(html.unescape(re.sub("<[^>]*>", " ", (settings.workspace / "report.html").read_text())).split())
+    for said in (
+        "Nothing was lost",
+        f"of {samples} samples",
+        f"anna {killed.host} {elsewhere}",
+        "without a word: killed, or its machine was lost",
+        f"boris {ended.host} {settings.workspace}",
+        "step 8", "step 16", "gradient norm", "the experts' share", "shards passed over none",
+    ):  # fmt: skip
+        assert said in text, said
+    assert text.count(f"{killed.time[:10]}") >= 2
+    assert "train: Nothing was lost: " in first.stderr and "train: attempt 1, by anna" in first.stderr
+    released = run.releases.resolve("1")
+    readme = run.releases.read(released, "README.md").decode()
+    assert "| shards passed over | none |" in readme and "anna" not in readme
+    assert run.releases.manifest(released)["lineage"]["course"]["attempts"] == 2
+    pictures = run.store.list(f"runs/{run_id}/pictures/")
+    assert [key.rpartition("/")[2] for key in pictures] == ["step-000008.png", "step-000016.png"]
 
 
 def test_every_photo_is_accounted_for(settings: Settings, first: object) -> None:
@@ -253,8 +309,9 @@ def test_one_photo_is_taken_back_and_more_make_release_two_from_release_one(
 
 def _kill_when(ready: Callable[[], bool], command: list[str]) -> None:
     process = subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+        command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        env=os.environ | {"LOGNAME": "anna"},
+    )  # fmt: skip
     deadline = time.monotonic() + 400
     while not ready():
         assert process.poll() is None, "the run ended before it could be killed"

@@ -22,6 +22,7 @@ from evaluation import protocol
 from flows import evaluate, evaluation_split, ingest, model_stages, train, training_loop, training_samples
 from flows.caption import caption
 from flows.near_duplicates import duplicates
+from flows.painting import from_png
 from flows.publish import publish
 from flows.run import Run, StageResult, check_inputs
 from flows.segment import segment
@@ -70,6 +71,9 @@ def changes(tmp_path_factory: pytest.TempPathFactory, s3_address: str) -> dict[s
         "train.steps": "2",
         "train.batch_size": "4",
         "train.loader_workers": "0",  # so that this process sees what is drawn
+        "train.pictures_every": "2",
+        "train.pictures_people": "1",
+        "train.pictures_prompts": "2",
         "evaluate.subjects": "2",
         "evaluate.seeds": "[11, 12]",
         "evaluate.inference_steps": "2",
@@ -161,7 +165,7 @@ def test_photos_become_training_samples_on_s3(settings: Settings, stages: dict[s
         assert [one.shape for one in arrays] == [
             (8, PIXELS // 8, PIXELS // 8),
             (TOKENS, TEXT_DIM),
-            (people, 4, IMAGE_DIM),
+            (people, 6, IMAGE_DIM),
         ]
 
 
@@ -177,6 +181,13 @@ def test_training_is_the_papers(settings: Settings, stages: dict[str, StageResul
     assert trained.precision == {torch.bfloat16}
     curve = train.loss_curve(Run(settings), stages["train"].facts["run_id"])
     assert [row["step"] for row in curve] == [2] and all(np.isfinite(value) for value in curve[0].values())
+
+
+def test_somebody_not_trained_on_is_drawn_on_the_way(settings: Settings, stages: dict[str, StageResult]) -> None:
+    store, run_id = Run(settings).store, stages["train"].facts["run_id"]
+    assert store.list(f"runs/{run_id}/pictures/") == [f"runs/{run_id}/pictures/step-000002.png"]
+    grid = from_png(store.get(f"runs/{run_id}/pictures/step-000002.png"))
+    assert grid.width == 3 * (PIXELS + 8) + 8, "somebody's photo, and two prompts"
 
 
 def test_the_protocol_measures_with_facenet(settings: Settings, stages: dict[str, StageResult]) -> None:
@@ -240,14 +251,15 @@ def _fit_here(run: Run, plan: dict[str, Any]) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    shards = run.training_shards(plan["catalog_version"])
-    job = train.TrainingJob(run.settings, run.store, plan["run_id"], shards, train.adapter_of(run, plan["start"]))
+    shards, people = run.training_shards(plan["catalog_version"]), tuple(train.read_people(run)[:1])
+    start = train.adapter_of(run, plan["start"])
+    job = train.TrainingJob(run.settings, run.store, plan["run_id"], shards, start, people=people)
     nobody = SimpleNamespace(remote=lambda *_: None)
     TorchTrainer(
         train.work,
         train_loop_config={
             "job": pickle.loads(pickle.dumps(job)),
-            "reporter": SimpleNamespace(tell=nobody, say=nobody),
+            "reporter": SimpleNamespace(tell=nobody, say=SimpleNamespace(remote=pytest.fail), started=nobody),
         },
         scaling_config=ScalingConfig(num_workers=0),
         run_config=RunConfig(name="0001"),

@@ -70,3 +70,21 @@ def test_short_numbers(value: float, text: str) -> None:
 
 def test_durations() -> None:
     assert [duration(s) for s in (7.24, 185, 7800)] == ["7.2 s", "3 min 05 s", "2 h 10 min"]
+
+
+def test_marks_stand_where_their_steps_are_and_not_beside_the_curve() -> None:
+    line = draw_line([10, 20, 30], [3.0, 2.0, 1.0], marks=[20, 5, 30, 99])
+    assert line is not None
+    points = [float(point.split()[0]) for point in line.raw[1:].split(" L")]
+    assert line.marks == pytest.approx([points[1], points[2]], abs=0.1)
+
+
+def test_a_long_curve_has_no_more_points_than_can_be_seen() -> None:
+    """A training of 40,000 steps: means of neighbours, and the last value as it is."""
+    line = draw_line(range(4001), [float(step) for step in range(4001)])
+    assert line is not None
+    points = line.raw[1:].split(" L")
+    assert len(points) <= 601
+    assert [text for _, text in line.x_labels] == ["3", "2,002", "4,000"]
+    short_one = draw_line(range(600), [float(step) for step in range(600)])
+    assert short_one is not None and len(short_one.raw.split(" L")) == 600

@@ -10,6 +10,7 @@ from evaluation.metrics import Metrics
 from evaluation.protocol import Check, Verdict
 from evaluation.report import (
     Command,
+    Course,
     Curve,
     Fact,
     Intake,
@@ -19,6 +20,7 @@ from evaluation.report import (
     ReportData,
     RouterPicture,
     Stage,
+    StepPictures,
     SubjectGrid,
     SubjectRow,
     Swap,
@@ -93,7 +95,9 @@ def everything(name: str = "00007.png", caption: str = "a photo of a man on the 
         intake=Intake(12, 10, [Refusal("duplicate", 2, caption, name)]),
         photos=[Photo(tile(0), caption, np.eye(64, dtype=np.uint8), truth=caption, note=name), Photo(tile(1), caption)],
         refused=[RefusedPhoto(name, "truncated", caption, tile(2)), RefusedPhoto(name, "empty_file", caption)],
-        curves=[Curve(name, [1, 2, 3], [3.0, 2.0, 1.0], True, caption), Curve("empty", [], [])],
+        curves=[Curve(name, [1, 2, 3], [3.0, 2.0, 1.0], True, caption, marks=[2]), Curve("empty", [], [])],
+        timeline=[StepPictures(100, tile(9)), StepPictures(12_000, tile(10))],
+        course=Course(True, name, [caption, name], [{"attempt": "1", "by": name}, {"attempt": "2", "by": caption}]),
         grid=SubjectGrid(
             [caption, "b"], [1, 2], [SubjectRow(name, "man", tile(3), [[tile(4), tile(5)], [tile(6)]], 0.5)]
         ),
@@ -177,3 +181,14 @@ def test_the_verdict_is_said_in_words(page: str) -> None:
 
 def test_the_same_data_gives_the_same_page(page: str) -> None:
     assert render(everything()) == page
+
+
+def test_where_a_training_went_on_is_marked_and_its_course_is_told(page: str) -> None:
+    seen = Page(page)
+    assert sum(line.get("class") == "mark" for line in seen.all("line")) == 1
+    assert "Dashed: where it was stopped, and went on." in seen.text
+    assert "step 12,000" in seen.text and "Who ran it" in seen.text
+    assert [table["class"] for table in seen.all("table")].count("numbers attempts") == 1
+    lost = render(ReportData(title="t", course=Course(False, "What was left out", ["Step 7 was skipped."])))
+    assert "Who ran it" not in lost and 'class="card verdict no"' in lost and "Step 7 was skipped." in lost
+    assert "Dashed" not in render(ReportData(title="t", curves=[Curve("loss", [1, 2], [2.0, 1.0])]))

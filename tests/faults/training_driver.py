@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def train(run: Run) -> dict[str, Any]:
-    """To the end: {"adapter": digest of what would be released, "curve", "damaged"}, or {"refused": the sentence}."""
+    """To the end: {"run_id", "adapter": digest of what would be released, "curve", "damaged"}, or {"refused": why}."""
     plan = plan_training(run, from_scratch=True)
     plan |= {"damaged": damaged_shards(run, plan)}
     try:
@@ -110,7 +110,8 @@ def train(run: Run) -> dict[str, Any]:
     finish(run, plan)
     files = trained_adapter(run, plan["run_id"])
     digest = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()
-    return {"adapter": digest, "curve": loss_curve(run, plan["run_id"]), "damaged": plan["damaged"]}
+    curve = loss_curve(run, plan["run_id"])
+    return {"run_id": plan["run_id"], "adapter": digest, "curve": curve, "damaged": plan["damaged"]}
 
 
 if __name__ == "__main__":

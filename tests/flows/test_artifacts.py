@@ -46,6 +46,7 @@ def test_nothing_is_sent_without_a_run() -> None:
     artifacts.table("t", [{"a": 1}], "d")
     artifacts.markdown("m", "text")
     artifacts.pictures("p", [Image.new("RGB", (4, 4))], "d")
+    artifacts.picture("p", b"not even a picture", "d")
     with artifacts.LiveTable("l", "d", seconds=0.0) as live:
         live.show([{"a": 1}])
         live.show([{"a": 2}])

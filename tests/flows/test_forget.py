@@ -148,6 +148,9 @@ def test_purge_lists_first_and_deletes_when_told(settings: Settings, capsys: pyt
     (root / "shards" / "ingest" / ".partial-0123").write_bytes(row.key.encode() + b".jpg")
     (settings.workspace / "report.html").write_text("pictures")
     (settings.workspace / "prefect").mkdir(exist_ok=True)
+    training = ["runs/r/pictures/step-000100.png", "runs/r/tensorboard/pictures/events.out.tfevents.0000000000"]
+    for key in (*training, "runs/r/tensorboard/events.out.tfevents.0000000000"):  # grids of people, and the curves
+        run.store.put(key, b"x")
     needle = row.key.encode() + b".jpg"
 
     def held() -> int:
@@ -157,9 +160,11 @@ def test_purge_lists_first_and_deletes_when_told(settings: Settings, capsys: pyt
     purge(settings, confirmed=False)
     said = capsys.readouterr().out
     assert held() == 3 and "objects (2)" in said and "report.html" in said and "--yes" in said
+    assert all(key in said for key in training)
     purge(settings, confirmed=True)
     assert held() == 0 and not (settings.workspace / "report.html").exists()
-    assert "Deleted: 2 objects" in capsys.readouterr().out
+    assert run.store.list("runs/") == ["runs/r/tensorboard/events.out.tfevents.0000000000"]
+    assert "Deleted: 4 objects" in capsys.readouterr().out
     assert len(run.training_shards()) == 2 and all(run.store.exists(row.object_key) for row in run.training_shards())
 
 

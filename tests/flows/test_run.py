@@ -48,6 +48,10 @@ def test_nothing_is_new_once_the_gates_decision_is_carried_out(settings: Setting
         ({"caption.num_beams": "3"}, {"caption", "bind", "text", "image_embeds", "shard"}),
         ({"segment.min_area": "0.5"}, {"segment", "bind", "text", "image_embeds", "shard"}),
         ({"shard.reference_variants": "2"}, {"image_embeds", "shard"}),
+        ({"shard.augmentation.flip": "0.25"}, {"image_embeds", "shard"}),
+        ({"shard.augmentation.backgrounds": '["noise", "kept", "grey"]'}, {"image_embeds", "shard"}),
+        ({"shard.augmentation.blur": "1.0"}, set()),  # with probability 0
+        ({"shard.augmentation.blur": "1.0", "shard.augmentation.probability": "0.1"}, {"image_embeds", "shard"}),
         ({"shard.reference_pixels": "32"}, {"bind", "text", "image_embeds", "shard"}),
         ({"shard.max_photos": "7"}, {"shard"}),
         ({"shard.text": "false"}, {"shard"}),
@@ -118,3 +122,14 @@ def test_filters_and_binding_redo_the_training_shards_and_nothing_before(setting
     bound = {"bind", "text", "image_embeds", "shard"}
     assert redone(filter__need_face=True) == redone(filter__max_people=3) == redone(binding__margin=0.1) == bound
     assert redone(filter__find_faces=True) == {"segment", *bound}
+
+
+def test_crops_that_are_made_while_training_name_the_training(settings: Settings) -> None:
+    """They are in no shard: another augmentation is another training, unless the crops are in the shards."""
+
+    def named(embeds: bool, **augmentation: object) -> str:
+        how = settings.shard.augmentation.model_copy(update=augmentation)
+        shard = settings.shard.model_copy(update={"image_embeds": embeds, "augmentation": how})
+        return Run(settings.model_copy(update={"shard": shard})).inputs_digest([])
+
+    assert named(True) == named(True, flip=0.1) != named(False) != named(False, flip=0.1)

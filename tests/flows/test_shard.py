@@ -15,7 +15,7 @@ from flows.caption import caption
 from flows.run import COLUMNS, STAGES, Run
 from flows.segment import segment
 from flows.shard import shard
-from infra.settings import Settings
+from infra.settings import Settings, load_settings
 from infra.storage import DirectoryStore
 from preprocessing.catalog import ShardRow, load_shard, sweep
 from preprocessing.precompute import Precomputer
@@ -161,6 +161,7 @@ def test_a_second_run_computes_nothing(done: Settings, computed: list[str]) -> N
     "change, again",
     [
         ({"reference_variants": 2}, {"image_embeds"}),
+        ({"augmentation": load_settings("sd15").shard.augmentation}, {"image_embeds"}),
         ({"reference_pixels": 16}, {"token", "text", "image_embeds"}),  # the crops that decide who is who
         ({"text": False}, set()),
         ({"moments": False, "image_embeds": False}, set()),

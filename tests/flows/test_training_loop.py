@@ -9,6 +9,8 @@ import pytest
 
 from flows.run import Run
 from flows.session import prepare_environment
+from flows.train import finished_training
+from flows.training_continuity import continuity
 from infra.ray_session import ray_session
 from infra.settings import RaySettings
 from tests.faults.training_driver import prepare, train
@@ -73,9 +75,13 @@ def test_a_sample_that_is_no_number_is_passed_over_if_asked(root: Path) -> None:
     assert "adapter" in found and all(math.isfinite(row["loss"]) for row in found["curve"])
     run = Run(going_on)
     finished = [key for key in run.store.list("runs/") if key.endswith("finished.json")]
-    skipped = json.loads(run.store.get(finished[0]))["skipped"]
+    told = json.loads(run.store.get(finished[0]))
+    skipped, account = told["skipped"], told["account"]
     assert skipped and all(bad in one["samples"] and "not finite" in one["fault"] for one in skipped)
     assert len(skipped) < 12
+    # 12 batches of 7 are 6 epochs of the 14 samples; what was skipped, and nothing else, had no turn.
+    assert (account["whole_epochs"], account["begun"], account["again"], account["proven"]) == (6, 0, 0, True)
+    assert account["missing"] == 7 * len(skipped)
 
 
 @pytest.mark.faults
@@ -89,3 +95,10 @@ def test_a_damaged_shard_stops_or_is_passed_over_and_is_named(root: Path) -> Non
     without = settings.model_copy(update={"train": settings.train.model_copy(update={"damaged_shards": "skip"})})
     found = train(Run(without))
     assert found["damaged"] == [row.shard] and "adapter" in found
+    finished = finished_training(run, found["run_id"])
+    account, course = finished["account"], continuity(run.store, found["run_id"], finished)
+    assert account["proven"] and account["missing"] == account["again"] == 6 * row.samples
+    assert course is not None and not course.whole
+    assert f"Shards passed over as damaged: {row.shard}." in course.sentences
+    stopped, ended = course.attempts
+    assert "is damaged" in stopped["ended"] and ended["ended"].startswith("finished")

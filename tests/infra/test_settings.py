@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.augmentation_settings import AugmentationSettings
 from infra.errors import UserError
 from infra.settings import PRESETS, Settings, load_settings, preset_names
 
@@ -22,7 +23,8 @@ def _keys(value: object) -> object:
 
 
 def test_every_field_says_what_it_is() -> None:
-    for group in [Settings, *(field.annotation for field in Settings.model_fields.values())]:
+    groups = [Settings, AugmentationSettings, *(field.annotation for field in Settings.model_fields.values())]
+    for group in groups:
         for name, field in getattr(group, "model_fields", {}).items():
             assert field.description, f"{group}.{name}"
 
@@ -55,6 +57,9 @@ def test_overrides_are_read_as_toml_and_text_needs_no_quotes(tmp_path: Path) -> 
         ({"train.batch_size": "1"}, "train: batch_size 1 is less than workers 2"),
         ({"train.min_workers": "3"}, "train: min_workers 3 is more than workers 2"),
         ({"train.max_timestep": "1000"}, "train.max_timestep: .*999"),  # the schedule has 1000 steps, from 0
+        ({"shard.augmentation.zoom": "[1.2, 0.9]"}, "zoom goes from 1.2 to 0.9: write the smaller one first"),
+        ({"shard.augmentation.backgrounds": '["blue"]'}, "'grey', 'kept' or 'noise', not 'blue'"),
+        ({"shard.augmentation": "1"}, "group of settings.*shard.augmentation.backgrounds"),
         ({"evaluate.seeds": "[1]"}, "evaluate.seeds"),
         ({"evaluate.seeds": "[1, 2, 1]"}, "must all differ"),
         ({"evaluate.prompts": '[{template = "{word} {x}", scene = "", object = ""}]'}, "no other braces"),

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from infra.settings import ModelReference
+from preprocessing.augmentation import sample_crops
 from preprocessing.columns import COLUMNS, image_embeds_column, moments_column, text_column, wanted_columns
-from preprocessing.precompute import Precomputer, subject_variants
+from preprocessing.precompute import Precomputer
 from preprocessing.shards import decode_instances, decode_npy, decode_picture, read_tar, write_tar
 from preprocessing.stages import bind_shard, build_shard
 from tests.preprocessing.test_stages import SHARD, captions, ingested, segments
@@ -52,8 +53,8 @@ def test_image_embeds_are_those_of_every_subject(precomputer: Precomputer, bound
     assert {key: array.shape[:2] for key, array in made.items()} == {"key0": (2, 4), "key2": (1, 4)}
     sample = next(sample for sample in read_tar(bound) if sample.key == "key2")
     picture = decode_picture(next(one for one in read_tar(ingested()) if one.key == "key2").parts["jpg"])
-    mask = decode_instances(sample.parts["instances.png"]) == 1
-    crops = subject_variants(picture, mask, sample.json()["subjects"][0]["box"], SHARD, "key2 1")
+    instances = decode_instances(sample.parts["instances.png"])
+    crops = sample_crops(picture, instances, sample.json()["subjects"], SHARD, "key2")
     np.testing.assert_allclose(made["key2"][0], precomputer.image_embeds(crops), atol=5e-3)
 
 

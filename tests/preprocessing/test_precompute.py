@@ -5,18 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from infra.settings import ModelReference, ShardSettings
+from infra.settings import ModelReference, ShardSettings, load_settings
 from preprocessing.binding import Subject, person_words
-from preprocessing.precompute import SENTENCES, Precomputer, subject_crop, subject_variants
+from preprocessing.precompute import SENTENCES, Precomputer
 from tests.tiny_models import tiny_clip, tiny_pipeline
 
 SETTINGS = ShardSettings(
     reference_pixels=32,
     reference_variants=4,
+    augmentation=load_settings("demo").shard.augmentation,
     moments=True,
     text=True,
     image_embeds=True,
@@ -25,7 +24,6 @@ SETTINGS = ShardSettings(
     batch_size=2,
     workers=1,
 )
-GREY = [127, 127, 127]
 
 
 def noise(seed: int = 0, width: int = 32, height: int = 32) -> Image.Image:
@@ -107,49 +105,3 @@ def test_tokens_are_the_base_models(precomputer: Precomputer) -> None:
     caption = "a woman"
     subject = Subject("woman", 2, 7, 1, (0, 0, 1, 1), None, 1.0)
     assert precomputer.token(caption, subject) == len(precomputer.tokenizer(caption)["input_ids"]) - 2  # before EOS
-
-
-def test_a_crop_without_its_background() -> None:
-    mask = np.zeros((32, 32), bool)
-    mask[8:24, 12:20] = True
-    crop = np.array(subject_crop(Image.new("RGB", (32, 32), "red"), mask, (12, 8, 20, 24), 64))
-    assert crop.shape == (64, 64, 3)
-    assert crop[32, 32].tolist() == [255, 0, 0]
-    assert crop[0, 0].tolist() == crop[32, 4].tolist() == GREY
-    assert np.array_equal(crop, np.array(subject_crop(Image.new("RGB", (32, 32), "red"), mask, None, 64)))
-
-
-def test_a_crop_with_its_background_is_grey_beyond_the_edges() -> None:
-    crop = np.array(subject_crop(Image.new("RGB", (32, 32), "red"), None, (0, 0, 8, 32), 64))
-    assert crop[32, 2].tolist() == GREY and crop[32, 40].tolist() == [255, 0, 0]
-
-
-def test_without_mask_and_box_the_whole_picture_is_padded() -> None:
-    crop = np.array(subject_crop(Image.new("RGB", (32, 16), "red"), None, None, 32))
-    assert crop[16, 0].tolist() == crop[16, 31].tolist() == [255, 0, 0]
-    assert crop[0, 16].tolist() == crop[31, 16].tolist() == GREY
-    with pytest.raises(ValueError, match="does not fit"):
-        subject_crop(noise(), np.ones((3, 3), bool), None, 32)
-
-
-BOX = st.tuples(*[st.floats(-50, 90)] * 4)
-
-
-@given(box=BOX, zoom=st.floats(0.5, 2), flip=st.booleans(), shift=st.tuples(st.floats(-1, 1), st.floats(-1, 1)))
-def test_any_box_gives_a_crop(
-    box: tuple[float, float, float, float], zoom: float, flip: bool, shift: tuple[float, float]
-) -> None:
-    assert subject_crop(noise(), None, box, 24, flip=flip, zoom=zoom, shift=shift).size == (24, 24)
-
-
-def test_variants_alternate_and_repeat() -> None:
-    image, mask = noise(), np.zeros((32, 32), bool)
-    mask[8:24, 12:20] = True
-    first, second, third, fourth = crops = subject_variants(image, mask, (12, 8, 20, 24), SETTINGS, "seed")
-    assert np.array_equal(first, subject_crop(image, mask, (12, 8, 20, 24), 32))
-    for removed, kept in [(first, second), (third, fourth)]:
-        assert (np.array(removed)[:, 1] == GREY).all() and not (np.array(kept)[:, 1] == GREY).all()
-    again = subject_variants(image, mask, (12, 8, 20, 24), SETTINGS, "seed")
-    other = subject_variants(image, mask, (12, 8, 20, 24), SETTINGS, "other")
-    assert all(np.array_equal(a, b) for a, b in zip(crops, again, strict=True))
-    assert np.array_equal(first, other[0]) and not np.array_equal(third, other[2])

@@ -30,4 +30,4 @@ def test_a_column_that_is_left_out_costs_nothing() -> None:
 def test_the_paper_presets_columns_are_184_kilobytes() -> None:
     found = sample_bytes(load_settings("sd15").shard, 512, (8, 64, 64), (77, 768), 768)
     assert found["moments.npy"] - 128 == 65_536 and found["text.npy"] - 128 == 118_272
-    assert found["image_embeds.npy"] - 128 == 4 * 768 * 2
+    assert found["image_embeds.npy"] - 128 == 6 * 768 * 2

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from infra.errors import UserError
-from infra.settings import CaptionSettings, ModelReference, SegmentSettings, ShardSettings
+from infra.settings import CaptionSettings, ModelReference, SegmentSettings, ShardSettings, load_settings
 from preprocessing.batching import Steps
 from preprocessing.captioning import open_captioner
 from preprocessing.catalog import PhotoRow, ShardRow
@@ -39,6 +39,7 @@ SEGMENT = SegmentSettings(
 SHARD = ShardSettings(
     reference_pixels=32,
     reference_variants=4,
+    augmentation=load_settings("demo").shard.augmentation,
     moments=True,
     text=True,
     image_embeds=True,

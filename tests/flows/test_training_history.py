@@ -1,0 +1,128 @@
+"""What is left of attempts that ended well, badly, or without a word."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.training_history import FINISHED, Attempt, AttemptLog, WorkersStart, read_attempts, steps_done_again
+from infra.errors import UserError
+from infra.storage import DirectoryStore, Key, Pieces
+
+RUN = "0123456789abcdef"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DirectoryStore:
+    return DirectoryStore(tmp_path / "store")
+
+
+def _log(store: DirectoryStore, continued: int = 0, **more: Any) -> AttemptLog:
+    return AttemptLog(store, RUN, continued, Path("/some/where"), **{"seconds": 0.0, **more})
+
+
+def test_an_attempt_that_ends_well(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "anna")
+    assert read_attempts(store, RUN) == []
+    with _log(store) as log:
+        log.started(0, 2, ["b", "a", "b"])
+        log.reached(10)
+        log.reached(20)
+    (attempt,) = read_attempts(store, RUN)
+    assert (attempt.number, attempt.user, attempt.workspace, attempt.continued) == (1, "anna", "/some/where", 0)
+    assert attempt.host and attempt.time.endswith("+00:00") and attempt.ended >= attempt.time
+    assert [(one.step, one.heard, one.workers, one.hosts) for one in attempt.starts] == [(0, 0, 2, ["a", "b"])]
+    assert (attempt.reached, attempt.how) == (20, FINISHED)
+
+
+@pytest.mark.parametrize(
+    ("error", "how"),
+    [
+        (UserError("Mend this."), "Mend this."),
+        (KeyboardInterrupt(), "stopped by its user"),
+        (RuntimeError("two\nlines"), "RuntimeError: two lines"),
+    ],
+)
+def test_why_it_ended_is_written_down_and_the_error_goes_on(
+    error: BaseException, how: str, store: DirectoryStore
+) -> None:
+    with pytest.raises(type(error)), _log(store) as log:
+        log.reached(7)
+        raise error
+    (attempt,) = read_attempts(store, RUN)
+    assert (attempt.how, attempt.reached) == (how, 7)
+
+
+def test_of_a_killed_one_all_is_left_but_its_end(store: DirectoryStore) -> None:
+    log = _log(store, continued=40).__enter__()
+    log.started(40, 2, ["a"])
+    log.reached(50)
+    log.started(40, 1, ["a"])  # a worker was lost
+    log.reached(60)
+    (attempt,) = read_attempts(store, RUN)
+    assert [(one.step, one.heard) for one in attempt.starts] == [(40, 0), (40, 50)]
+    assert (attempt.continued, attempt.reached, attempt.ended, attempt.how) == (40, 60, "", "")
+
+
+def test_each_attempt_has_a_number_of_its_own(store: DirectoryStore) -> None:
+    """Also when two begin at the same time, and the first one goes on writing."""
+    first = _log(store).__enter__()
+    second = _log(store, continued=5).__enter__()
+    first.reached(3)
+    second.reached(8)
+    assert [(one.number, one.continued, one.reached) for one in read_attempts(store, RUN)] == [(1, 0, 3), (2, 5, 8)]
+    store.put(f"runs/{RUN}/history/notes.txt", b"of somebody")
+    assert len(read_attempts(store, RUN)) == 2
+
+
+class _StoreThatIsAway(DirectoryStore):
+    away = False
+
+    def put(self, key: Key, data: Pieces) -> None:
+        if self.away:
+            raise OSError("the store is away")
+        super().put(key, data)
+
+
+def test_what_cannot_be_written_comes_with_the_next(tmp_path: Path) -> None:
+    store = _StoreThatIsAway(tmp_path)
+    with _log(store) as log:
+        store.away = True
+        log.started(0, 1, ["a"])
+        log.reached(10)
+        store.away = False
+        log.reached(20)
+        assert [one.step for one in read_attempts(store, RUN)[0].starts] == [0]
+        store.away = True
+    assert read_attempts(store, RUN)[0].reached == 20
+
+
+def test_the_store_is_not_asked_at_every_step(store: DirectoryStore) -> None:
+    log = _log(store, seconds=3600.0).__enter__()
+    for step in (10, 20, 30):
+        log.reached(step)
+    told = json.loads(store.get(f"runs/{RUN}/history/0001-reached.json"))
+    assert told["reached"] == 10
+    log.__exit__(None, None, None)
+    assert read_attempts(store, RUN)[0].reached == 30
+
+
+def _attempt(number: int, starts: list[tuple[int, int]], reached: int) -> Attempt:
+    made = tuple(WorkersStart("", step, heard, 1, ["a"]) for step, heard in starts)
+    return Attempt(number, "", "", "", "", starts[0][0] if starts else 0, made, reached)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "again"),
+    [
+        ([], []),
+        ([_attempt(1, [(0, 0)], 200)], []),
+        ([_attempt(1, [(0, 0)], 137), _attempt(2, [(100, 0)], 200)], [(101, 137)]),
+        ([_attempt(1, [(0, 0)], 90), _attempt(2, [(100, 0)], 200)], []),  # the checkpoint was the last sign
+        ([_attempt(1, [(0, 0), (50, 70), (50, 60)], 200)], [(51, 70), (51, 60)]),
+        ([_attempt(1, [(0, 0)], 30), _attempt(2, [], 0), _attempt(3, [(20, 0)], 40)], [(21, 30)]),
+    ],
+)
+def test_steps_that_were_done_again(attempts: list[Attempt], again: list[tuple[int, int]]) -> None:
+    assert steps_done_again(attempts) == again
