@@ -123,7 +123,7 @@ class ShardSettings(FrozenSettings):
     augmentation: AugmentationSettings = Field(description="how the crops differ")
     moments: bool = Field(description="precompute the VAE's moments; without them training computes them anew")
     text: bool = Field(description="precompute the caption's text states; without them training computes them anew")
-    image_embeds: bool = Field(description="precompute the subjects' features; else training does, of other crops each time")
+    image_embeds: bool = Field(description="the subjects' features; else training makes them, of other crops each time")
     max_photos: Count = Field(description="samples per training shard; a stage's shard with more becomes several")
     max_bytes: Count = Field(description="bytes per training shard; a stage's shard with more becomes several")
     batch_size: Count = Field(description="pictures per forward pass of the VAE and of CLIP")
