@@ -12,13 +12,13 @@ from typing import Any
 from prefect import flow
 
 from flows import artifacts
-from flows.checkpoints import RELEASED, fetch_checkpoint, folder_of, latest_step
+from flows.checkpoints import RELEASED, fetch_checkpoint, folder_of, latest_step, patiently
 from flows.evaluation_split import check_split
 from flows.run import Run, StageResult, describe, digest
 from flows.training_job import HISTORY, ProgressReporter, TrainingJob, work
 from flows.training_metrics import LiveMetrics
 from infra import model_files
-from infra.errors import UserError
+from infra.errors import UserError, room_on_disk
 from infra.settings import ModelReference, Settings
 from preprocessing.catalog import load_shard
 
@@ -203,6 +203,7 @@ def fit(run: Run, plan: dict[str, Any]) -> None:
             live.show(row)
         future.result()
         live.finished()
+    plan["damaged"] = sorted({*plan["damaged"], *ray.get(reporter.left_out.remote())})
     ray.kill(reporter)
 
 
@@ -222,16 +223,30 @@ def _in_background(work: Callable[[], Any]) -> Future[Any]:
 
 def finish(run: Run, plan: dict[str, Any]) -> None:
     """Put the last checkpoint's averaged adapter and losses into the run's folder; the checkpoints are then let go."""
+
+    def failed(error: Exception) -> None:
+        said = f"train: the result could not be kept ({type(error).__name__}: {error}); it is tried again, for a minute"
+        artifacts.console.print(said, markup=False, style="yellow")
+
+    with room_on_disk(tempfile.gettempdir()):
+        step = patiently(lambda: _finish(run, plan), failed)
+    if step != run.settings.train.steps:
+        raise RuntimeError(f"run {plan['run_id']} ended at step {step} of {run.settings.train.steps}")
+    patiently(lambda: _let_go(run, plan["run_id"]), failed)
+
+
+def _finish(run: Run, plan: dict[str, Any]) -> int:
+    """The last checkpoint's step; nothing else is done where it is not the training's last."""
     run_id = plan["run_id"]
     with tempfile.TemporaryDirectory(prefix="moa-finish-") as folder:
         step = fetch_checkpoint(run.store, run_id, Path(folder))
         if step != run.settings.train.steps:
-            raise RuntimeError(f"run {run_id} ended at step {step} of {run.settings.train.steps}")
+            return step
         for name in ADAPTER_FILES:
             run.store.put(_key(run_id, name), Path(folder, RELEASED, name).read_bytes())
         history = json.loads(Path(folder, HISTORY).read_text("utf-8"))
     run.store.put(_key(run_id, "finished.json"), json.dumps({"plan": plan, **history}).encode())
-    _let_go(run, run_id)
+    return step
 
 
 def _let_go(run: Run, run_id: str) -> None:
@@ -246,12 +261,13 @@ def _ray_storage(run: Run, prefix: str) -> tuple[str, Any]:
     address = run.store.uri(prefix)
     if not address.startswith("s3://"):
         return str(Path(run.settings.store_root).expanduser().absolute() / prefix), None
-    from pyarrow.fs import S3FileSystem
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
     endpoint = run.settings.storage.endpoint_url
     scheme, _, host = (endpoint or "").rpartition("://")
     options = {"endpoint_override": host, "scheme": scheme or "https"} if endpoint else {}
-    return address.removeprefix("s3://"), S3FileSystem(**options)
+    patient = AwsStandardS3RetryStrategy(max_attempts=10)  # 3 by default, and Ray Train takes what fails for the end
+    return address.removeprefix("s3://"), S3FileSystem(retry_strategy=patient, **options)
 
 
 def _key(run_id: str, name: str) -> str:

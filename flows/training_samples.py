@@ -77,15 +77,28 @@ class TrainingSamples:
 
     def raw(self, position: int) -> Sample:
         """The sample at a position, as it lies in its shard."""
+        shard, number = self._place(position)
+        return self._shard(shard, position)[number]
+
+    def __getitem__(self, position: int) -> TrainingSample:
+        """The sample at a position; UserError where it lacks a column that cannot be computed here, DamagedObject where
+        its shard has become another one under our hands."""
+        shard, number = self._place(position)
+        sample = (opened := self._shard(shard, position))[number]
+        while not opened.intact(number, sample):
+            self._cache.distrust(self.rows[shard].sha256)
+            del self._open[shard], self._indexes[shard]
+            # A copy is fetched anew, an object that is read in place is looked at again, which refuses it.
+            sample = (opened := self._shard(shard, position))[number]
+        return training_sample(sample, self._models)
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """Shard and number of the sample at a position, or of the next one in a sound shard."""
         shard, number = self.order.at(position)
         while not self._sound[shard]:
             position += 1
             shard, number = self.order.at(position)
-        return self._shard(shard, position)[number]
-
-    def __getitem__(self, position: int) -> TrainingSample:
-        """The sample at a position; UserError where it lacks a column that cannot be computed here."""
-        return training_sample(self.raw(position), self._models)
+        return shard, number
 
     def _shard(self, shard: int, position: int) -> MappedShard:
         if shard not in self._open:

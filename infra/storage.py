@@ -172,21 +172,28 @@ class DirectoryStore:
     def _write_beside(self, path: Path, data: Pieces) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.parent / f"{_PARTIAL}{secrets.token_hex(8)}"
-        with partial.open("xb", buffering=0) as file:
-            _write_all(file.fileno(), [data] if isinstance(data, bytes) else data)
-            os.fsync(file.fileno())  # the name must not survive a power cut that the bytes did not
+        try:
+            with partial.open("xb", buffering=0) as file:
+                _write_all(file.fileno(), [data] if isinstance(data, bytes) else data)
+                os.fsync(file.fileno())  # the name must not survive a power cut that the bytes did not
+        except OSError as error:
+            partial.unlink(missing_ok=True)  # on a full disk what does not fit must not take up the rest as well
+            error.filename = str(path)  # the system names none where it is given a number
+            raise
         return partial
 
 
 class S3Store:
     """Objects under a prefix of an S3 bucket; credentials and region come from the usual AWS settings.
 
-    The first use raises UserError where the bucket cannot be listed: no such bucket, no credentials, no answer.
+    The first use raises UserError where the bucket cannot be listed: no such bucket, no credentials, no answer. A copy
+    of it in another process does not ask: what was there once is away for a while, which is no mistake of the user's.
     """
 
     def __init__(self, bucket: str, prefix: str = "", endpoint_url: str | None = None) -> None:
         self.bucket, self.prefix, self.endpoint_url = bucket, prefix, endpoint_url
         self._client: Any = None
+        self._reached = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_client": None}  # clients do not travel between processes
@@ -275,14 +282,15 @@ class S3Store:
             )
             try:
                 client = boto3.client("s3", endpoint_url=self.endpoint_url, config=config)
-                client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+                if not self._reached:
+                    client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
             except (BotoCoreError, ClientError, ValueError) as error:
                 place = f"s3://{self.bucket}/{self.prefix} on {self.endpoint_url or 'AWS'}"
                 raise UserError(
                     f"The store {place} cannot be used ({' '.join(str(error).split())}): "
                     "mend storage.root, storage.endpoint_url or the AWS credentials."
                 ) from error
-            self._client = client
+            self._client, self._reached = client, True
         return self._client
 
 

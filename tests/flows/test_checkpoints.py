@@ -107,10 +107,11 @@ def test_the_last_one_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     store = _Failing(tmp_path, "state.json", 3, ConnectionError("503"))
     said = _written(store, {100: 1.0})
     assert latest_step(store, RUN) == 100 and pauses == [1.0, 2.0, 4.0]
-    assert all("ConnectionError" in sentence for sentence in said) and len(said) == 3
+    assert all("ConnectionError: 503); it is tried again" in sentence for sentence in said) and len(said) == 3
     hopeless = _Failing(tmp_path, "state.json", 99, ConnectionError("503"))
     with pytest.raises(ConnectionError):
         _written(hopeless, {200: 1.0})
+    assert sum(pauses[3:]) == 63.0, "for a minute"
 
 
 def test_the_training_goes_on_while_one_is_written(tmp_path: Path) -> None:
