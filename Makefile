@@ -9,7 +9,7 @@ STAMP  := $(VENV)/installed
 .PHONY: help install demo test lint bench-model bench-data bench-training test-faults test-faults-20 endurance full-size claims clean
 
 help:  ## say what there is
-	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/' | expand -t 20
 
 install: $(STAMP)  ## create .venv with the pinned packages
 

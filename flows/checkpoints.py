@@ -43,6 +43,7 @@ class CheckpointWriter:
     ) -> None:
         self._store, self._folder, self._tell = store, folder_of(run_id), tell
         self._keep_last, self._keep_every = keep_last, keep_every
+        store.sweep(self._folder.rstrip("/"))
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 

@@ -1,6 +1,7 @@
 """Stage 5: MoA is trained with Ray Train on all samples of one catalog version; a killed run goes on where it was."""
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -175,6 +176,8 @@ def fit(run: Run, plan: dict[str, Any]) -> None:
     fewest = settings.min_workers or settings.workers
     use_gpu = bool(ray.cluster_resources().get("GPU", 0) >= fewest)
     elastic = fewest < settings.workers
+    # A process that is frozen as a whole cannot watch itself.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(settings.hang_seconds)
     trainer = TorchTrainer(
         work,
         train_loop_config={"job": job, "reporter": reporter},
@@ -254,6 +257,7 @@ def _let_go(run: Run, run_id: str) -> None:
     for prefix in (folder_of(run_id), f"runs/{run_id}/attempts/"):
         for key in run.store.list(prefix):
             run.store.delete(key)
+        run.store.sweep(prefix.rstrip("/"))
 
 
 def _ray_storage(run: Run, prefix: str) -> tuple[str, Any]:

@@ -59,6 +59,10 @@ class ObjectStore(Protocol):
         """Remove the object; nothing happens when there is none."""
         ...
 
+    def sweep(self, folder: str) -> None:
+        """Remove what killed writers left half-written in a folder. Nobody may be writing there."""
+        ...
+
     def uri(self, key: str) -> str:
         """The object's address for people and logs."""
         ...
@@ -154,6 +158,10 @@ class DirectoryStore:
 
     def delete(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
+
+    def sweep(self, folder: str) -> None:
+        for partial in self._path(folder).rglob(f"{_PARTIAL}*"):
+            partial.unlink(missing_ok=True)
 
     def uri(self, key: str) -> str:
         return str(self._path(key))
@@ -251,6 +259,9 @@ class S3Store:
 
     def delete(self, key: str) -> None:
         self._connect().delete_object(Bucket=self.bucket, Key=self._name(key))
+
+    def sweep(self, folder: str) -> None:
+        pass  # an upload that was cut off leaves nothing
 
     def uri(self, key: str) -> str:
         return f"s3://{self.bucket}/{self._name(key)}"

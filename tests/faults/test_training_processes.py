@@ -7,6 +7,7 @@ every sample of every epoch exactly once: real processes, real signals, at momen
 import random
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -51,6 +52,7 @@ def test_a_checkpoint_that_is_cut_off_in_every_file(trainings: Trainings, calm: 
         + ["optimizer.safetensors", "state.json"]
     )
     assert found == calm
+    assert not list(Path(training.settings.store_root).rglob(".partial-*")), "the halves are litter"
 
 
 def test_a_slow_worker(trainings: Trainings, calm: dict[str, Any], chance: random.Random) -> None:

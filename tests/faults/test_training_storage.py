@@ -20,7 +20,7 @@ import boto3
 import pytest
 
 from preprocessing.catalog import ShardRow
-from preprocessing.shards import sample_spans
+from tests.faults.shard_damage import flip_a_bit
 from tests.faults.small_disk import MayNotMount, SmallDisk
 from tests.faults.training_runs import STEPS, Training
 from tests.infra.faulty_s3 import faulty_s3
@@ -114,7 +114,7 @@ def test_a_shard_that_is_damaged_meanwhile_stops_the_training_and_is_named(
     row = chance.choice(training.run.training_shards())
     sound = training.run.store.get(row.object_key)
     training.workers_at(chance.randrange(STEPS - 8))
-    _flip(Path(training.run.store.uri(row.object_key)), chance)
+    flip_a_bit(Path(training.run.store.uri(row.object_key)), chance)
     assert f"{row.object_key} is damaged" in training.printed()["refused"]
     training.run.store.put(row.object_key, sound)
     assert training.start().result() == calm
@@ -126,7 +126,7 @@ def test_a_shard_that_is_damaged_meanwhile_is_passed_over_if_asked(trainings: Tr
     row = chance.choice(training.run.training_shards())
     left = [key for key in training.keys() if not key.startswith(row.shard)]
     training.workers_at(chance.randrange(STEPS - 12))
-    _flip(Path(training.run.store.uri(row.object_key)), chance)
+    flip_a_bit(Path(training.run.store.uri(row.object_key)), chance)
     found = training.printed()
     assert found["damaged"] == [row.shard] and f"without shard {row.shard} from here on" in training.log
     last = max(training.taken(), key=lambda one: one.step)
@@ -146,24 +146,12 @@ def test_a_copy_of_a_shard_that_is_damaged_is_fetched_anew(
     rows: list[ShardRow] = training.run.training_shards()
     copy = folder / rows[0].sha256
     copy.write_bytes(training.run.store.get(rows[0].object_key))
-    _flip(copy, chance)
+    flip_a_bit(copy, chance)
     training.start().workers_at(chance.randrange(STEPS - 8))
-    _flip(folder / rows[1].sha256, chance)
+    flip_a_bit(folder / rows[1].sha256, chance)
     assert training.result() == calm
     found = {row.sha256: (folder / row.sha256).read_bytes() for row in rows}
     assert found == {row.sha256: training.run.store.get(row.object_key) for row in rows}
-
-
-def _flip(path: Path, chance: random.Random) -> None:
-    """One bit of one sample, written over the file as it lies there."""
-    _, spans = chance.choice(list(sample_spans(path.read_bytes())))
-    start, size = chance.choice(list(spans.values()))
-    with path.open("r+b", buffering=0) as file:
-        place = start + chance.randrange(size)
-        file.seek(place)
-        (value,) = file.read(1)
-        file.seek(place)
-        file.write(bytes([value ^ 1 << chance.randrange(8)]))
 
 
 class _Relay:

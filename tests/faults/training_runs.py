@@ -124,7 +124,7 @@ class Training:
         """Wait until all workers that are alive have begun this step (from 0 on) or a later one; by rank."""
 
         def there() -> dict[int, Taken] | None:
-            at = {one.rank: one for one in self.taken() if one.pid not in self._killed and psutil.pid_exists(one.pid)}
+            at = {one.rank: one for one in self.taken() if one.pid not in self._killed and _lives(one.pid)}
             everyone = at and len(at) == next(iter(at.values())).workers
             return at if everyone and all(one.step >= step for one in at.values()) else None
 
@@ -174,11 +174,22 @@ class Training:
         """The same of a training that went to its end, each of whose epochs had every sample exactly once."""
         printed = self.printed()
         assert "refused" not in printed, printed["refused"]
+        self.check_epochs()
+        return printed
+
+    def check_epochs(self) -> None:
+        """AssertionError unless each epoch had every sample exactly once."""
         train = self.settings.train
         check_epochs(self.taken(), train.steps, train.batch_size, self.keys())
-        return printed
 
     def keys(self) -> list[str]:
         """Of all samples of all shards."""
         tars = [load_shard(self.run.store, row) for row in self.run.training_shards()]
         return [sample.key for tar in tars for sample in read_tar(tar)]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

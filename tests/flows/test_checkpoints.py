@@ -64,6 +64,15 @@ def test_one_that_a_kill_cut_short_is_passed_over(tmp_path: Path, damage: str) -
     assert (tmp_path / "got" / "state.json").read_text() == "100"
 
 
+def test_what_a_kill_left_half_written_goes_when_the_next_writer_begins(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    _written(store, {100: 1.0})
+    half = tmp_path / folder_of(RUN) / "step-00000100" / ".partial-0123"
+    half.write_bytes(b"half")
+    _written(store, {200: 1.0})
+    assert not half.exists() and _steps(store) == [100, 200]
+
+
 def test_none_at_all(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "store")
     assert fetch_checkpoint(store, RUN, tmp_path / "got") == latest_step(store, RUN) == 0

@@ -99,11 +99,14 @@ def test_whatever_passes_as_a_key_stays_inside(key: str) -> None:
     assert (root / key).is_relative_to(root) and ".." not in (root / key).parts
 
 
-def test_what_a_crash_left_half_written_is_not_listed(tmp_path: Path) -> None:
+def test_what_a_crash_left_half_written_is_not_listed_and_can_be_swept_away(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path)
-    store.put("a/b", b"")
-    (tmp_path / "a" / ".partial-0123").write_bytes(b"half")
-    assert store.list() == ["a/b"]
+    store.put("a/b/c", b"")
+    (tmp_path / "a" / "b" / ".partial-0123").write_bytes(b"half")
+    assert store.list() == ["a/b/c"]
+    store.sweep("nothing/there")
+    store.sweep("a")
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["c"]
 
 
 def test_what_does_not_fit_takes_up_no_room(tmp_path: Path) -> None:
