@@ -43,7 +43,7 @@ class CheckpointWriter:
     ) -> None:
         self._store, self._folder, self._tell = store, folder_of(run_id), tell
         self._keep_last, self._keep_every = keep_last, keep_every
-        store.sweep(self._folder.rstrip("/"))
+        store.sweep(f"runs/{run_id}")
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 

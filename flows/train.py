@@ -257,7 +257,7 @@ def _let_go(run: Run, run_id: str) -> None:
     for prefix in (folder_of(run_id), f"runs/{run_id}/attempts/"):
         for key in run.store.list(prefix):
             run.store.delete(key)
-        run.store.sweep(prefix.rstrip("/"))
+    run.store.sweep(f"runs/{run_id}")
 
 
 def _ray_storage(run: Run, prefix: str) -> tuple[str, Any]:

@@ -75,6 +75,7 @@ class Training:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.run = settings, Run(settings)
+        settings.workspace.mkdir(exist_ok=True)
         self.run_id = str(plan_training(self.run, from_scratch=True)["run_id"])
         self.driver: subprocess.Popen[str] | None = None
         self._killed, self._temporary = set[int](), Path()
