@@ -17,7 +17,7 @@ from tests.faults.training_runs import CHANGES, Training, prepare
 from tests.training_here import train_here
 
 STEPS = 12
-SHORT = CHANGES | {"train.steps": str(STEPS), "train.workers": "1"}
+SHORT = CHANGES | {"train.steps": str(STEPS), "train.workers": "1", "train.checkpoint_every": "2"}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_a_shard_that_is_damaged_meanwhile(
     """The training stops and names it; once it is put back, the same command goes on."""
     training = Training(prepare(root, "short-damaged", SHORT))
     store, row = training.run.store, chance.choice(training.run.training_shards())
-    sound, moment, ready_made = store.get(row.object_key), chance.randrange(STEPS // 2), training_loop.batches
+    sound, moment, ready_made = store.get(row.object_key), chance.randrange(3, STEPS // 2), training_loop.batches
 
     def batches(source: StepBatches, steps: Sequence[int], *options: Any, **more: Any) -> Iterator[StepBatch]:
         for step, one in zip(steps, ready_made(source, steps, *options, **more), strict=True):

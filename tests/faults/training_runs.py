@@ -94,6 +94,11 @@ class Training:
         """What the driver printed for people."""
         return (self.settings.workspace / "driver.log").read_text("utf-8")
 
+    @property
+    def said(self) -> str:
+        """The same on one line, whatever the width for which it was broken."""
+        return " ".join(self.log.split())
+
     def start(self, *, dying: bool = False, environment: Mapping[str, str] | None = None) -> "Training":
         """The driver as a process with a group of its own. dying: with `DyingStore`."""
         folder = self.settings.workspace
@@ -135,10 +140,6 @@ class Training:
     def until_saved(self, step: int) -> None:
         """Wait for a checkpoint of this many steps or of more."""
         self.until(lambda: latest_step(self.run.store, self.run_id) >= step, f"the checkpoint of step {step}")
-
-    def until_said(self, words: str, times: int = 1) -> None:
-        """Wait until the driver has printed these words so often."""
-        self.until(lambda: " ".join(self.log.split()).count(words) >= times, f'"{words}" was said')
 
     def kill_worker(self, worker: Taken) -> None:
         """SIGKILL; AssertionError where it was gone already."""
