@@ -6,10 +6,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench-model bench-data bench-training test-faults endurance full-size claims clean
+.PHONY: help install demo test lint bench-model bench-data bench-training test-faults test-faults-20 endurance full-size claims clean
 
 help:  ## say what there is
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/' | expand -t 20
 
 install: $(STAMP)  ## create .venv with the pinned packages
 
@@ -42,6 +42,9 @@ bench-data: $(STAMP)  ## ingest, caption, segment and shards beside the bare wor
 
 test-faults: $(STAMP)  ## kill a training in every way that it should survive, and compare its weights bit for bit
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults tests
+
+test-faults-20: $(STAMP)  ## the same 20 times in a row, each with other random moments; goes on where it was
+	$(BIN)/python -m tests.faults.repeat --times 20
 
 bench-training: $(STAMP)  ## the loader beside webdataset, workers, checkpoints; with a GPU also steps beside full fine-tuning
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.training

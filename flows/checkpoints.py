@@ -12,13 +12,16 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from infra.storage import ObjectStore
 
 RELEASED = "released"  # a folder in the last one: what is released
 _LIST = "complete.json"
 _STEP = re.compile(r"(.+/step-(\d{8}))/")
-_LAST_TRIES = 6  # of the one that ends the training, each after twice the pause before: a minute in all
+_TRIES = 7  # of what ends the training, each after twice the pause before: a minute in all
+_AGAIN = "it is tried again, for a minute"
+_Result = TypeVar("_Result")
 Files = Callable[[], Iterable[tuple[str, bytes]]]
 
 
@@ -40,6 +43,7 @@ class CheckpointWriter:
     ) -> None:
         self._store, self._folder, self._tell = store, folder_of(run_id), tell
         self._keep_last, self._keep_every = keep_last, keep_every
+        store.sweep(f"runs/{run_id}")
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
@@ -51,17 +55,7 @@ class CheckpointWriter:
     def finish(self, step: int, files: Files, loss: float) -> None:
         """Write the last one and wait for it; the error of the last try where none succeeds."""
         self._wait()
-        pause = 1.0
-        for attempt in range(1, _LAST_TRIES + 1):
-            try:
-                self._write(step, files, loss)
-                break
-            except Exception as error:
-                if attempt == _LAST_TRIES:
-                    raise
-                self._tell(f"{_said(step, error)}; trying again in {pause:.0f} s")
-                time.sleep(pause)
-                pause *= 2
+        patiently(lambda: self._write(step, files, loss), lambda error: self._tell(_said(step, error, _AGAIN)))
         self._thread.shutdown()
 
     def _wait(self) -> None:
@@ -70,7 +64,7 @@ class CheckpointWriter:
         error = self._writing.exception()
         self._writing = None
         if error is not None:
-            self._tell(_said(0, error))
+            self._tell(_said(0, error, "the training goes on without it"))
 
     def _write(self, step: int, files: Files, loss: float) -> None:
         prefix = f"{self._folder}step-{step:08d}"
@@ -96,11 +90,23 @@ class CheckpointWriter:
                 self._store.delete(key)
 
 
-def _said(step: int, error: BaseException) -> str:
+def patiently(work: Callable[[], _Result], failed: Callable[[Exception], object]) -> _Result:
+    """Try for a minute: a store that is away comes back, a full disk is cleared. The last try's error where none
+    succeeds; `failed` is told of the others."""
+    for attempt in range(_TRIES - 1):
+        try:
+            return work()
+        except Exception as error:
+            failed(error)
+            time.sleep(2.0**attempt)
+    return work()
+
+
+def _said(step: int, error: BaseException, then: str) -> str:
     which = f"the checkpoint of step {step}" if step else "a checkpoint"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"{which} does not fit on the store's disk: make room; the training goes on without it"
-    return f"{which} could not be written ({type(error).__name__}: {error}); the training goes on without it"
+        return f"{which} does not fit on the store's disk: make room; {then}"
+    return f"{which} could not be written ({type(error).__name__}: {error}); {then}"
 
 
 def latest_step(store: ObjectStore, run_id: str) -> int:

@@ -1,6 +1,7 @@
 """Stage 5: MoA is trained with Ray Train on all samples of one catalog version; a killed run goes on where it was."""
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 from prefect import flow
 
 from flows import artifacts
-from flows.checkpoints import RELEASED, fetch_checkpoint, folder_of, latest_step
+from flows.checkpoints import RELEASED, fetch_checkpoint, folder_of, latest_step, patiently
 from flows.evaluation_people import read_people
 from flows.evaluation_split import check_split
 from flows.run import Run, StageResult, describe, digest
@@ -21,7 +22,7 @@ from flows.training_history import AttemptLog
 from flows.training_job import HISTORY, News, ProgressReporter, TrainingJob, work
 from flows.training_metrics import LiveMetrics, LivePictures
 from infra import model_files
-from infra.errors import UserError
+from infra.errors import UserError, room_on_disk
 from infra.settings import ModelReference, Settings
 from preprocessing.catalog import load_shard
 
@@ -181,10 +182,11 @@ def fit(run: Run, plan: dict[str, Any]) -> None:
         shards, start = run.training_shards(plan["catalog_version"]), adapter_of(run, plan["start"])
         damaged = frozenset(plan["damaged"])
         job = TrainingJob(run.settings, run.store, run_id, shards, start, damaged, log.number, people)
-        _fit(run, job, log, continued)
+        plan["damaged"] = sorted(_fit(run, job, log, continued))
 
 
-def _fit(run: Run, job: TrainingJob, log: AttemptLog, continued: int) -> None:
+def _fit(run: Run, job: TrainingJob, log: AttemptLog, continued: int) -> frozenset[str]:
+    """The shards that were done without in the end."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -196,6 +198,8 @@ def _fit(run: Run, job: TrainingJob, log: AttemptLog, continued: int) -> None:
     fewest = settings.min_workers or settings.workers
     use_gpu = bool(ray.cluster_resources().get("GPU", 0) >= fewest)
     elastic = fewest < settings.workers
+    # A process that is frozen as a whole cannot watch itself.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(settings.hang_seconds)
     trainer = TorchTrainer(
         work,
         train_loop_config={"job": job, "reporter": reporter},
@@ -229,7 +233,9 @@ def _fit(run: Run, job: TrainingJob, log: AttemptLog, continued: int) -> None:
                 pictures.look(int(news.row["step"]))
         future.result()
         live.finished()
+    left_out: frozenset[str] = ray.get(reporter.left_out.remote())
     ray.kill(reporter)
+    return job.damaged | left_out
 
 
 def _in_background(work: Callable[[], Any]) -> Future[Any]:
@@ -248,16 +254,30 @@ def _in_background(work: Callable[[], Any]) -> Future[Any]:
 
 def finish(run: Run, plan: dict[str, Any]) -> None:
     """Put the last checkpoint's averaged adapter and losses into the run's folder; the checkpoints are then let go."""
+
+    def failed(error: Exception) -> None:
+        said = f"train: the result could not be kept ({type(error).__name__}: {error}); it is tried again, for a minute"
+        artifacts.console.print(said, markup=False, style="yellow")
+
+    with room_on_disk(tempfile.gettempdir()):
+        step = patiently(lambda: _finish(run, plan), failed)
+    if step != run.settings.train.steps:
+        raise RuntimeError(f"run {plan['run_id']} ended at step {step} of {run.settings.train.steps}")
+    patiently(lambda: _let_go(run, plan["run_id"]), failed)
+
+
+def _finish(run: Run, plan: dict[str, Any]) -> int:
+    """The last checkpoint's step; nothing else is done where it is not the training's last."""
     run_id = plan["run_id"]
     with tempfile.TemporaryDirectory(prefix="moa-finish-") as folder:
         step = fetch_checkpoint(run.store, run_id, Path(folder))
         if step != run.settings.train.steps:
-            raise RuntimeError(f"run {run_id} ended at step {step} of {run.settings.train.steps}")
+            return step
         for name in ADAPTER_FILES:
             run.store.put(_key(run_id, name), Path(folder, RELEASED, name).read_bytes())
         history = json.loads(Path(folder, HISTORY).read_text("utf-8"))
     run.store.put(_key(run_id, "finished.json"), json.dumps({"plan": plan, **history}).encode())
-    _let_go(run, run_id)
+    return step
 
 
 def _let_go(run: Run, run_id: str) -> None:
@@ -265,6 +285,7 @@ def _let_go(run: Run, run_id: str) -> None:
     for prefix in (folder_of(run_id), f"runs/{run_id}/attempts/"):
         for key in run.store.list(prefix):
             run.store.delete(key)
+    run.store.sweep(f"runs/{run_id}")
 
 
 def _ray_storage(run: Run, prefix: str) -> tuple[str, Any]:
@@ -272,12 +293,13 @@ def _ray_storage(run: Run, prefix: str) -> tuple[str, Any]:
     address = run.store.uri(prefix)
     if not address.startswith("s3://"):
         return str(Path(run.settings.store_root).expanduser().absolute() / prefix), None
-    from pyarrow.fs import S3FileSystem
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
     endpoint = run.settings.storage.endpoint_url
     scheme, _, host = (endpoint or "").rpartition("://")
     options = {"endpoint_override": host, "scheme": scheme or "https"} if endpoint else {}
-    return address.removeprefix("s3://"), S3FileSystem(**options)
+    patient = AwsStandardS3RetryStrategy(max_attempts=10)  # 3 by default, and Ray Train takes what fails for the end
+    return address.removeprefix("s3://"), S3FileSystem(retry_strategy=patient, **options)
 
 
 def _key(run_id: str, name: str) -> str:

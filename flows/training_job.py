@@ -3,10 +3,11 @@
 No torch and no Prefect here: the reporter's process need not load them.
 """
 
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from infra.errors import UserError
+from infra.errors import DamagedObject, UserError, room_on_disk
 from infra.settings import Settings
 from infra.storage import ObjectStore
 from preprocessing.catalog import ShardRow
@@ -45,11 +46,15 @@ class News(NamedTuple):
 
 
 class ProgressReporter:
-    """An actor that rank 0 tells how far it is, any rank what the user must know or mend, and that the driver asks."""
+    """An actor that rank 0 tells how far it is, any rank what the user must know or mend, and that the driver asks.
+
+    It outlives the workers, and so it also knows which shards those that are started next have to do without.
+    """
 
     def __init__(self) -> None:
         self.row: dict[str, float] | None = None
         self.refusal, self.said, self.starts = "", list[str](), list[dict[str, Any]]()
+        self.damaged = set[str]()
 
     def tell(self, row: dict[str, float]) -> None:
         """`StepMetrics.as_row()`: plain numbers."""
@@ -65,6 +70,14 @@ class ProgressReporter:
         """All workers have taken up the checkpoint of a step."""
         self.starts.append({"step": step, "workers": workers, "hosts": hosts})
 
+    def leave_out(self, shard: str, reason: str) -> None:
+        """A shard was damaged while the training ran: its name, and how."""
+        self.damaged.add(shard)
+        self.say(f"without shard {shard} from here on ({reason})")
+
+    def left_out(self) -> frozenset[str]:
+        return frozenset(self.damaged)
+
     def ask(self) -> News:
         """What is new."""
         news = News(self.row, self.refusal, self.said, self.starts)
@@ -73,15 +86,26 @@ class ProgressReporter:
 
 
 def work(config: dict[str, Any]) -> None:
-    """What Ray Train calls in each worker. What the user must mend is told to the reporter: Ray would wrap it up."""
+    """What Ray Train calls in each worker. What the user must mend is told to the reporter: Ray would wrap it up.
+
+    A shard that is damaged meanwhile, where such ones are skipped, ends the worker: Ray starts all of them again, and
+    all of them go on without it.
+    """
     import ray
 
     from flows.training_loop import train_worker
 
+    job, reporter = config["job"], config["reporter"]
+    job = replace(job, damaged=job.damaged | ray.get(reporter.left_out.remote()))
     try:
-        train_worker(config)
+        with room_on_disk(tempfile.gettempdir()):
+            train_worker({"job": job, "reporter": reporter})
     except UserError as error:
-        ray.get(config["reporter"].refuse.remote(str(error)))
+        if isinstance(error, DamagedObject) and job.settings.train.damaged_shards == "skip":
+            names = [row.shard for row in job.shards if row.object_key == error.key]
+            ray.get([reporter.leave_out.remote(name, str(error)) for name in names])
+        else:
+            ray.get(reporter.refuse.remote(str(error)))
         raise
 
 

@@ -35,7 +35,7 @@ def batches(source: StepBatches, steps: Sequence[int], settings: TrainSettings, 
     )
     for one in loader:
         if isinstance(one, _Refused):
-            raise UserError(one.sentence)
+            raise one.error
         yield one
 
 
@@ -52,7 +52,7 @@ def _by_a_thread(source: StepBatches, steps: Sequence[int], ahead: int) -> Itera
 
 @dataclass(frozen=True)
 class _Refused:
-    sentence: str
+    error: UserError
 
 
 @dataclass(frozen=True)
@@ -65,4 +65,4 @@ class _Told(Dataset[StepBatch | _Refused]):
         try:
             return self.source[step]
         except UserError as error:
-            return _Refused(str(error))
+            return _Refused(error)

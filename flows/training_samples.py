@@ -79,16 +79,26 @@ class TrainingSamples:
 
     def raw(self, position: int) -> Sample:
         """The sample at a position, as it lies in its shard."""
-        shard, number = self.place(position)
-        return self._shard(shard, position)[number]
+        return self._intact(position)
 
     def place(self, position: int) -> Place:
         """Where the sample at a position lies."""
         return sound_place(self.order, self._sound, position)
 
     def __getitem__(self, position: int) -> TrainingSample:
-        """The sample at a position; UserError where it lacks a column that cannot be computed here."""
-        return training_sample(self.raw(position), self._models, (self.order.seed, position))
+        """The sample at a position; UserError where it lacks a column that cannot be computed here, DamagedObject where
+        its shard has become another one under our hands."""
+        return training_sample(self._intact(position), self._models, (self.order.seed, position))
+
+    def _intact(self, position: int) -> Sample:
+        shard, number = self.place(position)
+        sample = (opened := self._shard(shard, position))[number]
+        while not opened.intact(number, sample):
+            self._cache.distrust(self.rows[shard].sha256)
+            del self._open[shard], self._indexes[shard]
+            # A copy is fetched anew, an object that is read in place is looked at again, which refuses it.
+            sample = (opened := self._shard(shard, position))[number]
+        return sample
 
     def _shard(self, shard: int, position: int) -> MappedShard:
         if shard not in self._open:

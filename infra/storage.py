@@ -59,6 +59,10 @@ class ObjectStore(Protocol):
         """Remove the object; nothing happens when there is none."""
         ...
 
+    def sweep(self, folder: str) -> None:
+        """Remove what killed writers left half-written in a folder. Nobody may be writing there."""
+        ...
+
     def uri(self, key: str) -> str:
         """The object's address for people and logs."""
         ...
@@ -155,6 +159,10 @@ class DirectoryStore:
     def delete(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
 
+    def sweep(self, folder: str) -> None:
+        for partial in self._path(folder).rglob(f"{_PARTIAL}*"):
+            partial.unlink(missing_ok=True)
+
     def uri(self, key: str) -> str:
         return str(self._path(key))
 
@@ -172,21 +180,28 @@ class DirectoryStore:
     def _write_beside(self, path: Path, data: Pieces) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.parent / f"{_PARTIAL}{secrets.token_hex(8)}"
-        with partial.open("xb", buffering=0) as file:
-            _write_all(file.fileno(), [data] if isinstance(data, bytes) else data)
-            os.fsync(file.fileno())  # the name must not survive a power cut that the bytes did not
+        try:
+            with partial.open("xb", buffering=0) as file:
+                _write_all(file.fileno(), [data] if isinstance(data, bytes) else data)
+                os.fsync(file.fileno())  # the name must not survive a power cut that the bytes did not
+        except OSError as error:
+            partial.unlink(missing_ok=True)  # on a full disk what does not fit must not take up the rest as well
+            error.filename = str(path)  # the system names none where it is given a number
+            raise
         return partial
 
 
 class S3Store:
     """Objects under a prefix of an S3 bucket; credentials and region come from the usual AWS settings.
 
-    The first use raises UserError where the bucket cannot be listed: no such bucket, no credentials, no answer.
+    The first use raises UserError where the bucket cannot be listed: no such bucket, no credentials, no answer. A copy
+    of it in another process does not ask: what was there once is away for a while, which is no mistake of the user's.
     """
 
     def __init__(self, bucket: str, prefix: str = "", endpoint_url: str | None = None) -> None:
         self.bucket, self.prefix, self.endpoint_url = bucket, prefix, endpoint_url
         self._client: Any = None
+        self._reached = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_client": None}  # clients do not travel between processes
@@ -245,6 +260,9 @@ class S3Store:
     def delete(self, key: str) -> None:
         self._connect().delete_object(Bucket=self.bucket, Key=self._name(key))
 
+    def sweep(self, folder: str) -> None:
+        pass  # an upload that was cut off leaves nothing
+
     def uri(self, key: str) -> str:
         return f"s3://{self.bucket}/{self._name(key)}"
 
@@ -275,14 +293,15 @@ class S3Store:
             )
             try:
                 client = boto3.client("s3", endpoint_url=self.endpoint_url, config=config)
-                client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+                if not self._reached:
+                    client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
             except (BotoCoreError, ClientError, ValueError) as error:
                 place = f"s3://{self.bucket}/{self.prefix} on {self.endpoint_url or 'AWS'}"
                 raise UserError(
                     f"The store {place} cannot be used ({' '.join(str(error).split())}): "
                     "mend storage.root, storage.endpoint_url or the AWS credentials."
                 ) from error
-            self._client = client
+            self._client, self._reached = client, True
         return self._client
 
 

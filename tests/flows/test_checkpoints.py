@@ -64,6 +64,15 @@ def test_one_that_a_kill_cut_short_is_passed_over(tmp_path: Path, damage: str) -
     assert (tmp_path / "got" / "state.json").read_text() == "100"
 
 
+def test_what_a_kill_left_half_written_goes_when_the_next_writer_begins(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    _written(store, {100: 1.0})
+    half = tmp_path / folder_of(RUN) / "step-00000100" / ".partial-0123"
+    half.write_bytes(b"half")
+    _written(store, {200: 1.0})
+    assert not half.exists() and _steps(store) == [100, 200]
+
+
 def test_none_at_all(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "store")
     assert fetch_checkpoint(store, RUN, tmp_path / "got") == latest_step(store, RUN) == 0
@@ -107,10 +116,11 @@ def test_the_last_one_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     store = _Failing(tmp_path, "state.json", 3, ConnectionError("503"))
     said = _written(store, {100: 1.0})
     assert latest_step(store, RUN) == 100 and pauses == [1.0, 2.0, 4.0]
-    assert all("ConnectionError" in sentence for sentence in said) and len(said) == 3
+    assert all("ConnectionError: 503); it is tried again" in sentence for sentence in said) and len(said) == 3
     hopeless = _Failing(tmp_path, "state.json", 99, ConnectionError("503"))
     with pytest.raises(ConnectionError):
         _written(hopeless, {200: 1.0})
+    assert sum(pauses[3:]) == 63.0, "for a minute"
 
 
 def test_the_training_goes_on_while_one_is_written(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from flows.training_loader import batches
 from flows.training_samples import StepBatches, TrainingSamples
-from infra.errors import UserError
+from infra.errors import DamagedObject
 from infra.settings import TrainSettings, load_settings
 from infra.shard_cache import ShardCache
 from infra.storage import DirectoryStore
@@ -45,5 +45,6 @@ def test_what_must_be_mended_comes_as_one_sentence(workers: int, source: StepBat
     samples = TrainingSamples(ShardCache(store, tmp_path, 1), rows, source.settings)
     broken = StepBatches(samples, source.settings, source.null_text, 1.0)
     settings: TrainSettings = source.settings.model_copy(update={"loader_workers": workers})
-    with pytest.raises(UserError, match=r"^[^\n]* is gone, though the catalog names it: [^\n]*$"):
+    with pytest.raises(DamagedObject, match=r"^[^\n]* is gone, though the catalog names it: [^\n]*$") as caught:
         next(batches(broken, range(3), settings, pin=False))
+    assert caught.value.key == rows[0].object_key

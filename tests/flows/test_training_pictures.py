@@ -25,7 +25,8 @@ from infra.ray_session import ray_session
 from infra.settings import RaySettings, Settings
 from infra.storage import DirectoryStore, ObjectStore
 from moa_model import MoAAdapter, MoATrainingModule
-from tests.faults.training_driver import prepare, train
+from tests.faults.training_driver import train
+from tests.faults.training_runs import prepare
 from tests.moa_model.conftest import trained_like
 from tests.tiny_models import IMAGE_DIM
 from tests.tiny_world import write_models, write_people

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from flows.training_samples import StepBatches, TrainingSamples
-from infra.errors import UserError
+from infra.errors import DamagedObject, UserError
 from infra.settings import TrainSettings, load_settings
 from infra.shard_cache import ShardCache
 from infra.storage import DirectoryStore
 from moa_model import draw
 from preprocessing.catalog import ShardRow, store_shard
-from preprocessing.shards import encode_instances, encode_json, encode_npy, write_tar
+from preprocessing.shards import encode_instances, encode_json, encode_npy, sample_spans, write_tar
 
 
 def _shard(store: DirectoryStore, name: str, people: list[int], without: str = "") -> ShardRow:
@@ -107,6 +107,38 @@ def test_damaged_shards_are_passed_over_without_moving_the_others(tmp_path: Path
     assert all(a == b for a, b in zip(whole, left, strict=True) if a[0] != "b")
     with pytest.raises(UserError, match=r"damaged_shards"):
         [_samples(store, rows, train)[position] for position in range(6)]
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_shard_that_becomes_another_under_our_hands(in_place: bool, tmp_path: Path, train: TrainSettings) -> None:
+    """A copy is fetched anew; an object of a directory is named, and read on once it is put back."""
+    store = DirectoryStore(tmp_path / "store")
+    rows = [_shard(store, name, [1, 1]) for name in "ab"]
+    cache = ShardCache(store if in_place else _Elsewhere(store), tmp_path / "cache", 10**6)
+    samples = TrainingSamples(cache, rows, train)
+    whole = [samples[position] for position in range(4)]
+    path = cache.path(rows[0].object_key, rows[0].sha256)
+    sound = path.read_bytes()
+    first, _ = next(sample_spans(sound))[1]["moments.npy"]
+    with path.open("r+b") as file:  # of the same file, which is mapped
+        file.seek(first + 200)
+        file.write(bytes([sound[first + 200] ^ 1]))
+    if in_place:
+        with pytest.raises(DamagedObject, match=f"{rows[0].object_key} is damaged") as caught:
+            [samples[position] for position in range(4)]
+        assert caught.value.key == rows[0].object_key
+        store.put(rows[0].object_key, sound)
+    for position in range(4):
+        assert samples[position].key == whole[position].key
+        np.testing.assert_array_equal(samples[position].moments, whole[position].moments)
+    assert cache.path(rows[0].object_key, rows[0].sha256).read_bytes() == sound
+
+
+class _Elsewhere:
+    """An object store that is no directory."""
+
+    def __init__(self, inner: DirectoryStore) -> None:
+        self.get, self.uri = inner.get, inner.uri
 
 
 def test_another_process_reads_the_same(tmp_path: Path, train: TrainSettings) -> None:

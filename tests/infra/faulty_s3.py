@@ -1,6 +1,7 @@
 """A proxy before the S3 server that misbehaves on request, and remembers what it was asked for."""
 
 import http.client
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ class FaultyS3(ThreadingHTTPServer):
     "500", "503", "expired", "denied": that answer. "reset": no answer. "short": the connection ends in the middle of
     the body. "less": the server says that half is all. "drip": a byte now and then. "changed": another etag. "more":
     the whole object whatever range was asked for.
+
+    `unreliable`: a stream of random numbers and the share of all requests, of any kind, that are answered with 500,
+    half of them after they were carried out.
     """
 
     daemon_threads = True
@@ -31,6 +35,8 @@ class FaultyS3(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream = urlsplit(upstream).netloc
         self.faults: dict[str, list[str]] = {}
+        self.unreliable: tuple[random.Random, float] | None = None
+        self.failed = 0  # requests that were answered with 500 at random
         self.asked: list[str] = []
 
     @property
@@ -64,6 +70,8 @@ class _Handler(BaseHTTPRequestHandler):
     server: FaultyS3
 
     def do_GET(self) -> None:
+        if self._fails_at_random():
+            return
         path = unquote(self.path)
         self.server.asked.append(path)
         fault = self.server.fault(path)
@@ -72,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault in _ERRORS:
             status, code = _ERRORS[fault]
-            self._answer(status, {}, f"<Error><Code>{code}</Code><Message>{fault}</Message></Error>".encode())
+            self._answer(status, {}, _error(code, fault))
             return
         headers = dict(self.headers)
         if fault == "more":
@@ -82,9 +90,30 @@ class _Handler(BaseHTTPRequestHandler):
             answered["ETag"] = '"another"'
         self._answer(status, answered, body, fault)
 
-    def _ask(self, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
+    def _hand_on(self) -> None:
+        """What is no GET: to the server as it is, but for what fails at random."""
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if not self._fails_at_random(body):
+            self._answer(*self._ask(dict(self.headers), body))
+
+    do_HEAD = do_PUT = do_POST = do_DELETE = _hand_on
+
+    def _fails_at_random(self, body: bytes = b"") -> bool:
+        if self.server.unreliable is None:
+            return False
+        stream, share = self.server.unreliable
+        drawn = stream.random()
+        if drawn >= share:
+            return False
+        if drawn < share / 2:
+            self._ask(dict(self.headers), body)
+        self.server.failed += 1
+        self._answer(500, {}, _error("InternalError", "at random"))
+        return True
+
+    def _ask(self, headers: dict[str, str], sent: bytes = b"") -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection(self.server.upstream, timeout=30)
-        connection.request("GET", self.path, headers=headers)
+        connection.request(self.command, self.path, sent, headers)
         response = connection.getresponse()
         body = response.read()
         connection.close()
@@ -96,7 +125,10 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             if name.lower() not in ("content-length", "transfer-encoding", "connection"):
                 self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body) if fault == "short" else len(sent)))
+        length = str(len(body) if fault == "short" else len(sent))
+        if self.command == "HEAD":  # the length of what a GET would bring
+            length, sent = headers.get("Content-Length", "0"), b""
+        self.send_header("Content-Length", length)
         self.end_headers()
         if fault == "drip":
             for place in range(len(sent)):
@@ -115,3 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
             super().handle()
         except (ConnectionError, OSError):  # whoever asked had enough
             pass
+
+
+def _error(code: str, message: str) -> bytes:
+    return f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()

@@ -2,13 +2,14 @@
 
 import hashlib
 import os
+import pickle
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from infra.errors import UserError
+from infra.errors import DamagedObject, UserError
 from infra.shard_cache import ShardCache
 from infra.storage import DirectoryStore
 
@@ -81,6 +82,32 @@ def test_other_bytes_and_none_are_said_and_nothing_is_kept(in_place: bool, tmp_p
     with pytest.raises(UserError, match="shards/a is gone"):
         cache.path(key, sha256)
     assert not [path for path in tmp_path.glob("cache/*") if path.suffix != ".lock"]
+
+
+def test_a_copy_that_this_disk_has_damaged_is_fetched_anew(tmp_path: Path) -> None:
+    store = CountingStore(tmp_path / "store")
+    key, sha256 = put(store.inner, "a")
+    first = ShardCache(store, tmp_path / "cache", 10**9)
+    first.path(key, sha256).write_bytes(b"b" * 100)
+    assert first.path(key, sha256).read_bytes() == b"b" * 100, "a process looks once"
+    assert ShardCache(store, tmp_path / "cache", 10**9).path(key, sha256).read_bytes() == b"a" * 100
+    assert store.asked[key] == 2
+    first.path(key, sha256).write_bytes(b"c")
+    first.distrust(sha256)
+    assert first.path(key, sha256).read_bytes() == b"a" * 100 and store.asked[key] == 3
+
+
+def test_an_object_that_is_damaged_after_it_was_verified(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    key, sha256 = put(store, "a")
+    cache = ShardCache(store, tmp_path / "cache", 1)
+    cache.path(key, sha256).write_bytes(b"b")
+    cache.path(key, sha256)
+    cache.distrust(sha256)
+    with pytest.raises(DamagedObject) as caught:
+        cache.path(key, sha256)
+    again = pickle.loads(pickle.dumps(caught.value))  # as it travels between processes
+    assert again.key == key and str(again) == str(caught.value)
 
 
 def test_a_directorys_own_file_is_no_copy(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 import multiprocessing
+import pickle
+import resource
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
 import polars as pl
 import pytest
+from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -96,11 +99,28 @@ def test_whatever_passes_as_a_key_stays_inside(key: str) -> None:
     assert (root / key).is_relative_to(root) and ".." not in (root / key).parts
 
 
-def test_what_a_crash_left_half_written_is_not_listed(tmp_path: Path) -> None:
+def test_what_a_crash_left_half_written_is_not_listed_and_can_be_swept_away(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path)
-    store.put("a/b", b"")
-    (tmp_path / "a" / ".partial-0123").write_bytes(b"half")
-    assert store.list() == ["a/b"]
+    store.put("a/b/c", b"")
+    (tmp_path / "a" / "b" / ".partial-0123").write_bytes(b"half")
+    assert store.list() == ["a/b/c"]
+    store.sweep("nothing/there")
+    store.sweep("a")
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["c"]
+
+
+def test_what_does_not_fit_takes_up_no_room(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    store.put("a/b.bin", b"old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # the kernel stops in the middle, as on a full disk
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            store.put("a/b.bin", bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(tmp_path / "a" / "b.bin")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.bin"] and store.get("a/b.bin") == b"old"
 
 
 def test_an_address_chooses_the_store(tmp_path: Path) -> None:
@@ -128,6 +148,15 @@ def test_a_bucket_that_cannot_be_used_is_one_sentence(s3_store: S3Store) -> None
         with pytest.raises(UserError, match="storage.root") as caught:
             S3Store(bucket, "some/prefix", address).exists("key")
         assert bucket in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_was_there_once_is_no_mistake_when_it_is_away(s3_store: S3Store) -> None:
+    """A worker that starts while the store is away fails as a worker does, and is started again."""
+    s3_store.list()
+    there = pickle.loads(pickle.dumps(s3_store))
+    there.bucket = "absent"
+    with pytest.raises(ClientError, match="NoSuchBucket"):
+        there.list()
 
 
 def test_sizes_are_those_of_what_is_listed(store: ObjectStore) -> None:

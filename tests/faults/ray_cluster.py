@@ -1,0 +1,65 @@
+"""A Ray cluster of several nodes on this machine, whose nodes can be killed as a machine dies."""
+
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+_MEMORY = {"object_store_memory": 80 * 10**6}
+
+
+class RayCluster:
+    """`nodes` of one CPU each; the driver is to attach to the first one's `address`."""
+
+    def __init__(self, nodes: int) -> None:
+        self.nodes = nodes
+
+    def __enter__(self) -> "RayCluster":
+        from ray.cluster_utils import Cluster
+
+        self._temporary = tempfile.mkdtemp(prefix="moa-")
+        self._environment = pytest.MonkeyPatch()
+        self._environment.setenv("RAY_TMPDIR", self._temporary)
+        self._environment.setenv("RAY_worker_niceness", "0")
+        self._environment.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        head = {"num_cpus": 1, "include_dashboard": False, **_MEMORY}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._others: dict[str, Any] = {}
+        for _ in range(self.nodes - 1):
+            self.add_node()
+        return self
+
+    @property
+    def address(self) -> str:
+        return str(self._cluster.address)
+
+    def add_node(self) -> None:
+        """One more machine."""
+        node = self._cluster.add_node(num_cpus=1, **_MEMORY)
+        self._others[node.node_id] = node
+
+    def __contains__(self, node: str) -> bool:
+        """Whether a node of that name can be killed: the first one, the driver's, cannot."""
+        return node in self._others
+
+    def kill_node(self, name: str) -> None:
+        """SIGKILL to all that runs on a node."""
+        node = self._others.pop(name)
+        family = []
+        for processes in node.all_processes.values():
+            for one in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    family += psutil.Process(one.process.pid).children(recursive=True)
+        self._cluster.remove_node(node, allow_graceful=False)
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def __exit__(self, *_: object) -> None:
+        self._cluster.shutdown()
+        self._environment.undo()
+        shutil.rmtree(self._temporary, ignore_errors=True)
