@@ -145,9 +145,11 @@ def open_pipeline(models: ModelsSettings) -> Any:
     where, options = resolve(models.base, "base")
     pipe: Any
     if read_model_index(models.base).two_encoders:
-        pipe = StableDiffusionXLPipeline.from_pretrained(where, use_safetensors=True, add_watermarker=False, **options)
+        # The published text encoders' configurations say float16, and all else would be float32 beside them.
+        extra: dict[str, Any] = {"add_watermarker": False, "dtype": torch.float32, **options}
+        pipe = StableDiffusionXLPipeline.from_pretrained(where, use_safetensors=True, **extra)
     else:
-        extra: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False, **options}
+        extra = {"safety_checker": None, "requires_safety_checker": False, **options}
         pipe = StableDiffusionPipeline.from_pretrained(where, use_safetensors=True, **extra)
     pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)

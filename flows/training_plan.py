@@ -313,8 +313,8 @@ def _assumes(assumed: Assumptions, layers: int) -> str:
     return (
         f"Assumed, not measured: {in_flops(assumed.gpu_flops)}/s (the {assumed.gpu}'s datasheet, dense), MFU "
         f"{assumed.mfu:.0%} (the best public figure of this class, compiled), no step below "
-        f"{duration(assumed.launching(layers))} a piece of the batch, ${assumed.dollars_per_gpu_hour:.2f} per GPU hour, one subject a sample. "
-        "Start-up, evaluation and the stages before training are not in it."
+        f"{duration(assumed.launching(layers))} a piece of the batch, ${assumed.dollars_per_gpu_hour:.2f} per GPU "
+        "hour, one subject a sample. Start-up, evaluation and the stages before training are not in it."
     )
 
 

@@ -169,8 +169,8 @@ def bind(
     """Bind each prompt's subjects to its words.
 
     Raises UserError for a word that is not in its prompt, or repeats and has no list, or has another place for a second
-    tokenizer, more subjects than occurrences, a feature of the wrong width or not finite, or a mask that is none. Warns,
-    and leaves the subject out, where the prompt is cut before it.
+    tokenizer, more subjects than occurrences, a feature of the wrong width or not finite, or a mask that is none.
+    Warns, and leaves the subject out, where the prompt is cut before it.
     """
     prompts = spelled[0].prompts
     if isinstance(router, Tensor):
@@ -253,16 +253,16 @@ def _bind_prompt(tokenizer: Any, prompt: str, by_word: SubjectsByWord) -> list[t
 def _require_same_places(one: Spelling, other: Spelling, number: int, words: Iterable[str]) -> None:
     """SDXL's text states stand side by side, so that a word has one place. The published tokenizers spell alike; a word
     that only one of them was taught (textual inversion) moves all that follow."""
+
+    def places(spelled: Spelling, word: str) -> list[int | None]:
+        prompt = spelled.prompts[number]
+        return [token_index(spelled.tokenizer, prompt, span) for span in word_spans(prompt, word)]
+
     for word in words:
-        places = [
-            [token_index(each.tokenizer, prompt, span) for span in word_spans(prompt, word)]
-            for each in (one, other)
-            for prompt in [each.prompts[number]]
-        ]
-        if places[0] != places[1]:
+        if places(one, word) != places(other, word):
             raise UserError(
-                f'The pipeline\'s two tokenizers have "{word}" at different places of the prompt: teach both of them the '
-                "same new words."
+                f'The pipeline\'s two tokenizers have "{word}" at different places of the prompt: teach both of them '
+                "the same new words."
             )
 
 

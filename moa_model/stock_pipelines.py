@@ -1,4 +1,4 @@
-"""What differs between the stock pipelines of Stable Diffusion 1 and 2 and those of XL, for whoever takes them apart."""
+"""What differs between the stock pipelines of Stable Diffusion 1 and 2 and those of XL, for who takes them apart."""
 
 from typing import Any
 
@@ -29,13 +29,11 @@ def rebuilt(pipe: Any, pipeline_class: type, **parts: Any) -> Any:
 
 @torch.no_grad()
 def encoded(pipe: Any, prompt: str, guided: bool = True) -> Call:
-    """A prompt as the pipeline's own arguments for one that is encoded already; `guided`: the unconditional half too."""
+    """A prompt as a call's arguments for one that is encoded already; `guided`: the unconditional half too."""
     names = ["prompt_embeds", "negative_prompt_embeds"]
     if is_sdxl(pipe):
         names += ["pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
-    made = pipe.encode_prompt(
-        prompt, device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=guided
-    )
+    made = pipe.encode_prompt(prompt, device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=guided)
     found = dict(zip(names, made, strict=True))
     return found if guided else {name: each for name, each in found.items() if "negative" not in name}
 

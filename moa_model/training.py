@@ -89,9 +89,7 @@ class Batch:
 
     def _each(self, change: Callable[[Tensor], Tensor], whole: Collection[str] = ()) -> Self:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        changed = {
-            name: value if value is None or name in whole else change(value) for name, value in values.items()
-        }
+        changed = {name: value if value is None or name in whole else change(value) for name, value in values.items()}
         return type(self)(**changed)
 
 

@@ -63,7 +63,7 @@ class TrainingCost:
     activation_bytes: int
     """What autograd keeps for the backward pass, per sample."""
     cast_bytes: int
-    """What it keeps whatever the batch: autocast's copies of the weights."""
+    """What is kept whatever the batch: autocast's copies of the weights."""
     layers: int = 1
     """Attention layers, by which the number of kernels grows."""
     frozen_bytes: int = _FP32
@@ -143,13 +143,15 @@ def count_training(
     ``blocks``, ``preserving``: the objective's, as of ``MoATrainingModule``. Some seconds; SDXL's half a minute.
     """
     module = _module(base, image_dim, blocks)
-    frozen_dtype = torch.bfloat16 if frozen_precision == "bf16" else None
     prior = _prior_flops(module, _batch(1, base, image_dim, latent_size))
-    recomputed = 0
+    if frozen_precision == "bf16":
+        prepare(module, frozen_dtype=torch.bfloat16)
+    recomputed = again = 0
     if activation_checkpointing:
-        prepare(module, frozen_dtype=frozen_dtype)
         recomputed, again = _per_sample(module, base, image_dim, latent_size, precision, _largest_block_bytes)
-    prepare(module, frozen_dtype=frozen_dtype, activation_checkpointing=activation_checkpointing)
+        if precision == "bf16":  # autocast keeps its copies of what is trained until the forward pass is over
+            again += _HALF * _count([module.adapter])
+        module.unet.enable_gradient_checkpointing()  # as `prepare` does
     kept, casts = _per_sample(module, base, image_dim, latent_size, precision, _saved_bytes)
     forward, backward = _step_flops(module.float(), _batch(1, base, image_dim, latent_size))
     adapter = module.adapter
@@ -164,9 +166,9 @@ def count_training(
         backward_flops=backward,
         preserving=preserving,
         activation_bytes=kept,
-        cast_bytes=casts + (again if recomputed else 0),
+        cast_bytes=casts + again,
         layers=len(adapter.layers),
-        frozen_bytes=_FP32 if frozen_dtype is None else _HALF,
+        frozen_bytes=_HALF if frozen_precision == "bf16" else _FP32,
         recomputed_bytes=recomputed,
     )
 

@@ -217,4 +217,3 @@ class Precomputer:
         where, arguments = place
         model = model_class.from_pretrained(where, use_safetensors=True, **options, **arguments)
         return model.eval().requires_grad_(False).to(self._device)
-

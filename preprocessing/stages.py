@@ -143,8 +143,8 @@ def build_shard(
 ) -> tuple[list[list[KeyedParts]], list[PhotoRow]]:
     """Join what is there of the same photos into training shards: no model, no picture is decoded.
 
-    bound: of `bind_shard`. columns: name -> shard of arrays, of `columns.COLUMNS`. The samples of one shard come out, of
-    an empty one where nothing is left, or of several where it would exceed `max_photos` or `max_bytes`.
+    bound: of `bind_shard`. columns: name -> shard of arrays, of `columns.COLUMNS`. The samples of one shard come out,
+    of an empty one where nothing is left, or of several where it would exceed `max_photos` or `max_bytes`.
     """
     photos = {sample.key: sample for sample in read_tar(ingest)}
     arrays = {name: {sample.key: sample for sample in read_tar(tar)} for name, tar in columns.items()}

@@ -63,9 +63,7 @@ class TextEncoders:
             encoder(self._tokens(tokenizer, captions)["input_ids"].to(self._device), output_hidden_states=True)
             for tokenizer, encoder in zip(self.tokenizers, self._encoders, strict=True)
         ]
-        return TextStates(
-            half(torch.cat([one.hidden_states[-2] for one in made], dim=-1)), half(made[-1].text_embeds)
-        )
+        return TextStates(half(torch.cat([one.hidden_states[-2] for one in made], dim=-1)), half(made[-1].text_embeds))
 
     def empty(self) -> TextStates:
         """The text of a sample that is trained without its condition, B = 1: what is drawn with has the same one."""
@@ -95,12 +93,13 @@ class TextEncoders:
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
         where, arguments = self._place
-        classes = {"text_encoder": CLIPTextModel}
+        classes, options = {"text_encoder": CLIPTextModel}, dict[str, Any](arguments)
         if self.index.two_encoders:
             classes["text_encoder_2"] = CLIPTextModelWithProjection
+            # The published configurations say float16, which transformers would take; the weights are float32.
+            options["dtype"] = torch.float32
         loaded = [
-            one.from_pretrained(where, subfolder=name, use_safetensors=True, **arguments)
-            for name, one in classes.items()
+            one.from_pretrained(where, subfolder=name, use_safetensors=True, **options) for name, one in classes.items()
         ]
         return [model.eval().requires_grad_(False).to(self._device) for model in loaded]
 

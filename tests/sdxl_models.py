@@ -1,7 +1,8 @@
 """Stand-ins for the models that the preset sdxl names: same classes, files and interfaces, small and random.
 
 As the published folder has them: two tokenizers of one vocabulary that pad differently, two text encoders of different
-widths, an 8-fold VAE, epsilon prediction, Euler, and zeros for an empty prompt. The other four are those of sd15.
+widths in single precision whose configurations say half, an 8-fold VAE, epsilon prediction, Euler, and zeros for an
+empty prompt. The other four are those of sd15.
 """
 
 import json
@@ -48,13 +49,21 @@ def write_sdxl_base(folder: Path) -> Path:
         tokenizer_2=tiny_tokenizer(),
         unet=tiny_sdxl_unet(text_dim=FIRST + SECOND, pooled_dim=POOLED_DIM),
         scheduler=EulerDiscreteScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            timestep_spacing="leading",
+            steps_offset=1,
         ),
         add_watermarker=False,
     )
     pipe.save_pretrained(folder, safe_serialization=True)
     write_tokenizer(folder / "tokenizer")
     write_tokenizer(folder / "tokenizer_2", pad="!")
+    for name in ("text_encoder", "text_encoder_2"):
+        config = folder / name / "config.json"
+        about = {key: value for key, value in json.loads(config.read_text()).items() if key != "dtype"}
+        config.write_text(json.dumps(about | {"torch_dtype": "float16"}))
     index = json.loads((folder / "model_index.json").read_text())
     assert index["force_zeros_for_empty_prompt"] is True
     return folder

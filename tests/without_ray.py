@@ -2,7 +2,11 @@
 
 import pickle
 from collections.abc import Callable, Generator, Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any
+
+from flows import train
+from flows.run import Run
 
 
 def map_shards(
@@ -18,3 +22,22 @@ def map_shards(
     worker = worker_class(*pickle.loads(pickle.dumps(tuple(arguments))))
     done = [pickle.dumps(worker(pickle.loads(pickle.dumps(item)))) for item in reversed(list(items))]
     yield from map(pickle.loads, done)
+
+
+def fit(run: Run, plan: dict[str, Any]) -> None:
+    """`flows.train.fit` with one worker in this process: Ray Train's local mode (of RAY_TRAIN_V2_ENABLED)."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    shards = run.training_shards(plan["catalog_version"])
+    job = train.TrainingJob(run.settings, run.store, plan["run_id"], shards, train.adapter_of(run, plan["start"]))
+    nobody = SimpleNamespace(remote=lambda *_: None)
+    TorchTrainer(
+        train.work,
+        train_loop_config={
+            "job": pickle.loads(pickle.dumps(job)),
+            "reporter": SimpleNamespace(tell=nobody, say=nobody),
+        },
+        scaling_config=ScalingConfig(num_workers=0),
+        run_config=RunConfig(name="0001"),
+    ).fit()

@@ -40,6 +40,7 @@ GUIDANCE = 5.0
 console = Console(stderr=True)
 SDXL = dict(PUBLISHED_BASES["stabilityai/stable-diffusion-xl-base-1.0"].unet)
 
+
 @dataclass(frozen=True)
 class Model:
     """One base, and how it is run so that it fits."""

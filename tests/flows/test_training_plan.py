@@ -61,6 +61,10 @@ def _settings(preset: str, **changes: str) -> Settings:
     return load_settings(preset, Path("work"), {name.replace("__", "."): v for name, v in changes.items()})
 
 
+def _counted_plan(settings: Settings) -> dict[str, Any]:
+    return describe(settings, count(settings))
+
+
 def _value(plan: dict[str, Any], part: str, what: str) -> float:
     (found,) = (one for one in plan["figures"] if (one["part"], one["what"]) == (part, what))
     return found["value"]
@@ -93,7 +97,7 @@ def test_the_demo_is_read_from_the_zoo(demo: dict[str, Any]) -> None:
     assert "prior's own forward" in sample["arithmetic"]  # it has the preservation loss
     assert "casts" not in {one["what"] for one in demo["figures"]}
     # So small a step is its launches.
-    assert _value(demo, "training", "time") == pytest.approx(200 * Assumptions.launch_seconds)
+    assert _value(demo, "training", "time") == pytest.approx(200 * Assumptions().launching(32))
 
 
 def test_every_setting_of_the_training_counts(demo: dict[str, Any], counted: Counted) -> None:
@@ -103,7 +107,7 @@ def test_every_setting_of_the_training_counts(demo: dict[str, Any], counted: Cou
     assert _value(plan, "work", "a step") == 3 * _value(demo, "work", "a step")
     assert _value(plan, "training", "work") == 3 * 5 * _value(demo, "training", "work")
     assert _value(plan, "checkpoint", "all") == 4 * _value(demo, "checkpoint", "one")
-    assert _value(plan, "checkpoint", "between two") == pytest.approx(300 * Assumptions.launch_seconds)
+    assert _value(plan, "checkpoint", "between two") == pytest.approx(300 * Assumptions().launching(32))
     assert "gradient buckets" not in {one["what"] for one in plan["figures"]}
     activations = [_value(one, "memory per GPU", "activations") for one in (plan, demo)]
     assert activations[0] == 6 * activations[1]  # 48 on one GPU, 8 on each of two
@@ -125,6 +129,39 @@ def test_what_does_not_fit_is_told_with_what_would(workers: int, counted: Counte
 def test_a_gpu_that_holds_no_sample_is_told(counted: Counted) -> None:
     huge = counted._replace(cost=replace(counted.cost, activation_bytes=10**12))
     assert "do not hold a single sample" in describe(_settings("demo"), huge)["says"][0]
+
+
+def test_every_way_to_need_less_memory_counts(counted: Counted) -> None:
+    """Recomputation and a frozen prior in half precision, as their settings say it."""
+    changes = {"train__precision": "bf16", "train__batch_size": "64"}
+    small = changes | {"train__activation_checkpointing": "true", "train__frozen_precision": "bf16"}
+    plain, less = (_counted_plan(_settings("demo", **asked)) for asked in (changes, small))
+    assert _value(less, "memory per GPU", "base") == _value(plain, "memory per GPU", "base") / 2
+    assert _value(less, "memory per GPU", "together") < _value(plain, "memory per GPU", "together")
+    work = [_value(one, "work", "a sample") for one in (plain, less)]
+    assert work[0] < work[1] < 1.5 * work[0]
+    held = {one["what"]: one for one in less["figures"] if one["part"] == "memory per GPU"}
+    assert "the largest block's" in held["recomputed"]["arithmetic"] and "× 2 B" in held["base"]["arithmetic"]
+    together = held.pop("together")["value"]
+    assert together == pytest.approx(sum(one["value"] for one in held.values()))
+
+
+def test_sdxls_preset_fits_on_four_gpus() -> None:
+    """Recomputed and in pieces it fits, and its files are as large as the preset says."""
+    settings = _settings("sdxl")
+    counted = count(settings)  # once, for it takes half a minute
+    plan = describe(settings, counted)
+    assert _value(plan, "model", "base, frozen") == 2_567_463_684
+    # Published are 2.99 TMAC without the attention's products.
+    assert 2 * 2.99e12 < _value(plan, "work", "base's forward") < 2 * 3.5e12
+    assert plan["says"][0].startswith("It fits") and _value(plan, "memory per GPU", "together") < 60e9
+    assert _value(plan, "data", "text.npy") == 77 * 2048 * 2 + 128 and _value(plan, "data", "pooled.npy") == 2688
+    samples = settings.ingest.photos_per_shard
+    assert 0.5e9 < samples * _value(plan, "data", "a sample") < settings.shard.max_bytes
+    # A step is arithmetic; cut into eight it would be the launches of a base with 140 attention layers.
+    assert _value(plan, "work", "a step takes") == pytest.approx(2.93, abs=0.05)
+    pieces = describe(_settings("sdxl", train__micro_batch_size="4"), counted)
+    assert _value(pieces, "work", "a step takes") == pytest.approx(8 * Assumptions().launching(140))
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_sdxls_two_are_the_stock_pipelines(zeros: bool, sdxl: Path) -> None:
     """The text, and what stands for no text: zeros where the pipeline draws with zeros."""
     index = json.loads((sdxl / "model_index.json").read_text())
     (sdxl / "model_index.json").write_text(json.dumps(index | {"force_zeros_for_empty_prompt": zeros}))
-    pipe = StableDiffusionXLPipeline.from_pretrained(sdxl, add_watermarker=False)
+    pipe = StableDiffusionXLPipeline.from_pretrained(sdxl, add_watermarker=False, dtype=torch.float32)
     stock, negative, pooled, negative_pooled = pipe.encode_prompt(CAPTIONS)
     made, empty = _encoders(sdxl).encode(CAPTIONS), _encoders(sdxl).empty()
     _near(made.states, stock)
@@ -60,6 +60,10 @@ def test_sdxls_two_are_the_stock_pipelines(zeros: bool, sdxl: Path) -> None:
     _near(empty.pooled, negative_pooled[:1])
     assert made.pooled is not None and made.pooled.shape == (3, POOLED_DIM)
     assert empty.states.any() == (not zeros)
+
+
+def test_sdxls_encoders_are_in_single_precision_whatever_their_configuration_says(sdxl: Path) -> None:
+    assert {parameter.dtype for one in _encoders(sdxl)._encoders for parameter in one.parameters()} == {torch.float32}
 
 
 def test_zeros_need_no_encoder(sdxl: Path) -> None:
