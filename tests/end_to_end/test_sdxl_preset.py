@@ -77,7 +77,7 @@ def settings(changes: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def seen() -> SimpleNamespace:
     """What the training's worker was made of and what it was given."""
-    return SimpleNamespace(module=None, batches=[], autocast=set())
+    return SimpleNamespace(module=None, batches=[], autocast=set(), passes=[])
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,7 @@ def journey(settings: Settings, seen: SimpleNamespace) -> Iterator[dag.Journey]:
             patch.setattr(dag, name, getattr(dag, name).fn)
         patch.setattr(train, "fit", fit)
         patch.setattr(training_loop, "MoATrainingModule", _watched(seen))
+        patch.setattr(training_loop, "begin_pass", seen.passes.append)
         cells = protocol.cells
         patch.setattr(protocol, "cells", lambda *arguments: [one for one in cells(*arguments) if _is_drawn(one)])
         yield dag.retrain.fn(settings)
@@ -153,6 +154,7 @@ def test_training_tells_sdxl_the_truth(settings: Settings, journey: dag.Journey,
         assert batch.time_ids.dtype == torch.float32 and batch.pooled.shape == (len(batch), POOLED_DIM)
         assert not batch.null_text.any() and not batch.null_pooled.any()
     assert {len(batch) for batch in seen.batches} == {3, 1, 4}  # pieces; the losses before and after are of whole ones
+    assert seen.passes == ["off"] * len(seen.batches)  # each is announced to the compiler
     frozen = {p.dtype for name, p in seen.module.unet.named_parameters() if ".processor." not in name}
     assert frozen == {torch.bfloat16} and seen.autocast == {torch.bfloat16}
     assert {p.dtype for p in seen.module.adapter.parameters()} == {torch.float32}

@@ -21,6 +21,7 @@ from infra.errors import UserError
 from infra.ray_session import ray_session
 from infra.settings import Settings
 from infra.storage import DirectoryStore, Key, Pieces
+from tests.sdxl_models import FIRST, POOLED_DIM, SECOND, write_sdxl_base
 from tests.tiny_models import IMAGE_DIM, TEXT_DIM, TOKENS, tiny_clip, tiny_pipeline
 from tests.tiny_world import tiny_settings
 from tests.training_shards import write_shards
@@ -28,14 +29,19 @@ from tests.training_shards import write_shards
 REPOSITORY = Path(__file__).parents[2]
 
 
-def prepare(root: Path, name: str, changes: Mapping[str, str], no_number: str = "") -> Settings:
+def prepare(
+    root: Path, name: str, changes: Mapping[str, str], no_number: str = "", sdxl: bool = False
+) -> Settings:
     """Models (made once) and a workspace of that name with shards under `root`, and the settings to train with."""
     if not (root / "models").exists():
-        tiny_pipeline(folder=root / "models" / "base")
+        if sdxl:
+            write_sdxl_base(root / "models" / "base")
+        else:
+            tiny_pipeline(folder=root / "models" / "base")
         tiny_clip(folder=root / "models" / "clip")
-        for name in ("captioner", "segmenter", "identity"):  # no stage before training is run
-            (root / "models" / name).mkdir()
-            (root / "models" / name / "config.json").write_text("{}")
+        for model in ("captioner", "segmenter", "identity"):  # no stage before training is run
+            (root / "models" / model).mkdir()
+            (root / "models" / model / "config.json").write_text("{}")
     settings = tiny_settings(root, root / name, changes)
     run = Run(settings)
     if not run.training_shards():
@@ -43,8 +49,9 @@ def prepare(root: Path, name: str, changes: Mapping[str, str], no_number: str = 
             run.store,
             [5, 3, 6],
             latent=(4, 8, 8),
-            text=(TOKENS, TEXT_DIM),
+            text=(77, FIRST + SECOND) if sdxl else (TOKENS, TEXT_DIM),
             features=IMAGE_DIM,
+            pooled=POOLED_DIM if sdxl else 0,
             fingerprint=run.fingerprints["shard"],
             no_number=no_number,
         )

@@ -57,6 +57,21 @@ def test_the_curve_does_not_depend_on_the_workers(root: Path) -> None:
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
+def test_sdxls_curve_does_not_depend_on_the_workers(tmp_path: Path) -> None:
+    """With a pooled text and sizes of its own in every row, and blocks computed again in the backward pass."""
+    curves = {}
+    for workers, pieces in [(1, 0), (3, 2)]:
+        place = {"train.workers": str(workers), "train.micro_batch_size": str(pieces), "train.precision": "fp64"}
+        place["train.activation_checkpointing"] = "true"
+        settings = prepare(tmp_path, f"workers-{workers}", {**CHANGES, **place}, sdxl=True)
+        curves[workers] = train(Run(settings))["curve"]
+    assert [row["step"] for row in curves[1]] == [5, 10, 12]
+    for row, expected in zip(curves[3], curves[1], strict=True):
+        assert row == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
 def test_a_sample_that_is_no_number_stops_the_training_and_is_named(root: Path) -> None:
     bad = "0000-00002"
     settings = prepare(root, "no-number", {**CHANGES, "train.workers": "2"}, no_number=bad)
