@@ -6,7 +6,7 @@ backward are watched. Memory is counted as on a GPU: fused attention, and autoca
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import infra.torchvision_ops  # noqa: F401
 
@@ -146,13 +146,10 @@ def count_training(
     prior = _prior_flops(module, _batch(1, base, image_dim, latent_size))
     if frozen_precision == "bf16":
         prepare(module, frozen_dtype=torch.bfloat16)
-    recomputed = again = 0
+    measure = _checkpointed_bytes if activation_checkpointing else _saved_bytes
+    one, two = (measure(module, _batch(rows, base, image_dim, latent_size), precision) for rows in (1, 2))
     if activation_checkpointing:
-        recomputed, again = _per_sample(module, base, image_dim, latent_size, precision, _largest_block_bytes)
-        if precision == "bf16":  # autocast keeps its copies of what is trained until the forward pass is over
-            again += _HALF * _count([module.adapter])
         module.unet.enable_gradient_checkpointing()  # as `prepare` does
-    kept, casts = _per_sample(module, base, image_dim, latent_size, precision, _saved_bytes)
     forward, backward = _step_flops(module.float(), _batch(1, base, image_dim, latent_size))
     adapter = module.adapter
     return TrainingCost(
@@ -165,11 +162,11 @@ def count_training(
         forward_flops=forward,
         backward_flops=backward,
         preserving=preserving,
-        activation_bytes=kept,
-        cast_bytes=casts + again,
+        activation_bytes=two.kept - one.kept,
+        cast_bytes=sum(2 * first - second for first, second in zip(one, two, strict=True)),
         layers=len(adapter.layers),
         frozen_bytes=_HALF if frozen_precision == "bf16" else _FP32,
-        recomputed_bytes=recomputed,
+        recomputed_bytes=two.recomputed - one.recomputed,
     )
 
 
@@ -260,38 +257,48 @@ def _prior_flops(module: MoATrainingModule, batch: Batch) -> int:
     return counter.get_total_flops()
 
 
-def _saved_bytes(module: MoATrainingModule, batch: Batch, precision: str) -> int:
+class _Held(NamedTuple):
+    """Bytes of a forward pass: what stays for the backward pass, and the most that a block has in it besides."""
+
+    kept: int
+    recomputed: int = 0
+    copies: int = 0
+    """Of what is trained, by autocast until the forward pass is over; without recomputation they are among the kept."""
+
+
+def _saved_bytes(module: MoATrainingModule, batch: Batch, precision: str) -> _Held:
     with _Shapes(gpu=True, half=precision == "bf16"):
-        return saved_for_backward(lambda: module(batch), [*module.parameters(), *module.buffers()])[1]
+        return _Held(saved_for_backward(lambda: module(batch), [*module.parameters(), *module.buffers()])[1])
 
 
-def _largest_block_bytes(module: MoATrainingModule, batch: Batch, precision: str) -> int:
-    """What the most of the blocks that activation checkpointing runs again keeps for the backward pass."""
-    known, sizes = [*module.parameters(), *module.buffers()], list[int]()
+def _checkpointed_bytes(module: MoATrainingModule, batch: Batch, precision: str) -> _Held:
+    """As with activation checkpointing: a block's inputs are kept, and all else is there while it runs again."""
+    known, blocks = [*module.parameters(), *module.buffers()], list[int]()
 
     def run(block: Callable[..., Any], *inputs: Any) -> Any:
-        given = [*known, *(one for one in inputs if isinstance(one, Tensor))]
-        output, size = saved_for_backward(lambda: block(*inputs), given)
-        sizes.append(size)
+        given = [one for one in inputs if isinstance(one, Tensor)]
+        _Keep.apply(torch.empty(0, device="meta", requires_grad=True), *given)
+        output, size = saved_for_backward(lambda: block(*inputs), [*known, *given])
+        blocks.append(size)
         return output
 
     module.unet.enable_gradient_checkpointing(run)
-    with _Shapes(gpu=True, half=precision == "bf16"):
-        module(batch)
-    return max(sizes)
+    kept = _saved_bytes(module, batch, precision).kept
+    copies = _HALF * _count([module.adapter]) if precision == "bf16" else 0
+    return _Held(kept, max(blocks), copies)
 
 
-def _per_sample(
-    module: MoATrainingModule,
-    base: BaseShape,
-    image_dim: int,
-    latent_size: tuple[int, int],
-    precision: str,
-    measure: Callable[[MoATrainingModule, Batch, str], int],
-) -> tuple[int, int]:
-    """What grows with the samples, for one, and what is there whatever their number."""
-    one, two = (measure(module, _batch(rows, base, image_dim, latent_size), precision) for rows in (1, 2))
-    return two - one, 2 * one - two
+class _Keep(torch.autograd.Function):
+    """Saves its inputs and does nothing with them."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*inputs)
+        return inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
+        raise AssertionError("nobody's output")
 
 
 def _count(modules: Iterable[nn.Module]) -> int:

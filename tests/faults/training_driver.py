@@ -29,9 +29,7 @@ from tests.training_shards import write_shards
 REPOSITORY = Path(__file__).parents[2]
 
 
-def prepare(
-    root: Path, name: str, changes: Mapping[str, str], no_number: str = "", sdxl: bool = False
-) -> Settings:
+def prepare(root: Path, name: str, changes: Mapping[str, str], no_number: str = "", sdxl: bool = False) -> Settings:
     """Models (made once) and a workspace of that name with shards under `root`, and the settings to train with."""
     if not (root / "models").exists():
         if sdxl:

@@ -61,10 +61,6 @@ def _settings(preset: str, **changes: str) -> Settings:
     return load_settings(preset, Path("work"), {name.replace("__", "."): v for name, v in changes.items()})
 
 
-def _counted_plan(settings: Settings) -> dict[str, Any]:
-    return describe(settings, count(settings))
-
-
 def _value(plan: dict[str, Any], part: str, what: str) -> float:
     (found,) = (one for one in plan["figures"] if (one["part"], one["what"]) == (part, what))
     return found["value"]
@@ -131,21 +127,6 @@ def test_a_gpu_that_holds_no_sample_is_told(counted: Counted) -> None:
     assert "do not hold a single sample" in describe(_settings("demo"), huge)["says"][0]
 
 
-def test_every_way_to_need_less_memory_counts(counted: Counted) -> None:
-    """Recomputation and a frozen prior in half precision, as their settings say it."""
-    changes = {"train__precision": "bf16", "train__batch_size": "64"}
-    small = changes | {"train__activation_checkpointing": "true", "train__frozen_precision": "bf16"}
-    plain, less = (_counted_plan(_settings("demo", **asked)) for asked in (changes, small))
-    assert _value(less, "memory per GPU", "base") == _value(plain, "memory per GPU", "base") / 2
-    assert _value(less, "memory per GPU", "together") < _value(plain, "memory per GPU", "together")
-    work = [_value(one, "work", "a sample") for one in (plain, less)]
-    assert work[0] < work[1] < 1.5 * work[0]
-    held = {one["what"]: one for one in less["figures"] if one["part"] == "memory per GPU"}
-    assert "the largest block's" in held["recomputed"]["arithmetic"] and "× 2 B" in held["base"]["arithmetic"]
-    together = held.pop("together")["value"]
-    assert together == pytest.approx(sum(one["value"] for one in held.values()))
-
-
 def test_sdxls_preset_fits_on_four_gpus() -> None:
     """Recomputed and in pieces it fits, and its files are as large as the preset says."""
     settings = _settings("sdxl")
@@ -158,6 +139,12 @@ def test_sdxls_preset_fits_on_four_gpus() -> None:
     assert _value(plan, "data", "text.npy") == 77 * 2048 * 2 + 128 and _value(plan, "data", "pooled.npy") == 2688
     samples = settings.ingest.photos_per_shard
     assert 0.5e9 < samples * _value(plan, "data", "a sample") < settings.shard.max_bytes
+    # Recomputation and a frozen prior in half precision, as their settings say it.
+    held = {one["what"]: one for one in plan["figures"] if one["part"] == "memory per GPU"}
+    assert held["base"]["value"] == 2 * 2_567_463_684
+    assert "the largest block's" in held["recomputed"]["arithmetic"] and held["recomputed"]["value"] > 1e9
+    together = held.pop("together")["value"]
+    assert together == pytest.approx(sum(one["value"] for one in held.values()))
     # A step is arithmetic; cut into eight it would be the launches of a base with 140 attention layers.
     assert _value(plan, "work", "a step takes") == pytest.approx(2.93, abs=0.05)
     pieces = describe(_settings("sdxl", train__micro_batch_size="4"), counted)

@@ -21,7 +21,7 @@ from moa_model.architectures import PUBLISHED_BASES, BaseShape
 from moa_model.speed import prepare
 from moa_model.training_cost import (
     TrainingCost,
-    _largest_block_bytes,
+    _checkpointed_bytes,
     _saved_bytes,
     _Shapes,
     count_training,
@@ -45,6 +45,12 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def cost(kind: str) -> TrainingCost:
     return count_training(_tiny_base(kind), IMAGE_DIM, SIZE, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def less(kind: str) -> TrainingCost:
+    """With activation checkpointing."""
+    return count_training(_tiny_base(kind), IMAGE_DIM, SIZE, precision="fp32", activation_checkpointing=True)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +174,7 @@ def test_stable_diffusion_15_costs_what_is_known(full_size: TrainingCost) -> Non
 
 def test_half_precision_keeps_copies_of_the_weights_and_fewer_activations(full_size: TrainingCost) -> None:
     module = _meta_module(SD15, 768, "middle")
-    one, two = (_saved_bytes(module, _meta_batch(rows, SD15, 768, (64, 64)), "fp32") for rows in (1, 2))
+    one, two = (_saved_bytes(module, _meta_batch(rows, SD15, 768, (64, 64)), "fp32").kept for rows in (1, 2))
     assert two == 2 * one  # single precision copies no weights
     # Copied are neither the norms' weights nor those that lie before the first expert.
     weights = 2 * (full_size.base_parameters + full_size.adapter_parameters)
@@ -213,9 +219,8 @@ def test_memory_is_linear_and_the_most_samples_are_the_most(
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_activation_checkpointing_is_what_a_real_step_keeps_and_computes_again(
-    rows: int, cost: TrainingCost, kind: str
+    rows: int, cost: TrainingCost, less: TrainingCost, kind: str
 ) -> None:
-    less = count_training(_tiny_base(kind), IMAGE_DIM, SIZE, precision="fp32", activation_checkpointing=True)
     module = prepare(_module(kind=kind), activation_checkpointing=True)
     assert _step_flops(module, rows, kind) == (rows * less.forward_flops, rows * less.backward_flops)
     assert less.forward_flops == cost.forward_flops
@@ -231,7 +236,7 @@ def test_activation_checkpointing_is_what_a_real_step_keeps_and_computes_again(
 def test_the_largest_block_is_a_transformer_block_at_the_highest_resolution() -> None:
     """Counted by itself: what the block keeps between what goes in and what comes out."""
     module = _meta_module(_tiny_base(), IMAGE_DIM, "middle")
-    found = _largest_block_bytes(module, _meta_batch(2, _tiny_base(), IMAGE_DIM, SIZE), "fp32")
+    found = _checkpointed_bytes(module, _meta_batch(2, _tiny_base(), IMAGE_DIM, SIZE), "fp32").recomputed
     kept: list[int] = []
 
     def measure(block: Any, *inputs: Any) -> Any:
@@ -251,6 +256,6 @@ def test_a_frozen_prior_in_half_precision_is_half_as_large_and_is_not_copied(ful
     assert halved.memory(1)["base"] == 2 * SD15_PARAMETERS == full_size.memory(1)["base"] // 2
     # What is left are copies of what is trained, and the norms' weights in single precision.
     trained = 2 * halved.adapter_parameters
-    assert trained < halved.cast_bytes < trained + 0.05 * halved.memory(1)["base"]
+    assert 0.98 * trained < halved.cast_bytes < trained + 0.01 * halved.memory(1)["base"]
     assert halved.sample_flops == full_size.sample_flops
     assert halved.activation_bytes == pytest.approx(full_size.activation_bytes, rel=0.01)
