@@ -49,7 +49,7 @@ def _file(where: str, options: dict[str, str]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(where, _FILE, **options))
+        return Path(hf_hub_download(where, _FILE, revision=options["revision"]))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         revision = options["revision"]
         raise UserError(
