@@ -12,15 +12,11 @@ import importlib.util
 import io
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -30,64 +26,18 @@ import infra.torchvision_ops  # noqa: F401
 import numpy as np
 import torch
 from PIL import Image, features
-from rich.console import Console
-from torch import nn
 
 from infra.settings import Settings, load_settings
 from infra.storage import DirectoryStore
-from preprocessing.captioning import open_captioner
 from preprocessing.catalog import store_shard
 from preprocessing.ingesting import ingest_chunk
-from preprocessing.segmentation import open_segmenter
-from preprocessing.shards import encode_json, encode_npy, tar_pieces, write_tar
+from preprocessing.shards import encode_npy, tar_pieces, write_tar
 from preprocessing.sources import Record
-from preprocessing.sources.paperfolk_drawing import draw
-from preprocessing.sources.paperfolk_world import picture_at
-from preprocessing.stages import build_shard, caption_shard, segment_shard
+from preprocessing.stages import build_shard
+from tests.benchmarks.costs import console, cost_of, cpu_ratio, in_turn
+from tests.benchmarks.data_models import models
 from tests.benchmarks.data_report import ffhq, table_of
 from tests.benchmarks.machine import busy_machine
-
-console = Console()
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Processor seconds of this process, its threads and its ended children, and seconds by the clock."""
-
-    cpu: float
-    wall: float
-
-
-def cost_of(work: Callable[[], object]) -> Cost:
-    """Do the work and say what it cost."""
-
-    def spent() -> float:
-        own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-        return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
-
-    cpu, wall = spent(), time.perf_counter()
-    work()
-    return Cost(spent() - cpu, time.perf_counter() - wall)
-
-
-def in_turn(rounds: int, **works: Callable[[], object]) -> dict[str, list[Cost]]:
-    """Each work once to warm up, then in turn."""
-    for work in works.values():
-        work()
-    costs: dict[str, list[Cost]] = {name: [] for name in works}
-    for turn in range(rounds):
-        for name, work in works.items():
-            costs[name].append(cost_of(work))
-        console.print(
-            f"  {turn + 1}: " + "  ".join(f"{n} {c[-1].cpu:.2f} s ({c[-1].wall:.2f})" for n, c in costs.items())
-        )
-    return costs
-
-
-def cpu_ratio(costs: dict[str, list[Cost]], bare: str, ours: str) -> float:
-    """Median over the rounds of bare ÷ ours in processor time."""
-    return statistics.median(b.cpu / o.cpu for b, o in zip(costs[bare], costs[ours], strict=True))
-
 
 # ---- ingest
 
@@ -160,67 +110,6 @@ def _photo(number: int, side: int) -> Image.Image:
     image = Image.fromarray(((waves - waves.min()) / np.ptp(waves) * 235).astype(np.uint8))
     grain = Image.effect_noise((side // 4, side // 4), 60).resize((side, side), Image.Resampling.BICUBIC)
     return Image.blend(image, grain.convert("RGB"), 0.15)
-
-
-# ---- caption and segment
-
-
-def models(settings: Settings, photos: int, rounds: int) -> dict[str, Any]:
-    """The demo's captioner and segmenter: a stage on a shard, beside the bare model on its ready batches."""
-    tar = _drawn(photos, settings.ingest.pixels)
-    captioner = open_captioner(settings.models.captioner, settings.caption)
-    segmenter = open_segmenter(settings.models.segmenter, settings.segment)
-    found = {}
-    for stage, owner, work in (
-        ("caption", captioner, lambda: caption_shard(tar, captioner, settings.caption)),
-        ("segment", segmenter, lambda: segment_shard(tar, segmenter, settings.segment)),
-    ):
-        model = next(value for value in vars(owner).values() if isinstance(value, nn.Module))
-        entrance = "generate" if stage == "caption" else "forward"
-        with _recorded(model, entrance) as calls:
-            work()
-        console.print(f"{stage}: {photos} photos in {len(calls)} batches")
-        called = getattr(model, entrance)
-
-        def bare(called: Callable[..., object] = called, calls: list[dict[str, Any]] = calls) -> None:
-            with torch.inference_mode():
-                for arguments in calls:
-                    called(**arguments)
-
-        costs = in_turn(rounds, bare=bare, ours=work)
-        found[f"{stage}_ratio"] = statistics.median(
-            b.wall / o.wall for b, o in zip(costs["bare"], costs["ours"], strict=True)
-        )
-        found[f"{stage}_cpu_ratio"] = cpu_ratio(costs, "bare", "ours")
-        found[f"{stage}_ms"] = 1000 * statistics.median(one.cpu for one in costs["ours"]) / photos
-    return found
-
-
-@contextmanager
-def _recorded(model: nn.Module, entrance: str) -> Iterator[list[dict[str, Any]]]:
-    """The arguments with which the model is called meanwhile."""
-    calls: list[dict[str, Any]] = []
-    original = getattr(model, entrance)
-
-    def recording(**arguments: Any) -> Any:
-        calls.append(arguments)
-        return original(**arguments)
-
-    setattr(model, entrance, recording)
-    try:
-        yield calls
-    finally:
-        delattr(model, entrance)
-
-
-def _drawn(photos: int, pixels: int) -> bytes:
-    """An ingested shard of Paperfolk."""
-    samples = []
-    for number in range(photos):
-        buffer = io.BytesIO()
-        draw(picture_at(10, number), pixels).image.convert("RGB").save(buffer, "JPEG", quality=95, subsampling=0)
-        samples.append((f"{number:064x}", {"jpg": buffer.getvalue(), "json": encode_json({"faces": []})}))
-    return write_tar(samples)
 
 
 # ---- shards
@@ -300,7 +189,7 @@ def orchestration() -> dict[str, Any]:
         return {}
     from tests.benchmarks import data_orchestration
 
-    return dict(data_orchestration.measure())
+    return dict(data_orchestration.measure_both())
 
 
 def main() -> None:
@@ -322,7 +211,7 @@ def main() -> None:
         folder = Path(place).absolute()
         settings = load_settings("demo", folder / "workspace")
         numbers |= ingest(settings, folder, options.photos, options.rounds)
-        numbers |= models(settings, 16 * options.photos, options.rounds)
+        numbers |= models(settings, folder, 2 * options.photos, options.rounds)
         numbers |= shard(folder, 6 * options.photos, options.rounds)
         sizes = sorted({min(1000, options.most_photos), options.most_photos})
         console.print(f"memory: {' and '.join(f'{size:,}' for size in sizes)} photos")

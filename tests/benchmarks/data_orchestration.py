@@ -1,11 +1,12 @@
 """What orchestration costs over the bare work, for very many very small shards: part of `make bench-data`.
 
-10,000 shards of 7 photos of 64 pixels are ingested by `flows.ingest.read_photos`: Ray, one actor, catalog, all that a
-run has but Prefect's page. The bare work is the same worker in a loop in this process, on every tenth shard, taken in
-portions before, between and after the runs, so that a busy machine disturbs both alike. Then a run that has nothing to
-do: listing 70,000 files, sweeping, and asking the catalog about four stages.
+10,000 shards of 25 photos of 64 pixels are ingested, a fortieth of the presets' 1,000 photos and a thousandth of their
+bytes, and as many of 7 photos, beside whose four milliseconds even Ray's start shows. `flows.ingest.read_photos` does
+it: Ray, one actor, catalog, all that a run has but Prefect's page. The bare work is the same worker in a loop in this
+process, on every tenth shard, taken in portions before, between and after the runs, so that a busy machine disturbs
+both alike. Then a run that has nothing to do: listing all files, sweeping, and asking the catalog about four stages.
 
-    python -m tests.benchmarks.data_orchestration [SHARDS]
+    python -m tests.benchmarks.data_orchestration [SHARDS [PHOTOS]]
 """
 
 import os
@@ -34,11 +35,16 @@ from infra.settings import Settings, load_settings
 from preprocessing.catalog import ShardRow, sweep
 from preprocessing.sources import Record
 
-SHARDS, PHOTOS, PIXELS = 10_000, 7, 64
+SHARDS, PHOTOS, FEW_PHOTOS, PIXELS = 10_000, 25, 7, 64
 console = Console(highlight=False)
 
 
-def measure(shards: int = SHARDS) -> dict[str, Any]:
+def measure_both() -> dict[str, Any]:
+    """`measure` of shards of 25 photos, and of 7 under "smallest"."""
+    return measure() | {"smallest": measure(photos=FEW_PHOTOS)}
+
+
+def measure(shards: int = SHARDS, photos: int = PHOTOS) -> dict[str, Any]:
     """{"orchestration_overhead": ratio - 1, "noop_seconds", and what they come from}; prints the table.
 
     orchestration_overhead compares wall seconds with one worker, "cpu_overhead" the CPU seconds of all processes; the
@@ -47,13 +53,13 @@ def measure(shards: int = SHARDS) -> dict[str, Any]:
     """
     prepare_environment()
     with tempfile.TemporaryDirectory(prefix="moa-bench-") as folder:
-        source = _write_photos(Path(folder, "photos"), shards * PHOTOS)
+        source = _write_photos(Path(folder, "photos"), shards * photos)
         settings = load_settings(
             "demo",
             Path(folder, "workspace"),
             {
                 "ingest.source": f"folder:{source}",
-                "ingest.photos_per_shard": str(PHOTOS),
+                "ingest.photos_per_shard": str(photos),
                 "ingest.pixels": str(PIXELS),
                 "ingest.min_side": "16",
                 "ingest.workers": "1",
@@ -61,8 +67,8 @@ def measure(shards: int = SHARDS) -> dict[str, Any]:
         )
         # No face is known and none is looked for: MTCNN would be most of the work.
         records = [replace(record, faces=()) for record in new_photos(settings)]
-        assert len(records) == shards * PHOTOS
-        sample = [records[i : i + PHOTOS] for i in range(0, len(records), 10 * PHOTOS)]
+        assert len(records) == shards * photos
+        sample = [records[i : i + photos] for i in range(0, len(records), 10 * photos)]
         portions = [sample[i::4] for i in range(4)]
         bare = [_bare(settings, Path(folder, "bare"), portions[0])]
         with ray_session(settings.ray):
@@ -73,7 +79,7 @@ def measure(shards: int = SHARDS) -> dict[str, Any]:
         bare += [_bare(settings, Path(folder, "bare"), portion) for portion in portions[2:]]
         wall, cpu = (sum(one[i] for one in bare) / len(sample) for i in (0, 1))
         more = shards - shards // 10
-        thousands = _per_thousand(Run(settings), shards)
+        thousands = _per_thousand(Run(settings), shards, photos)
         noop = _noop(settings)
     found = {
         "orchestration_overhead": run["wall"] / shards / wall - 1,
@@ -83,6 +89,7 @@ def measure(shards: int = SHARDS) -> dict[str, Any]:
         "further_cpu_overhead": (run["cpu"] - short["cpu"]) / more / cpu - 1,
         "start_seconds": short["wall"] - (run["wall"] - short["wall"]) / more * (shards // 10),
         "shards": shards,
+        "photos_per_shard": photos,
         "bare_ms": 1000 * wall,
         "bare_cpu_ms": 1000 * cpu,
         "orchestrated_ms": 1000 * run["wall"] / shards,
@@ -119,7 +126,7 @@ def _bare(settings: Settings, workspace: Path, chunks: Sequence[list[Record]]) -
     worker = IngestWorker(run.store, settings.ingest, "f" * 16, frozenset())
     wall, cpu = time.perf_counter(), time.process_time()
     for i, chunk in enumerate(chunks):
-        assert len(worker({"index": i, "records": chunk})["keys"]) == PHOTOS
+        assert len(worker({"index": i, "records": chunk})["keys"]) == len(chunk)
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
@@ -151,12 +158,12 @@ def _cpu_seconds() -> float:
     return total
 
 
-def _per_thousand(run: Run, shards: int) -> dict[str, float]:
+def _per_thousand(run: Run, shards: int, photos: int) -> dict[str, float]:
     """Seconds for the thousand shards that end at 1,000, 5,000 and 10,000, by the times of the catalog's versions."""
     points, rows = [], 0
     for entry in sorted(run.catalog.history(), key=lambda entry: entry["version"]):
         rows += (entry.get("operationMetrics") or {}).get("num_added_rows") or 0
-        points.append((rows / (PHOTOS + 1), entry["timestamp"] / 1000))
+        points.append((rows / (photos + 1), entry["timestamp"] / 1000))
 
     def reached(count: float) -> float:
         for (shards0, time0), (shards1, time1) in zip(points, points[1:], strict=False):
@@ -186,7 +193,9 @@ def _noop(settings: Settings) -> float:
 
 
 def _print(found: dict[str, Any]) -> None:
-    table = Table(title=f"{found['shards']:,} shards of {PHOTOS} photos, one worker", title_justify="left")
+    table = Table(
+        title=f"{found['shards']:,} shards of {found['photos_per_shard']} photos, one worker", title_justify="left"
+    )
     table.add_column("")
     for name in ("wall ms per shard", "CPU ms per shard"):
         table.add_column(name, justify="right")
@@ -204,4 +213,4 @@ def _print(found: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    measure(int(sys.argv[1]) if len(sys.argv) > 1 else SHARDS)
+    measure(*map(int, sys.argv[1:]))
