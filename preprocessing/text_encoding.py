@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import infra.torchvision_ops  # noqa: F401
+
 import numpy as np
 import torch
 from jaxtyping import Float16
