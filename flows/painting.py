@@ -1,4 +1,4 @@
-"""Drawing with a release: a stock Stable Diffusion pipeline, the adapter on it, and subjects cut out of photos.
+"""Drawing with a release: a stock pipeline of Stable Diffusion, the adapter on it, and subjects cut out of photos.
 
 The same code draws the evaluation's cells, `moa generate`'s picture and the prior's.
 """
@@ -22,6 +22,7 @@ from evaluation.prompt_consistency import PromptScorer
 from evaluation.protocol import Cell, Drawing, Instruments, Subject
 from infra.errors import UserNotice
 from infra.model_files import resolve
+from infra.model_index import read_model_index
 from infra.settings import ModelsSettings, Settings
 from moa_model import ImageEncoder, MoAAdapter, RecordedStep, Scene
 from moa_model.scene import keeping
@@ -29,7 +30,9 @@ from preprocessing.faces import FaceDetector
 from preprocessing.segmentation import People, Segmenter, open_segmenter, people_from_faces
 from preprocessing.subject_crops import subject_crop
 
-_SCENES = 64  # prior's runs that a painter remembers: the demo's evaluation has 36; of SD 1.5 they are 3 MB each
+# Prior's runs that a painter remembers: the demo's evaluation has 36; of SD 1.5 they are 3 MB each, of SDXL 13.
+_SCENES = 64
+_ENCODERS = ("text_encoder", "text_encoder_2")  # of SDXL two
 
 
 class Painter:
@@ -106,7 +109,8 @@ class Painter:
 
     def scenes(self, prompts: Sequence[str], seeds: Sequence[int], **more: Any) -> Scene:
         """The prior's runs of a batch. One serves every subject, so it is remembered, if nothing else decides it."""
-        if more or any(getattr(part, "peft_config", None) for part in (self.pipe.unet, self.pipe.text_encoder)):  # LoRA
+        parts = [self.pipe.unet, *(getattr(self.pipe, name, None) for name in _ENCODERS)]
+        if more or any(getattr(part, "peft_config", None) for part in parts):  # LoRA
             return Scene.drawn(self.pipe, **self._call_for(prompts, seeds), **more)
         asked = list(zip(prompts, seeds, strict=True))
         if missing := [one for one in dict.fromkeys(asked) if one not in self._scenes]:
@@ -130,18 +134,25 @@ class Painter:
 
 
 def open_pipeline(models: ModelsSettings, device: torch.device | str | None = None, **parts: Any) -> Any:
-    """The base model as a stock pipeline; safetensors only. A safety checker would blacken what is measured: none.
+    """The base model as the stock pipeline that its index calls for; safetensors only.
 
-    `device`: None = a GPU where there is one. `parts`: those of the pipeline that are there already, as `unet`.
+    A safety checker would blacken what is measured, and a watermark would be measured: neither. `device`: None = a GPU
+    where there is one. `parts`: those of the pipeline that are there already, as `unet`.
     """
-    from diffusers import StableDiffusionPipeline, UniPCMultistepScheduler
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UniPCMultistepScheduler
     from diffusers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     where, options = resolve(models.base, "base")
-    extra: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False, **options, **parts}
-    pipe: Any = StableDiffusionPipeline.from_pretrained(where, use_safetensors=True, **extra)
+    pipe: Any
+    if read_model_index(models.base).two_encoders:
+        # The published text encoders' configurations say float16, and all else would be float32 beside them.
+        extra: dict[str, Any] = {"add_watermarker": False, "dtype": torch.float32, **options, **parts}
+        pipe = StableDiffusionXLPipeline.from_pretrained(where, use_safetensors=True, **extra)
+    else:
+        extra = {"safety_checker": None, "requires_safety_checker": False, **options, **parts}
+        pipe = StableDiffusionPipeline.from_pretrained(where, use_safetensors=True, **extra)
     pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -15,6 +15,7 @@ from typing import Any
 
 from infra import model_files
 from infra.errors import written_by_us
+from infra.model_index import read_model_index
 from infra.registry import Release, Releases
 from infra.settings import ModelReference, Settings, ShardSettings
 from infra.storage import ObjectStore, open_store
@@ -31,13 +32,14 @@ COLUMNS = {
     "text": ("batch_size",),
     "image_embeds": ("reference_pixels", "reference_variants", "batch_size"),
 }
-# What a training can change without changing what it learns.
 # What decides how a training runs, and not what comes out of it but for the order in which sums are taken.
 _TRAIN_WITHOUT_EFFECT = set(
     "workers min_workers micro_batch_size checkpoint_every keep_last keep_every warm_start bad_step hang_seconds "
     "cache_mb loader_workers loader_ahead damaged_shards channels_last compile activation_checkpointing "
     "fused_optimizer pictures_every pictures_people pictures_prompts".split()
 )
+# Settings that came later, and the value that is how it was before: a training of then has the name that it had.
+_TRAIN_AS_BEFORE = {"frozen_precision": "fp32"}
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ class Run:
         }
         bind = replace(bind, settings={**bind.settings, **chosen})
         bound = {bind.stage: bind.fingerprint}
-        encoder = _weights(models.base, "text_encoder", "tokenizer")
+        # Of a base with one text encoder these are the first two alone.
+        encoder = _weights(models.base, "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
         embeds = column("image_embeds", {**clip, **bound})
         columns = [
             column("moments", {"models.base vae": _weights(models.base, "vae"), **photos}),
@@ -161,6 +164,7 @@ class Run:
         """16 hex digits that name what a training learns from and how; the release that it starts from is not in it."""
         models, shard = self.settings.models, self.settings.shard
         train = self.settings.train.model_dump(mode="json", exclude=_TRAIN_WITHOUT_EFFECT)
+        train = {name: value for name, value in train.items() if _TRAIN_AS_BEFORE.get(name, ...) != value}
         # Crops that are made while training are not among the contents.
         crops = {"pixels": shard.reference_pixels, "variants": shard.reference_variants, **_augmentation(shard)}
         computed = [] if shard.image_embeds else [crops]
@@ -204,6 +208,8 @@ def check_inputs(settings: Settings) -> None:
     for name, reference in settings.models:
         if isinstance(reference, ModelReference) and reference.backend in ("transformers", "diffusers", "facenet"):
             model_files.resolve(reference, name)
+    if model_files.folder_here(settings.models.base):  # else it is fetched with the model
+        read_model_index(settings.models.base)
     with written_by_us(settings.workspace, "choose another --workspace"):
         settings.workspace.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=settings.workspace).close()

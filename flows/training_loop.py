@@ -32,13 +32,14 @@ from infra.model_files import resolve
 from infra.settings import Settings
 from infra.shard_cache import ShardCache
 from moa_model import EMA, Batch, Losses, MoAAdapter, MoATrainingModule, Snapshot, load_checkpoint, rate_scale
-from moa_model.speed import make_optimizer, prepare
+from moa_model.speed import begin_pass, make_optimizer, prepare
 from moa_model.step_metrics import StepClock, measure
 from preprocessing.precompute import Precomputer
 
 _ROW_EVERY = 10  # steps that one row of the loss curve averages
 _PROBED = 16  # batches: on the run's first ones the losses before and after training are compared
 _PRECISION = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of the weights
+_FROZEN = {"fp32": None, "bf16": torch.bfloat16}  # to what the prior's are changed
 _BAD_IN_A_ROW = 10  # steps that are skipped: more than that is no bad luck
 _USUAL_STEPS = 100  # that the loss's running mean remembers, and before which no loss is a spike
 
@@ -82,6 +83,7 @@ class _Worker:
             channels_last=options.channels_last,
             compile=options.compile,
             activation_checkpointing=options.activation_checkpointing,
+            frozen_dtype=_FROZEN[options.frozen_precision],
         )
         groups = self.module.optimizer_groups(options.learning_rate, options.router_learning_rate_factor)
         self.optimizer = make_optimizer(groups, fused=options.fused_optimizer)
@@ -110,11 +112,12 @@ class _Worker:
         cache = ShardCache(self.job.store, settings.workspace / "cache" / "shards", options.cache_mb * 10**6)
         models = Precomputer(settings.models.base, settings.models.clip, settings.shard)
         # By the code that made the samples' text, so that the two halves of the guidance agree.
-        null_text = models.text([""])[0]
+        null = models.empty_text()
         complete = settings.shard.moments and settings.shard.text and settings.shard.image_embeds
         samples = TrainingSamples(cache, self.job.shards, options, None if complete else models, self.job.damaged)
-        place = {"rank": self.rank, "workers": self.workers}
-        return StepBatches(samples, options, null_text, scaling, shift, **place, dtype=_PRECISION[options.precision])
+        place: dict[str, Any] = {"rank": self.rank, "workers": self.workers, "dtype": _PRECISION[options.precision]}
+        null_pooled = None if null.pooled is None else null.pooled[0]
+        return StepBatches(samples, options, null.states[0], scaling, shift, **place, null_pooled=null_pooled)
 
     def _resume(self) -> int:
         """Take up the latest checkpoint; the number of steps that are done."""
@@ -210,6 +213,7 @@ class _Worker:
         for start in range(0, rows, size):
             piece = batch.rows(start, min(start + size, rows))
             with self._sums_up(last=start + size >= rows):
+                begin_pass(options.compile)
                 with self._autocast():
                     losses = self.parallel(piece)
                 # Over the workers DDP takes a mean; every sample should count the same.
@@ -295,6 +299,7 @@ class _Worker:
         with self.clock.paused(), torch.no_grad(), self._autocast():
             for turn in range(count):
                 batch = self.source[turn].batch.to(self.device)
+                begin_pass(self.options.compile)
                 sums += self._said(self.module(batch)) * len(batch)
                 self.watchdog.alive()
         if self.workers > 1:

@@ -36,12 +36,17 @@ class Assumptions:
     mfu: float = 0.31
     """Model FLOPs utilisation: 31 % is the best public figure of this class (MLPerf, Stable Diffusion 2's U-Net,
     compiled and with CUDA graphs)."""
-    launch_seconds: float = 0.1
-    """No step is shorter: ten thousand kernels, each ten microseconds of Python and driver."""
+    launch_seconds: float = 0.1 / 32
+    """For each attention layer, and no step is shorter: Stable Diffusion 1.5's 32 layers are ten thousand kernels with
+    what lies between them, each kernel ten microseconds of Python and driver."""
     dollars_per_gpu_hour: float = 3.0
     """A round figure for a rented GPU: put in what yours costs; the bill is proportional to it."""
     reserve: float = 0.1
     """Of the activations: gradients of activations, kernels' workspaces, gaps between blocks. Not measured on a GPU."""
+
+    def launching(self, layers: int) -> float:
+        """Seconds for the kernels of a base with so many attention layers."""
+        return self.launch_seconds * layers
 
 
 class Figure(NamedTuple):
@@ -82,7 +87,7 @@ class _Training:
     def step_seconds(self) -> float:
         """A step's arithmetic, or launching its kernels, once for each piece of the batch, where that takes longer."""
         pieces = math.ceil(self.asked.batch_size / self.asked.workers / self.rows)
-        return max(self.arithmetic_seconds, pieces * self.assumed.launch_seconds)
+        return max(self.arithmetic_seconds, pieces * self.assumed.launching(self.cost.layers))
 
 
 class Counted(NamedTuple):
@@ -123,6 +128,8 @@ def count(settings: Settings) -> Counted:
         precision=asked.precision,
         blocks=asked.router_blocks,
         preserving=asked.lambda_preservation > 0,
+        frozen_precision=asked.frozen_precision,
+        activation_checkpointing=asked.activation_checkpointing,
     )
     return Counted(cost, base, image_dim, side)
 
@@ -143,7 +150,7 @@ def describe(settings: Settings, counted: Counted) -> dict[str, Any]:
         "preset": settings.name,
         "figures": [figure._asdict() for figure in figures],
         "assumptions": asdict(assumed),
-        "says": [_fits(training), _assumes(assumed)],
+        "says": [_fits(training), _assumes(assumed, counted.cost.layers)],
     }
 
 
@@ -182,17 +189,20 @@ def _memory(training: _Training) -> list[Figure]:
     held = cost.memory(training.rows, asked.workers)
     adapter = f"{cost.adapter_parameters:,}"
     how = {
-        "base": f"{cost.base_parameters:,} × 4 B: weights stay fp32",
+        "base": f"{cost.base_parameters:,} × {cost.frozen_bytes} B: frozen weights in {asked.frozen_precision}",
         "adapter": f"{adapter} × 4 B",
         "gradients": f"{adapter} × 4 B",
         "gradient_buckets": f"{adapter} × 4 B: summed over {asked.workers} GPUs",
         "optimizer": f"{adapter} × 2 × 4 B: AdamW's moments",
         "average": f"{adapter} × 4 B",
         "casts": "bf16 copies of the weights, which autocast keeps for the backward pass",
-        "activations": f"{training.rows} samples a GPU × {in_bytes(cost.activation_bytes)}, {asked.precision}",
+        "activations": f"{training.rows} samples a GPU × {in_bytes(cost.activation_bytes)}, {asked.precision}"
+        + (", between the blocks" if cost.recomputed_bytes else ""),
+        "recomputed": f"{training.rows} samples × {in_bytes(cost.recomputed_bytes)}: the largest block's, in its "
+        "backward pass",
     }
     held_ones = {name: size for name, size in held.items() if size}
-    reserve = assumed.reserve * held["activations"]
+    reserve = assumed.reserve * (held["activations"] + held["recomputed"])
     total, part = sum(held.values()) + reserve, "memory per GPU"
     return [
         *(_figure(part, name.replace("_", " "), size, "bytes", how[name]) for name, size in held_ones.items()),
@@ -204,6 +214,7 @@ def _memory(training: _Training) -> list[Figure]:
 def _work(training: _Training) -> list[Figure]:
     cost, batch, assumed = training.cost, training.asked.batch_size, training.assumed
     passes = f"forward {in_flops(cost.forward_flops)} + backward {in_flops(cost.backward_flops)}"
+    passes += " with the blocks' forward again" if cost.recomputed_bytes else ""
     if cost.preserving:
         passes += f" + prior's own forward {in_flops(cost.prior_flops)}"
     seconds = training.step_seconds
@@ -226,11 +237,12 @@ def _sample_files(settings: Settings, counted: Counted) -> dict[str, tuple[int, 
 
     _, base, image_dim, side = counted
     moments, text = (2 * base.latent_channels, side, side), (base.tokens, base.text_dim)
-    sizes = sample_bytes(settings.shard, settings.ingest.pixels, moments, text, image_dim)
+    sizes = sample_bytes(settings.shard, settings.ingest.pixels, moments, text, image_dim, pooled=base.pooled_dim)
     variants = settings.shard.reference_variants
     how = {
         "moments.npy": f"{' × '.join(map(str, moments))} × 2 B, header 128 B",
         "text.npy": f"{' × '.join(map(str, text))} × 2 B, header 128 B",
+        "pooled.npy": f"{base.pooled_dim} × 2 B, header 128 B",
         "image_embeds.npy": f"1 subject × {variants} variants × {image_dim} × 2 B, header 128 B",
         "jpg": "assumed: bytes per pixel of a portrait",
         "instances.png": "assumed: bytes per pixel of a mask",
@@ -297,12 +309,13 @@ def _fits(training: _Training) -> str:
     )
 
 
-def _assumes(assumed: Assumptions) -> str:
+def _assumes(assumed: Assumptions, layers: int) -> str:
     return (
         f"Assumed, not measured: {in_flops(assumed.gpu_flops)}/s (the {assumed.gpu}'s datasheet, dense), MFU "
         f"{assumed.mfu:.0%} (the best public figure of this class, compiled), no step below "
-        f"{duration(assumed.launch_seconds)}, ${assumed.dollars_per_gpu_hour:.2f} per GPU hour, one subject a sample. "
-        "Start-up, pictures on the way, evaluation and the stages before training are not in it."
+        f"{duration(assumed.launching(layers))} a piece of the batch, ${assumed.dollars_per_gpu_hour:.2f} per GPU "
+        "hour, one subject a sample. Start-up, pictures on the way, evaluation and the stages before training are not "
+        "in it."
     )
 
 

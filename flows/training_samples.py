@@ -1,6 +1,7 @@
 """Training shards as batches: which samples a worker takes in a step, read from local files when they are needed.
 
-Axes: B batch, C latent channels, H W latent pixels, T text tokens, D text width, S subjects, V variants, F feature.
+Axes: B batch, C latent channels, H W latent pixels, T text tokens, D text width, P pooled text, S subjects, V variants,
+F feature.
 """
 
 from collections import OrderedDict
@@ -25,6 +26,7 @@ from moa_model import Batch, Draw, SampleOrder, draw, latents_from_moments, shar
 from preprocessing.augmentation import fresh_crops
 from preprocessing.catalog import ShardRow
 from preprocessing.mapped_shards import MappedShard, ShardIndex
+from preprocessing.micro_conditioning import time_ids
 from preprocessing.precompute import Precomputer
 from preprocessing.shards import Sample, decode_instances, decode_npy, decode_picture
 
@@ -33,7 +35,7 @@ _INDEXED = 1_000_000  # samples whose places are remembered from one epoch to th
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """One sample as precomputed, in half precision: about 17 KB in the demo and 190 KB for SD 1.5."""
+    """One sample as precomputed, in half precision: about 17 KB in the demo, 190 KB for SD 1.5, 590 KB for SDXL."""
 
     key: str
     moments: Float16[np.ndarray, "C2 H W"]
@@ -41,6 +43,9 @@ class TrainingSample:
     image_embeds: Float16[np.ndarray, "S V F"]
     tokens: tuple[int, ...]
     masks: Float16[np.ndarray, "S H W"]
+    pooled: Float16[np.ndarray, " P"] | None = None
+    """SDXL's, as the photo's size and cut."""
+    time_ids: tuple[int, ...] = ()
 
 
 class TrainingSamples:
@@ -149,6 +154,7 @@ class StepBatches(Dataset[StepBatch]):
     rank: int = 0
     workers: int = 1
     dtype: torch.dtype = field(default=torch.float32)
+    null_pooled: Float16[np.ndarray, " P"] | None = None
 
     def __getitem__(self, step: int) -> StepBatch:
         first, mine = step * self.settings.batch_size, share(self.settings.batch_size, self.rank, self.workers)
@@ -163,7 +169,9 @@ class StepBatches(Dataset[StepBatch]):
             self.settings.condition_dropout,
             self.settings.timestep_exponent,
         )
-        batch = batch_of(chosen, numbers, torch.from_numpy(self.null_text).float(), self.scaling, self.shift)
+        null_text = torch.from_numpy(self.null_text).float()
+        null_pooled = None if self.null_pooled is None else torch.from_numpy(self.null_pooled).float()
+        batch = batch_of(chosen, numbers, null_text, self.scaling, self.shift, null_pooled)
         read = sum(tally(position, self.samples.place(position)) for position in positions)
         return StepBatch(batch.to(self.dtype), tuple(sample.key for sample in chosen), read)
 
@@ -175,15 +183,22 @@ def training_sample(
 
     Subjects whose features it lacks are cut out anew at every position: their features are those of one variant.
     """
-    moments, text = _column(sample, "moments", models), _column(sample, "text", models)
-    embeds = _column(sample, "image_embeds", models, seed_and_position)
-    tokens = tuple(int(subject["token"]) for subject in sample.json()["subjects"])
-    masks = _masks(decode_instances(sample.parts["instances.png"]), len(tokens), moments.shape[-2:])
-    return TrainingSample(sample.key, moments, text, embeds, tokens, masks)
+    moments, embeds = _column(sample, "moments", models), _column(sample, "image_embeds", models, seed_and_position)
+    about, instances = sample.json(), decode_instances(sample.parts["instances.png"])
+    tokens = tuple(int(subject["token"]) for subject in about["subjects"])
+    masks = _masks(instances, len(tokens), moments.shape[-2:])
+    text, pooled = _text(sample, models)
+    sizes = () if pooled is None else time_ids(about, len(instances))
+    return TrainingSample(sample.key, moments, text, embeds, tokens, masks, pooled, sizes)
 
 
 def batch_of(
-    chosen: Sequence[TrainingSample], numbers: Draw, null_text: Float[Tensor, "T D"], scaling: float, shift: float = 0.0
+    chosen: Sequence[TrainingSample],
+    numbers: Draw,
+    null_text: Float[Tensor, "T D"],
+    scaling: float,
+    shift: float = 0.0,
+    null_pooled: Float[Tensor, " P"] | None = None,
 ) -> Batch:
     """Some samples with the random numbers drawn for them, row by row; subjects are padded to the most in a row."""
     people = max(len(sample.tokens) for sample in chosen)
@@ -197,6 +212,11 @@ def batch_of(
         tokens[row, :count] = torch.tensor(sample.tokens)
         embeds[row, :count] = torch.from_numpy(sample.image_embeds[:, variant].astype(np.float32))
         masks[row, :count] = torch.from_numpy(sample.masks.astype(np.float32))
+    added: dict[str, Tensor] = {}
+    if null_pooled is not None:
+        pooled = np.stack([sample.pooled for sample in chosen if sample.pooled is not None])
+        added = {"pooled": torch.from_numpy(pooled).float(), "null_pooled": null_pooled}
+        added["time_ids"] = torch.tensor([sample.time_ids for sample in chosen]).float()
     return Batch(
         latents=latents_from_moments(moments, numbers.posterior, scaling, shift),
         text=torch.from_numpy(np.stack([sample.text for sample in chosen])).float(),
@@ -207,6 +227,7 @@ def batch_of(
         noise=numbers.noise,
         timesteps=numbers.timesteps,
         dropped=numbers.dropped,
+        **added,
     )
 
 
@@ -216,15 +237,28 @@ def _column(
     if (part := sample.parts.get(f"{name}.npy")) is not None:
         return decode_npy(part)
     if models is None:
-        raise UserError(f"Training needs the column {name}, which these shards lack: set shard.{name} to true.")
-    if name == "text":
-        return models.text([str(sample.json()["caption"])])[0]
+        raise _lacking(name)
     picture = decode_picture(sample.parts["jpg"])
     if name == "moments":
         return models.moments([picture])[0]
     instances, subjects = decode_instances(sample.parts["instances.png"]), sample.json()["subjects"]
     crops = fresh_crops(picture, instances, subjects, models.settings, sample.key, *seed_and_position)
     return models.image_embeds(crops)[:, None]
+
+
+def _text(sample: Sample, models: Precomputer | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """States of the caption and, of an SDXL base, its pooled text: both are one column."""
+    if (part := sample.parts.get("text.npy")) is not None:
+        pooled = sample.parts.get("pooled.npy")
+        return decode_npy(part), None if pooled is None else decode_npy(pooled)
+    if models is None:
+        raise _lacking("text")
+    made = models.text([str(sample.json()["caption"])])
+    return made.states[0], None if made.pooled is None else made.pooled[0]
+
+
+def _lacking(column: str) -> UserError:
+    return UserError(f"Training needs the column {column}, which these shards lack: set shard.{column} to true.")
 
 
 def _masks(instances: np.ndarray, count: int, size: tuple[int, ...]) -> Float16[np.ndarray, "S H W"]:

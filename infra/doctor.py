@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import psutil
@@ -13,18 +14,34 @@ import psutil
 from infra.backends import Backend, captioner_backends, segmenter_backends
 from infra.errors import UserError
 from infra.model_files import resolve
+from infra.model_index import read_model_index
 from infra.model_mirror import is_mirror, mirror_files, mirror_folder
 from infra.settings import ModelReference, Settings
 from infra.storage import S3Store, open_store
 
 GB = 10**9
-# What is free must hold the shards, checkpoints and a release. Two figures, because the presets differ by that much.
-_DISK_GB = {True: 2, False: 200}
-# Every training worker holds all samples: of 70,000 at 512 pixels they are 14 GB, for each of four workers.
-_MEMORY_GB = {True: 7.5, False: 64.0}
-# BLIP-2 with OPT 6.7b in half precision, the largest captioner, beside its batch.
-_GPU_MEMORY_GB = 40
-_SMALL_PICTURE = 128  # at most this many pixels a side: a CPU will do
+
+
+class _Needs(NamedTuple):
+    """What a machine must have, in GB."""
+
+    disk: int
+    """For shards, checkpoints and a release."""
+    memory: float
+    gpu: int
+    """Of each worker's; 0 = a CPU will do."""
+
+
+# By the largest side of a picture, in pixels: three figures each, because the presets differ by that much.
+_NEEDS = {
+    128: _Needs(disk=2, memory=7.5, gpu=0),
+    # Every training worker reads all samples: of 70,000 at 512 pixels they are 14 GB, for each of four workers. BLIP-2
+    # with OPT 6.7b in half precision, the largest captioner, beside its batch.
+    512: _Needs(disk=200, memory=64.0, gpu=40),
+    # SDXL: 70,000 samples are 85 GB and a checkpoint 16 GB; each of four workers loads the base's 10 GB, and the first
+    # copies checkpoints. `moa train --dry-run` counts the GPU.
+    1 << 31: _Needs(disk=400, memory=128.0, gpu=80),
+}
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,11 @@ def _model(kind: str, reference: ModelReference) -> Check:
         return Check(name, False, str(error))
     if not arguments:
         place = Path(location)
+        if kind == "base":
+            try:
+                read_model_index(reference)
+            except UserError as error:
+                return Check(name, False, str(error))
         files = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
         return Check(name, True, f"{place} ({sum(path.stat().st_size for path in files) / 1e6:.1f} MB)")
     revision = arguments["revision"]
@@ -161,28 +183,33 @@ def _ray(settings: Settings) -> Check:
 def _accelerator(settings: Settings) -> Check:
     import torch
 
-    if settings.ingest.pixels <= _SMALL_PICTURE:
+    needed = _needs(settings).gpu
+    if not needed:
         return Check("accelerator", True, f"none needed for {settings.ingest.pixels}-pixel pictures")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     sizes = [torch.cuda.get_device_properties(index).total_memory / GB for index in range(count)]
-    enough = count >= settings.train.workers and min(sizes) >= _GPU_MEMORY_GB
+    enough = count >= settings.train.workers and min(sizes) >= needed
     found = ", ".join(f"{size:.0f} GB" for size in sizes) or "no GPU"
-    wanted = f"train.workers = {settings.train.workers} wants one GPU each, of {_GPU_MEMORY_GB} GB or more"
+    wanted = f"train.workers = {settings.train.workers} wants one GPU each, of {needed} GB or more"
     return Check("accelerator", enough, f"{found} here" if enough else f"{found} here; {wanted}")
 
 
 def _memory(settings: Settings) -> Check:
     total = psutil.virtual_memory().total / GB
-    needed = _MEMORY_GB[settings.ingest.pixels <= _SMALL_PICTURE]
+    needed = _needs(settings).memory
     found = f"{total:.0f} GB"
     return Check("memory", total >= needed, found if total >= needed else f"{found} here: {needed:.0f} GB are needed")
 
 
 def _disk(settings: Settings) -> Check:
     free = shutil.disk_usage(_existing_parent(settings.workspace)).free / GB
-    needed = _DISK_GB[settings.ingest.pixels <= _SMALL_PICTURE]
+    needed = _needs(settings).disk
     detail = f"{free:.0f} GB free under {settings.workspace}"
     return Check("disk", free >= needed, detail if free >= needed else f"{detail}: {needed} GB are needed")
+
+
+def _needs(settings: Settings) -> _Needs:
+    return next(needs for side, needs in _NEEDS.items() if settings.ingest.pixels <= side)
 
 
 def _existing_parent(path: Path) -> Path:

@@ -31,7 +31,7 @@ class ModelReference(FrozenSettings):
 
 
 class ModelsSettings(FrozenSettings):
-    base: ModelReference = Field(description="Stable Diffusion pipeline folder: the frozen prior")
+    base: ModelReference = Field(description="pipeline folder of Stable Diffusion 1, 2 or XL: the frozen prior")
     clip: ModelReference = Field(description="CLIP image and text towers: subject features, prompt consistency")
     captioner: ModelReference = Field(description="BLIP-2: one caption per photo")
     segmenter: ModelReference = Field(description="Mask2Former: people as instances")
@@ -122,7 +122,9 @@ class ShardSettings(FrozenSettings):
     reference_variants: Count = Field(description="differently augmented crops per subject; 1 = the plain one alone")
     augmentation: AugmentationSettings = Field(description="how the crops differ")
     moments: bool = Field(description="precompute the VAE's moments; without them training computes them anew")
-    text: bool = Field(description="precompute the caption's text states; without them training computes them anew")
+    text: bool = Field(
+        description="precompute the caption's text states, SDXL's pooled text with them; without, training does it anew"
+    )
     image_embeds: bool = Field(description="the subjects' features; else training makes them, of other crops each time")
     max_photos: Count = Field(description="samples per training shard; a stage's shard with more becomes several")
     max_bytes: Count = Field(description="bytes per training shard; a stage's shard with more becomes several")
@@ -175,7 +177,13 @@ class TrainSettings(FrozenSettings):
         description="arithmetic of the forward pass; the weights stay fp32, but with fp64 (to compare runs)"
     )
     channels_last: bool = Field(description="convolutions' weights as GPUs' kernels for half precision read them")
-    compile: bool = Field(description="the U-Net through torch.compile: minutes at first, quicker steps then")
+    frozen_precision: Literal["fp32", "bf16"] = Field(
+        description="weights of the frozen prior in memory; bf16 halves them, for a training in bf16"
+    )
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"] = Field(
+        description="torch.compile's mode for the U-Net: minutes at first, quicker steps then; reduce-overhead and "
+        "max-autotune replay CUDA graphs"
+    )
     activation_checkpointing: bool = Field(description="compute activations twice: less memory, a third more work")
     fused_optimizer: bool = Field(description="AdamW as one kernel a device")
     clip_norm: float = Field(gt=0, description="largest norm of the gradient")
@@ -198,6 +206,8 @@ class TrainSettings(FrozenSettings):
             raise ValueError(f"batch_size {self.batch_size} is less than workers {self.workers}")
         if self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
+        if self.frozen_precision == "bf16" and self.precision != "bf16":
+            raise ValueError(f"frozen_precision bf16 needs precision bf16, not {self.precision}")
         return self
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from infra.errors import UserError
 from moa_model.attention import AttentionMaps, MoAAttentionProcessor, MoAStep, TextKeys, prior_keys
-from moa_model.binding import Binding, RouterChoice, Run, Subjects, SubjectsByWord, bind
+from moa_model.binding import Binding, RouterChoice, Run, Subjects, SubjectsByWord, bind, spellings
 from moa_model.config import MoAConfig
 from moa_model.files import read_config, read_weights, write_adapter
 from moa_model.image_encoder import ImageEncoder
@@ -190,10 +190,8 @@ class MoAAdapter(nn.Module):
         by_prompt = [subjects] if isinstance(subjects, Mapping) else list(subjects)
         if not any(by_prompt):
             return {}
-        tokenizer = getattr(pipe, "tokenizer", None) or pipe.tokenizer_2  # SDXL's refiner has its second one alone
         binding: Binding = bind(
-            tokenizer,
-            [pipe.maybe_convert_prompt(text, tokenizer) for text in prompts],
+            spellings(pipe, prompts),
             by_prompt,
             encoder.encode if encoder else _no_encoder,
             self.config.image_dim,

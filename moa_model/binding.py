@@ -5,7 +5,7 @@ Axes: B rows of the U-Net's batch, P prompts, S subjects, F image feature, H W h
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -140,9 +140,26 @@ class Binding:
         return MaskRouter(masks_PHW.repeat_interleave(images, dim=0).repeat(halves, 1, 1), latent_size)
 
 
+@dataclass(frozen=True)
+class Spelling:
+    """The prompts of a call, as one of the pipeline's tokenizers takes them."""
+
+    tokenizer: Any
+    prompts: Sequence[str]
+
+
+def spellings(pipe: Any, prompts: Sequence[str]) -> list[Spelling]:
+    """For each of the pipeline's tokenizers: one, or SDXL's two (of its refiner the second alone)."""
+    tokenizers = [getattr(pipe, name, None) for name in ("tokenizer", "tokenizer_2")]
+    return [
+        Spelling(one, [pipe.maybe_convert_prompt(text, one) for text in prompts])
+        for one in tokenizers
+        if one is not None
+    ]
+
+
 def bind(
-    tokenizer: Any,
-    prompts: Sequence[str],
+    spelled: Sequence[Spelling],
     subjects: Sequence[SubjectsByWord],
     encode: Callable[[Sequence[Image.Image]], Float[Tensor, "pictures F"]],
     image_dim: int,
@@ -151,17 +168,20 @@ def bind(
 ) -> Binding:
     """Bind each prompt's subjects to its words.
 
-    Raises UserError for a word that is not in its prompt, or repeats and has no list, more subjects than occurrences,
-    a feature of the wrong width or not finite, or a mask that is none. Warns, and leaves the subject out, where the
-    prompt is cut before it.
+    Raises UserError for a word that is not in its prompt, or repeats and has no list, or has another place for a second
+    tokenizer, more subjects than occurrences, a feature of the wrong width or not finite, or a mask that is none.
+    Warns, and leaves the subject out, where the prompt is cut before it.
     """
+    prompts = spelled[0].prompts
     if isinstance(router, Tensor):
         _require_mask(router, len(prompts))
     if len(prompts) != len(subjects):
         raise UserError(f"{len(prompts)} prompts need as many mappings of subjects, not {len(subjects)}.")
     bound: list[list[tuple[int, Subject]]] = []
-    for prompt, by_word in zip(prompts, subjects, strict=True):
-        bound.append(_bind_prompt(tokenizer, prompt, by_word))
+    for number, by_word in enumerate(subjects):
+        bound.append(_bind_prompt(spelled[0].tokenizer, prompts[number], by_word))
+        for other in spelled[1:]:
+            _require_same_places(spelled[0], other, number, by_word)
     feature_of = _features([subject.portrait for row in bound for _, subject in row], encode, image_dim)
     width = max(1, *(len(row) for row in bound))
     image_PSF = torch.zeros(len(prompts), width, image_dim)
@@ -228,6 +248,22 @@ def _bind_prompt(tokenizer: Any, prompt: str, by_word: SubjectsByWord) -> list[t
             else:
                 bound[token] = subject if isinstance(subject, Subject) else Subject(subject)
     return sorted(bound.items(), key=lambda item: item[0])
+
+
+def _require_same_places(one: Spelling, other: Spelling, number: int, words: Iterable[str]) -> None:
+    """SDXL's text states stand side by side, so that a word has one place. The published tokenizers spell alike; a word
+    that only one of them was taught (textual inversion) moves all that follow."""
+
+    def places(spelled: Spelling, word: str) -> list[int | None]:
+        prompt = spelled.prompts[number]
+        return [token_index(spelled.tokenizer, prompt, span) for span in word_spans(prompt, word)]
+
+    for word in words:
+        if places(one, word) != places(other, word):
+            raise UserError(
+                f'The pipeline\'s two tokenizers have "{word}" at different places of the prompt: teach both of them '
+                "the same new words."
+            )
 
 
 def _require_mask(mask: Tensor, prompts: int) -> None:

@@ -10,17 +10,18 @@ import torch
 
 from moa_model.training import MoATrainingModule
 
-CompileMode = Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"]
+Compile = Literal["off", "default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"]
+"""How the U-Net is compiled: not at all, or one of ``torch.compile``'s modes."""
+_GRAPHS = {"reduce-overhead", "max-autotune"}  # the modes that replay CUDA graphs
 
 
 def prepare(
     module: MoATrainingModule,
     *,
     channels_last: bool = False,
-    compile: bool = False,
+    compile: Compile = "off",
     activation_checkpointing: bool = False,
     frozen_dtype: torch.dtype | None = None,
-    mode: CompileMode = "default",
     backend: str = "inductor",
 ) -> MoATrainingModule:
     """Make a training module quick, in place; gives it back. Call it once, on the final device, before DDP wraps it.
@@ -29,8 +30,8 @@ def prepare(
     convolutions and attention any more.
     ``compile``: the U-Net's forward and backward through ``torch.compile`` in one graph (a graph break is an error).
     What depends on the batch (the prompt's MLP, the losses) stays outside. The first step takes minutes; another batch
-    size or latent size compiles anew. ``mode`` "reduce-overhead" replays CUDA graphs: call
-    ``torch.compiler.cudagraph_mark_step_begin()`` before each step.
+    size or latent size compiles anew. "reduce-overhead" and "max-autotune" replay CUDA graphs, which keep their results
+    in the same memory: call ``begin_pass`` before each forward pass.
     ``activation_checkpointing``: each residual and transformer block's activations are computed again in the backward
     pass: a third more work, and memory for a far larger batch.
     ``frozen_dtype``: the frozen prior in half precision, for training under autocast to that type, which would else
@@ -45,7 +46,7 @@ def prepare(
                 parameter.data = parameter.data.to(frozen_dtype)
     if activation_checkpointing:
         module.unet.enable_gradient_checkpointing()
-    if compile:
+    if compile != "off":
         if activation_checkpointing:
             # The layers' maps are written while a checkpointed block runs. The compiler refuses that unless it is told
             # that the second run need not write, and ours does not: see AttentionMaps.
@@ -56,9 +57,18 @@ def prepare(
             fullgraph=True,
             dynamic=False,
             backend=backend,
-            mode=None if backend != "inductor" or mode == "default" else mode,
+            mode=None if backend != "inductor" or compile == "default" else compile,
         )
     return module
+
+
+def begin_pass(compile: Compile) -> None:
+    """Say that what the last forward pass gave is no longer needed, so that CUDA graphs may write over it.
+
+    Without it the compiler guesses when that is, and where pieces of a batch add up their gradients it guesses wrong.
+    """
+    if compile in _GRAPHS:
+        torch.compiler.cudagraph_mark_step_begin()
 
 
 def make_optimizer(

@@ -1,11 +1,11 @@
 """One MoA training step: noise, U-Net, three losses. Plain PyTorch; wrap the module in DDP for many workers.
 
-Axes: B batch, C latent channels, H W latent pixels, T text tokens, D text width, S subjects, F image feature,
-L attention layers.
+Axes: B batch, C latent channels, H W latent pixels, T text tokens, D text width, P width of a pooled text, S subjects,
+F image feature, L attention layers.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
@@ -50,6 +50,21 @@ class Batch:
     noise: Float[Tensor, "B C H W"]
     timesteps: Int[Tensor, " B"]
     dropped: Bool[Tensor, " B"]
+    pooled: Float[Tensor, "B P"] | None = None
+    """SDXL's pooled text, as ``null_pooled`` and ``time_ids``; None for a base that takes a text alone."""
+    null_pooled: Float[Tensor, " P"] | None = None
+    time_ids: Float[Tensor, "B 6"] | None = None
+    """Height and width of the photo, top and left of the cut, height and width of what was cut. Single precision:
+    half a number cannot say 1023."""
+
+    @property
+    def added_conditions(self) -> dict[str, Tensor] | None:
+        """What SDXL's U-Net takes beside the text: the pooled one, of the empty prompt where the condition is dropped,
+        and the true sizes, whether or not it is, as a stock pipeline guides."""
+        if self.pooled is None or self.null_pooled is None or self.time_ids is None:
+            return None
+        pooled_BP = torch.where(self.dropped[:, None], self.null_pooled, self.pooled)
+        return {"text_embeds": pooled_BP, "time_ids": self.time_ids}
 
     def to(self, where: torch.device | str | torch.dtype) -> Self:
         """The batch on another device, or its real numbers in another precision."""
@@ -70,11 +85,12 @@ class Batch:
 
     def rows(self, start: int, stop: int) -> Self:
         """Some of its samples."""
-        return self._each(lambda tensor: tensor[start:stop], whole=("null_text",))
+        return self._each(lambda tensor: tensor[start:stop], whole=("null_text", "null_pooled"))
 
     def _each(self, change: Callable[[Tensor], Tensor], whole: Collection[str] = ()) -> Self:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return type(self)(**{name: value if name in whole else change(value) for name, value in values.items()})
+        changed = {name: value if value is None or name in whole else change(value) for name, value in values.items()}
+        return type(self)(**changed)
 
 
 class MoATrainingModule(nn.Module):
@@ -123,15 +139,12 @@ class MoATrainingModule(nn.Module):
     def forward(
         self,
         batch: Batch,
-        added_conditions: Mapping[str, Tensor] | None = None,
         *,
         counted_BHW: Float[Tensor, "B H W"] | None = None,
         prior_BCHW: Float[Tensor, "B C H W"] | None = None,
     ) -> Losses:
         """Losses of one batch (eq. 12 and ours).
 
-        ``added_conditions``: SDXL's ``text_embeds`` and ``time_ids``, a row per sample; dropped samples' are given as
-        those of the empty prompt.
         ``counted_BHW``: the pixels of eq. 9; None = the people's. ``prior_BCHW``: the prior's prediction for the
         preservation loss where it is known; else a second forward pass makes it.
         """
@@ -142,7 +155,7 @@ class MoATrainingModule(nn.Module):
         maps = AttentionMaps(self.blocks, shares=shares)
         inputs = (self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps), batch.timesteps, text_BTD)
         moa = {"moa": Subjects(batch.image_embeds, token_BS, maps)}
-        options = {"added_cond_kwargs": dict(added_conditions) if added_conditions else None, "return_dict": False}
+        options = {"added_cond_kwargs": batch.added_conditions, "return_dict": False}
         prediction_BCHW = self.unet(*inputs, cross_attention_kwargs=moa, **options)[0]
         self.router_share_L = torch.stack([shares[index] for index in sorted(shares)])
         size = (batch.latents.shape[-2], batch.latents.shape[-1])

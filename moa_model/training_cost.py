@@ -6,7 +6,7 @@ backward are watched. Memory is counted as on a GPU: fused attention, and autoca
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import infra.torchvision_ops  # noqa: F401
 
@@ -17,14 +17,14 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from infra.errors import UserError
 from moa_model.adapter import MoAAdapter
 from moa_model.architectures import BaseShape
 from moa_model.config import MoAConfig
 from moa_model.layers import layer_shapes
+from moa_model.speed import prepare
 from moa_model.training import Batch, MoATrainingModule
 
-_FP32, _INT64 = 4, 8  # bytes; weights, gradients and what AdamW and the average keep are fp32 whatever the precision
+_FP32, _HALF, _INT64 = 4, 2, 8  # bytes; what is trained, its gradients, AdamW and the average are fp32 in any precision
 
 # What autocast does on a GPU to the operations of this module: those to bf16, these to fp32, all others as they come.
 _IN_HALF = {
@@ -56,13 +56,21 @@ class TrainingCost:
     forward_flops: int
     """With experts, routers and prompt, and the losses."""
     backward_flops: int
-    """Frozen weights need no gradient, nor does anything that lies before the first expert."""
+    """Frozen weights need no gradient, nor does anything that lies before the first expert. With what activation
+    checkpointing computes again."""
     preserving: bool
     """Whether the objective needs the prior's own prediction, a second forward pass."""
     activation_bytes: int
     """What autograd keeps for the backward pass, per sample."""
     cast_bytes: int
-    """What it keeps whatever the batch: autocast's copies of the weights."""
+    """What is kept whatever the batch: autocast's copies of the weights."""
+    layers: int = 1
+    """Attention layers, by which the number of kernels grows."""
+    frozen_bytes: int = _FP32
+    """Of each of the base's numbers."""
+    recomputed_bytes: int = 0
+    """What the block with the largest activations has in the backward pass, per sample, with activation checkpointing;
+    ``activation_bytes`` are then what is kept between blocks."""
 
     @property
     def adapter_parameters(self) -> int:
@@ -101,7 +109,7 @@ class TrainingCost:
         pass and the kernels need in passing.
         """
         return {
-            "base": _FP32 * self.base_parameters,
+            "base": self.frozen_bytes * self.base_parameters,
             "adapter": _FP32 * self.adapter_parameters,
             "gradients": self.gradient_bytes,
             # DistributedDataParallel sums gradients in buckets of its own.
@@ -110,12 +118,13 @@ class TrainingCost:
             "average": self.average_bytes,
             "casts": self.cast_bytes,
             "activations": samples * self.activation_bytes,
+            "recomputed": samples * self.recomputed_bytes,
         }
 
     def samples_within(self, budget: float, workers: int = 1, reserve: float = 0.0) -> int:
         """The most samples a GPU whose memory, and ``reserve`` times their activations again, fit into ``budget``."""
         free = budget - sum(self.memory(0, workers).values())
-        return max(0, int(free // (self.activation_bytes * (1 + reserve))))
+        return max(0, int(free // ((self.activation_bytes + self.recomputed_bytes) * (1 + reserve))))
 
 
 def count_training(
@@ -126,15 +135,22 @@ def count_training(
     precision: Literal["fp32", "bf16"] = "bf16",
     blocks: Literal["middle", "all"] = "middle",
     preserving: bool = False,
+    frozen_precision: Literal["fp32", "bf16"] = "fp32",
+    activation_checkpointing: bool = False,
 ) -> TrainingCost:
     """Count a training of MoA on ``base`` at latents of ``latent_size`` (height, width), one subject a sample.
 
-    ``blocks``, ``preserving``: the objective's, as of ``MoATrainingModule``. Some seconds. Raises UserError for a base
-    that wants more than a text (SDXL).
+    ``blocks``, ``preserving``: the objective's, as of ``MoATrainingModule``. Some seconds; SDXL's half a minute.
     """
     module = _module(base, image_dim, blocks)
-    forward, backward = _step_flops(module, _batch(1, base, image_dim, latent_size))
-    one, two = (_saved_bytes(module, _batch(rows, base, image_dim, latent_size), precision) for rows in (1, 2))
+    prior = _prior_flops(module, _batch(1, base, image_dim, latent_size))
+    if frozen_precision == "bf16":
+        prepare(module, frozen_dtype=torch.bfloat16)
+    measure = _checkpointed_bytes if activation_checkpointing else _saved_bytes
+    one, two = (measure(module, _batch(rows, base, image_dim, latent_size), precision) for rows in (1, 2))
+    if activation_checkpointing:
+        module.unet.enable_gradient_checkpointing()  # as `prepare` does
+    forward, backward = _step_flops(module.float(), _batch(1, base, image_dim, latent_size))
     adapter = module.adapter
     return TrainingCost(
         base_parameters=_count([module.unet]) - _count(adapter.layers),  # which the U-Net carries
@@ -142,12 +158,15 @@ def count_training(
         router_parameters=_count(layer.router for layer in adapter.layers),
         prompt_parameters=_count([adapter.prompt]),
         adapter_tensors=len(list(adapter.parameters())),
-        prior_flops=_prior_flops(module, _batch(1, base, image_dim, latent_size)),
+        prior_flops=prior,
         forward_flops=forward,
         backward_flops=backward,
         preserving=preserving,
-        activation_bytes=two - one,
-        cast_bytes=2 * one - two,
+        activation_bytes=two.kept - one.kept,
+        cast_bytes=sum(2 * first - second for first, second in zip(one, two, strict=True)),
+        layers=len(adapter.layers),
+        frozen_bytes=_HALF if frozen_precision == "bf16" else _FP32,
+        recomputed_bytes=two.recomputed - one.recomputed,
     )
 
 
@@ -194,10 +213,6 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 def _module(base: BaseShape, image_dim: int, blocks: Literal["middle", "all"]) -> MoATrainingModule:
-    if base.unet.get("addition_embed_type"):
-        raise UserError(
-            "This base wants more than a text (as SDXL does), which training does not give it: take another."
-        )
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(dict(base.unet))
         shapes = {"image_dim": image_dim, "text_dim": base.text_dim, "layers": layer_shapes(unet)}
@@ -219,6 +234,9 @@ def _batch(rows: int, base: BaseShape, image_dim: int, latent_size: tuple[int, i
         noise=empty(rows, base.latent_channels, *latent_size),
         timesteps=empty(rows, dtype=torch.int64),
         dropped=empty(rows, dtype=torch.bool),
+        pooled=empty(rows, base.pooled_dim) if base.pooled_dim else None,
+        null_pooled=empty(base.pooled_dim) if base.pooled_dim else None,
+        time_ids=empty(rows, 6) if base.pooled_dim else None,
     )
 
 
@@ -235,13 +253,52 @@ def _step_flops(module: MoATrainingModule, batch: Batch) -> tuple[int, int]:
 
 def _prior_flops(module: MoATrainingModule, batch: Batch) -> int:
     with torch.no_grad(), _Shapes(), FlopCounterMode(display=False) as counter:
-        module.unet(batch.noise, batch.timesteps, batch.text)
+        module.unet(batch.noise, batch.timesteps, batch.text, added_cond_kwargs=batch.added_conditions)
     return counter.get_total_flops()
 
 
-def _saved_bytes(module: MoATrainingModule, batch: Batch, precision: str) -> int:
+class _Held(NamedTuple):
+    """Bytes of a forward pass: what stays for the backward pass, and the most that a block has in it besides."""
+
+    kept: int
+    recomputed: int = 0
+    copies: int = 0
+    """Of what is trained, by autocast until the forward pass is over; without recomputation they are among the kept."""
+
+
+def _saved_bytes(module: MoATrainingModule, batch: Batch, precision: str) -> _Held:
     with _Shapes(gpu=True, half=precision == "bf16"):
-        return saved_for_backward(lambda: module(batch), [*module.parameters(), *module.buffers()])[1]
+        return _Held(saved_for_backward(lambda: module(batch), [*module.parameters(), *module.buffers()])[1])
+
+
+def _checkpointed_bytes(module: MoATrainingModule, batch: Batch, precision: str) -> _Held:
+    """As with activation checkpointing: a block's inputs are kept, and all else is there while it runs again."""
+    known, blocks = [*module.parameters(), *module.buffers()], list[int]()
+
+    def run(block: Callable[..., Any], *inputs: Any) -> Any:
+        given = [one for one in inputs if isinstance(one, Tensor)]
+        _Keep.apply(torch.empty(0, device="meta", requires_grad=True), *given)
+        output, size = saved_for_backward(lambda: block(*inputs), [*known, *given])
+        blocks.append(size)
+        return output
+
+    module.unet.enable_gradient_checkpointing(run)
+    kept = _saved_bytes(module, batch, precision).kept
+    copies = _HALF * _count([module.adapter]) if precision == "bf16" else 0
+    return _Held(kept, max(blocks), copies)
+
+
+class _Keep(torch.autograd.Function):
+    """Saves its inputs and does nothing with them."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*inputs)
+        return inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
+        raise AssertionError("nobody's output")
 
 
 def _count(modules: Iterable[nn.Module]) -> int:

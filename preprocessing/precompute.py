@@ -1,8 +1,8 @@
 """What a training step would otherwise compute anew in each epoch: VAE moments, text states and subject features.
 
 moments [2C, h, w]: the VAE's mean and log-variance, not multiplied by its scaling factor: a latent is drawn when
-training.
-text [L, D]: the text encoder's last hidden states of the caption, padded to the model's length.
+training. Made in single precision, whatever a training takes: SDXL's VAE overflows in float16.
+text [L, D]: the text encoder's states of the caption, padded to the model's length; pooled [P]: SDXL's pooled text.
 image_embeds [S, V, D]: CLIP's projected embedding of each subject's crops; variant 0 is the plain one.
 
 Axes: B pictures, C latent channels, h w latent rows and columns, L prompt tokens, D width, S subjects, V variants.
@@ -20,6 +20,7 @@ from PIL import Image
 from infra.model_files import resolve
 from infra.settings import ModelReference, ShardSettings
 from preprocessing.binding import Subject, Word, token_index
+from preprocessing.text_encoding import TextEncoders, TextStates, half
 
 # One sentence has leanings of its own; the mean of several is the word's.
 SENTENCES = ("a {}", "a photo of a {}") + tuple(
@@ -29,7 +30,7 @@ SENTENCES = ("a {}", "a photo of a {}") + tuple(
 
 
 class Precomputer:
-    """The base model's VAE and text encoder and CLIP's towers; safetensors only.
+    """The base model's VAE and text encoders and CLIP's towers; safetensors only.
 
     Each is loaded when it is first needed, once per process: a shard whose moments are there needs no VAE.
     """
@@ -41,26 +42,18 @@ class Precomputer:
         self.settings = settings
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._base, self._clip_place = resolve(base, "base"), resolve(clip, "clip")
+        self._text = TextEncoders(base, self._device)
 
-    @cached_property
+    @property
     def tokenizer(self) -> Any:
-        """The base model's."""
-        from transformers import AutoTokenizer
-
-        where, arguments = self._base
-        return AutoTokenizer.from_pretrained(where, subfolder="tokenizer", **arguments)
+        """The base model's; of SDXL's two, which agree, the first."""
+        return self._text.tokenizers[0]
 
     @cached_property
     def _vae(self) -> Any:
         from diffusers import AutoencoderKL
 
         return self._ready(AutoencoderKL, self._base, subfolder="vae")
-
-    @cached_property
-    def _text(self) -> Any:
-        from transformers import CLIPTextModel
-
-        return self._ready(CLIPTextModel, self._base, subfolder="text_encoder")
 
     @cached_property
     def _clip(self) -> Any:
@@ -92,31 +85,22 @@ class Precomputer:
         """Mean and log-variance of the VAE's posterior, unscaled, of pictures of one size."""
         pixels = np.stack([np.asarray(image.convert("RGB"), np.float32) for image in images])
         pixels_BCHW = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self._device) / 127.5 - 1
-        return _half(self._vae.encode(pixels_BCHW).latent_dist.parameters)
+        return half(self._vae.encode(pixels_BCHW).latent_dist.parameters)
 
     @torch.inference_mode()
-    def text(self, captions: Sequence[str]) -> Float16[np.ndarray, "b l d"]:
-        """Last hidden states of captions padded to the model's length, as a stock pipeline computes them."""
-        tokens = self.tokenizer(
-            list(captions),
-            padding="max_length",
-            truncation=True,
-            max_length=self.tokenizer.model_max_length,
-            return_tensors="pt",
-        )
-        # No attention mask: Stable Diffusion attends to the padding too (unless the encoder's configuration asks for
-        # one).
-        mask = tokens["attention_mask"] if getattr(self._text.config, "use_attention_mask", False) else None
-        return _half(
-            self._text(
-                tokens["input_ids"].to(self._device), attention_mask=None if mask is None else mask.to(self._device)
-            ).last_hidden_state
-        )
+    def text(self, captions: Sequence[str]) -> TextStates:
+        """The states of captions padded to the model's length, as a stock pipeline computes them."""
+        return self._text.encode(list(captions))
+
+    @torch.inference_mode()
+    def empty_text(self) -> TextStates:
+        """The text of a sample that is trained without its condition: a stock pipeline's unconditional half."""
+        return self._text.empty()
 
     @torch.inference_mode()
     def image_embeds(self, crops: Sequence[Image.Image]) -> Float16[np.ndarray, "b d"]:
         """CLIP's projected image embeddings (`image_embeds` of CLIPVisionModelWithProjection), not normalised."""
-        return _half(self._project_images(crops))
+        return half(self._project_images(crops))
 
     @torch.inference_mode()
     def word_scores(self, crops: Sequence[Image.Image], words: Sequence[Word]) -> Float[np.ndarray, "words people"]:
@@ -147,11 +131,3 @@ class Precomputer:
         where, arguments = place
         model = model_class.from_pretrained(where, use_safetensors=True, **options, **arguments)
         return model.eval().requires_grad_(False).to(self._device)
-
-
-def _half(tensor: torch.Tensor) -> np.ndarray:
-    """Half precision on the CPU; what overflows there would poison a training step much later, so it fails here."""
-    array: np.ndarray = tensor.to(torch.float16).cpu().numpy()
-    if not np.isfinite(array).all():
-        raise ValueError("a feature is not finite in half precision")
-    return array

@@ -20,11 +20,12 @@ def sample_bytes(
     text: tuple[int, ...],
     image_dim: int,
     subjects: int = 1,
+    pooled: int = 0,
 ) -> dict[str, int]:
     """Bytes of each file of a sample, by its name without the key, and "tar": what the tar adds to them.
 
-    moments: their shape [2C, h, w]; text: [L, D]; image_dim: the width of a subject's feature. A column that the
-    settings leave out is not in it.
+    moments: their shape [2C, h, w]; text: [L, D]; image_dim: the width of a subject's feature; pooled: that of SDXL's
+    pooled text, which comes with the text, 0 = none. A column that the settings leave out is not in it.
     """
     arrays = {"moments": moments, "text": text, "image_embeds": (subjects, settings.reference_variants, image_dim)}
     files = {
@@ -32,6 +33,7 @@ def sample_bytes(
         "instances.png": round(MASK_BYTES_PER_PIXEL * pixels**2),
         "json": JSON_BYTES,
         **{f"{name}.npy": array_bytes(shape) for name, shape in arrays.items() if getattr(settings, name)},
+        **({"pooled.npy": array_bytes((pooled,))} if pooled and settings.text else {}),
     }
     return {**files, "tar": sum(_TAR_BLOCK + -size % _TAR_BLOCK for size in files.values())}
 

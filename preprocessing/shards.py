@@ -19,7 +19,7 @@ from PIL import Image
 _BLOCK = 512
 _RECORD = 20 * _BLOCK  # what tar writes at once; the end mark fills the last one
 _NAME = re.compile(r"(?P<key>[0-9A-Za-z][0-9A-Za-z_-]{0,63})\.(?P<extension>[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)?)")
-# A sample of the largest preset is below 1 MB; nothing that claims more is one of ours.
+# A sample of the largest preset is below 2 MB; nothing that claims much more is one of ours.
 MAX_PART_BYTES = 64 * 2**20
 _MAX_MASK_PIXELS = 100_000_000
 # A header after its checksum: plain file, no link, no owner, no device. The sum takes the checksum itself as blanks.

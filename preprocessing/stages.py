@@ -143,8 +143,8 @@ def build_shard(
 ) -> tuple[list[list[KeyedParts]], list[PhotoRow]]:
     """Join what is there of the same photos into training shards: no model, no picture is decoded.
 
-    bound: of `bind_shard`. columns: name -> shard of `{key}.{name}.npy`, of `columns.COLUMNS`. The samples of one shard
-    come out, of an empty one where nothing is left, or of several where it would exceed `max_photos` or `max_bytes`.
+    bound: of `bind_shard`. columns: name -> shard of arrays, of `columns.COLUMNS`. The samples of one shard come out,
+    of an empty one where nothing is left, or of several where it would exceed `max_photos` or `max_bytes`.
     """
     photos = {sample.key: sample for sample in read_tar(ingest)}
     arrays = {name: {sample.key: sample for sample in read_tar(tar)} for name, tar in columns.items()}
@@ -159,7 +159,9 @@ def build_shard(
             continue
         about = {**photo.json(), **sample.json()}
         parts = {"jpg": photo.parts["jpg"], **sample.parts, "json": encode_json(about)}
-        written.append((sample.key, parts | {f"{name}.npy": found[name].parts[f"{name}.npy"] for name in arrays}))
+        for name in arrays:
+            parts |= found[name].parts
+        written.append((sample.key, parts))
     return split_samples(written, settings.max_photos, settings.max_bytes), rows
 
 

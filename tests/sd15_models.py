@@ -32,8 +32,13 @@ IMAGE_DIM = 24
 
 def write_sd15_models(root: Path) -> dict[str, str]:
     """All five under `root`; the overrides that make the preset read them. (FaceNet is a local folder there, too.)"""
+    return written_models(root, write_base(root / "stable-diffusion-v1-5"))
+
+
+def written_models(root: Path, base: Path) -> dict[str, str]:
+    """The other four under `root`, beside a base that is there, and the overrides that name all five."""
     places = {
-        "base": write_base(root / "stable-diffusion-v1-5"),
+        "base": base,
         "clip": write_clip(root / "clip-vit-large-patch14"),
         "captioner": tiny_blip2(root / "blip2-opt-2.7b"),
         "segmenter": write_segmenter(root / "mask2former-swin-large-coco-panoptic"),
@@ -64,7 +69,7 @@ def write_base(folder: Path) -> Path:
         steps_offset=1,
     )
     pipe.save_pretrained(folder, safe_serialization=True)
-    _write_tokenizer(folder / "tokenizer")
+    write_tokenizer(folder / "tokenizer")
     index = json.loads((folder / "model_index.json").read_text())
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
@@ -85,7 +90,7 @@ def write_clip(folder: Path) -> Path:
     )
     CLIPModel(config).save_pretrained(folder, safe_serialization=True)
     CLIPImageProcessor().save_pretrained(folder)
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
     return folder
 
 
@@ -112,7 +117,7 @@ def write_facenet(folder: Path) -> Path:
     return folder
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path, pad: str = "<|endoftext|>") -> None:
     """The published form: vocab.json, merges.txt and two small configurations."""
     folder.mkdir(exist_ok=True)
     tokenizer: CLIPTokenizer = tiny_tokenizer()
@@ -122,7 +127,7 @@ def _write_tokenizer(folder: Path) -> None:
     lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines, ""]))
     special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-    special |= {"pad_token": "<|endoftext|>"}
+    special |= {"pad_token": pad}
     (folder / "special_tokens_map.json").write_text(json.dumps(special))
     about = {**special, "model_max_length": TOKENS, "tokenizer_class": "CLIPTokenizer", "add_prefix_space": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(about))

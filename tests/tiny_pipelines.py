@@ -90,7 +90,9 @@ def tiny_sd2_unet(in_channels: int = 4) -> UNet2DConditionModel:
     ).eval()
 
 
-def tiny_sdxl_unet(in_channels: int = 4) -> UNet2DConditionModel:
+def tiny_sdxl_unet(
+    in_channels: int = 4, text_dim: int = 2 * TEXT_DIM, pooled_dim: int = TEXT_DIM
+) -> UNet2DConditionModel:
     """SDXL's layout: three levels, several transformer blocks in a row, added conditions; 11 transformer blocks."""
     return UNet2DConditionModel(
         sample_size=8,
@@ -101,11 +103,11 @@ def tiny_sdxl_unet(in_channels: int = 4) -> UNet2DConditionModel:
         layers_per_block=1,
         transformer_layers_per_block=[1, 1, 2],
         attention_head_dim=[1, 2, 4],
-        cross_attention_dim=2 * TEXT_DIM,
+        cross_attention_dim=text_dim,
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + TEXT_DIM,
+        projection_class_embeddings_input_dim=6 * 8 + pooled_dim,
         norm_num_groups=4,
     ).eval()
 

@@ -9,24 +9,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from flows.run import Run
-from flows.train import adapter_of, damaged_shards, finish, plan_training
-from flows.training_job import TrainingJob
+from flows.train import damaged_shards, finish, plan_training
 from infra.errors import UserError
 from infra.settings import Settings
 from tests.faults.training_driver import REPOSITORY, outcome
-
-
-class Told:
-    """In the place of the reporter's actor: keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.say, self.tell = SimpleNamespace(remote=self.said.append), SimpleNamespace(remote=lambda row: None)
-        self.started = SimpleNamespace(remote=lambda **start: None)
+from tests.without_ray import fit
 
 
 def train_here(run: Run) -> dict[str, Any]:
@@ -50,17 +40,9 @@ def train_by_processes(settings: Settings) -> dict[str, Any]:
 
 def _train(run: Run) -> dict[str, Any]:
     """All steps of this process's worker; the plan."""
-    from ray.train import ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    from flows.training_loop import train_worker
-
     plan = plan_training(run, from_scratch=True)
     plan |= {"damaged": damaged_shards(run, plan)}
-    shards, damaged = run.training_shards(plan["catalog_version"]), frozenset(plan["damaged"])
-    job = TrainingJob(run.settings, run.store, plan["run_id"], shards, adapter_of(run, plan["start"]), damaged)
-    config = {"job": job, "reporter": Told()}
-    TorchTrainer(train_worker, train_loop_config=config, scaling_config=ScalingConfig(num_workers=0)).fit()
+    fit(run, plan)
     return plan
 
 

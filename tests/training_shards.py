@@ -1,5 +1,6 @@
 """Training shards of random numbers: for what reads and trains on shards, and does not care what they show."""
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,9 +19,11 @@ def write_shards(
     features: int,
     fingerprint: str = "f",
     no_number: str = "",
+    pooled: int = 0,
 ) -> list[ShardRow]:
     """A shard per size; latent (C, H, W), text (T, D) and features are those of the base that is trained.
 
+    pooled: the width of SDXL's pooled text; with it come photos of many sizes, each with its cut.
     no_number: the key of a sample whose moments hold NaN.
     """
     _, height, width = latent
@@ -42,6 +45,10 @@ def write_shards(
                 "text.npy": encode_npy(stream.normal(size=text).astype(np.float16)),
                 "image_embeds.npy": encode_npy(stream.normal(size=(1, 2, features)).astype(np.float16)),
             }
+            if pooled:
+                more = {"size": [100 + 7 * number, 90 + shard], "crop": [number, 0, 90 + shard + number, 90 + shard]}
+                parts["json"] = encode_json({**json.loads(parts["json"]), **more})
+                parts["pooled.npy"] = encode_npy(stream.normal(size=pooled).astype(np.float16))
             samples.append((key, parts))
         rows.append(store_shard(store, "shard", f"{shard:04d}", fingerprint, write_tar(samples), size))
     return rows

@@ -4,12 +4,15 @@ from typing import Any
 
 import infra.torchvision_ops  # noqa: F401
 
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
 
 from infra.errors import UserError
+from moa_model.stock_pipelines import is_sdxl, rebuilt
 
 
-def with_control(pipe: Any, location: str, **options: Any) -> StableDiffusionControlNetPipeline:
+def with_control(
+    pipe: Any, location: str, **options: Any
+) -> StableDiffusionControlNetPipeline | StableDiffusionXLControlNetPipeline:
     """The same models with a ControlNet (a folder or a hub id) beside them: call it with ``image=`` a pose.
 
     An adapter that is attached to `pipe` is attached to the new pipeline too. Raises UserError if it cannot be read.
@@ -18,7 +21,5 @@ def with_control(pipe: Any, location: str, **options: Any) -> StableDiffusionCon
         controlnet = ControlNetModel.from_pretrained(location, use_safetensors=True, **options)
     except (OSError, ValueError) as error:
         raise UserError(f'No ControlNet at "{location}": {str(error).splitlines()[0]}') from error
-    parts = {**pipe.components, "controlnet": controlnet.to(pipe.device, pipe.unet.dtype)}
-    controlled = StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
-    controlled.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
-    return controlled
+    kind = StableDiffusionXLControlNetPipeline if is_sdxl(pipe) else StableDiffusionControlNetPipeline
+    return rebuilt(pipe, kind, controlnet=controlnet.to(pipe.device, pipe.unet.dtype))

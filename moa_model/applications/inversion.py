@@ -20,6 +20,7 @@ from torch.nn import functional
 from moa_model.adapter import MoAAdapter
 from moa_model.binding import SubjectsByWord
 from moa_model.scene import Scene, keeping
+from moa_model.stock_pipelines import added_conditions, encoded, rebuilt
 
 # A photo's own noise schedule, whatever the pipeline samples with: both directions must meet the same timesteps.
 _SCHEDULE = {"timestep_spacing": "leading", "clip_sample": False, "set_alpha_to_one": False}
@@ -49,7 +50,9 @@ def invert(pipe: Any, photo: Image.Image, prompt: str, steps: int = 30, refineme
     scheduler.set_timesteps(steps)
     pixels = torch.from_numpy(np.array(photo.convert("RGB"))).permute(2, 0, 1)[None].to(pipe.device, pipe.vae.dtype)
     latent = pipe.vae.encode(pixels / 127.5 - 1).latent_dist.mode() * pipe.vae.config.scaling_factor
-    text = pipe.encode_prompt(prompt, pipe.device, 1, False)[0]
+    call = encoded(pipe, prompt, guided=False)
+    added = added_conditions(pipe, call, (photo.height, photo.width))
+    text = {"encoder_hidden_states": call["prompt_embeds"], "added_cond_kwargs": added}
     passed = []
     for timestep in scheduler.timesteps:
         passed.append(latent)
@@ -87,8 +90,7 @@ def regenerate(
     give to the subjects stays the photo's own (`scene.Scene`); without, as in the paper, it is drawn again.
     """
     ddim = DDIMScheduler.from_config(pipe.scheduler.config, **_SCHEDULE)
-    sampler = type(pipe)(**{**pipe.components, "scheduler": ddim}, requires_safety_checker=False)
-    sampler.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
+    sampler = rebuilt(pipe, type(pipe), scheduler=ddim)
     height, width = inverted.size
     scene = people_BHW = None
     if replaced_HW is not None:
@@ -112,9 +114,9 @@ def _touched(mask_HW: Bool[Tensor, "height width"], inverted: Inverted) -> Float
     return functional.adaptive_max_pool2d(mask_HW[None, None].to(inverted.noise), inverted.noise.shape[-2:])
 
 
-def _noise(pipe: Any, scheduler: Any, latent: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+def _noise(pipe: Any, scheduler: Any, latent: Tensor, timestep: Tensor, text: dict[str, Any]) -> Tensor:
     """The prior's noise prediction: its own, or made from v (arXiv 2202.00512, app. D): ε = √ᾱ v + √(1−ᾱ) z."""
-    predicted = pipe.unet(latent, timestep, encoder_hidden_states=text).sample
+    predicted = pipe.unet(latent, timestep, **text).sample
     if pipe.scheduler.config.prediction_type == "epsilon":
         return predicted
     alpha = scheduler.alphas_cumprod[timestep].to(predicted)

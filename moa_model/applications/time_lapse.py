@@ -11,6 +11,7 @@ from PIL import Image
 from infra.errors import UserError
 from moa_model.adapter import MoAAdapter
 from moa_model.binding import SubjectLike, token_index, word_spans
+from moa_model.stock_pipelines import encoded
 
 
 def time_lapse(
@@ -43,14 +44,12 @@ def time_lapse(
     )
     if places[0] is None or places[0] != places[1]:
         raise UserError(f'"{before}" and "{after}" are not the same number of tokens: take another pair of words.')
-    with torch.no_grad():
-        first, negative = pipe.encode_prompt(prompt, pipe.device, 1, True)
-        second, _ = pipe.encode_prompt(later, pipe.device, 1, True)
+    first, second = encoded(pipe, prompt), encoded(pipe, later)
     bound = adapter.bind(pipe, prompt, {before: subject})
     return [
         pipe(
-            prompt_embeds=torch.lerp(first, second, share),
-            negative_prompt_embeds=negative,
+            # The unconditional half is the same for both, and stays.
+            **{name: torch.lerp(one, second[name], share) for name, one in first.items()},
             cross_attention_kwargs=bound,
             generator=torch.Generator().manual_seed(seed),
             **call,

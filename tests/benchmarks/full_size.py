@@ -29,6 +29,7 @@ from rich.console import Console
 from torch import Tensor
 
 from moa_model import Batch, MoAAdapter, MoATrainingModule, Subjects
+from moa_model.architectures import PUBLISHED_BASES
 from moa_model.files import write_text
 from moa_model.layers import penalised_blocks
 from tests.benchmarks.machine import machine
@@ -37,20 +38,7 @@ TOKENS, WORD, IMAGE = 77, 5, 768  # a subject at token 5; CLIP ViT-L/14's projec
 MEMORY_GIB = 12.0
 GUIDANCE = 5.0
 console = Console(stderr=True)
-
-SDXL: dict[str, Any] = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": [1, 2, 10],
-    "attention_head_dim": [5, 10, 20],
-    "cross_attention_dim": 2048,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-    "use_linear_projection": True,
-}
+SDXL = dict(PUBLISHED_BASES["stabilityai/stable-diffusion-xl-base-1.0"].unet)
 
 
 @dataclass(frozen=True)
@@ -214,6 +202,10 @@ def _train(report: Report, model: Model, unet: UNet2DConditionModel, adapter: Mo
     masks = torch.zeros(1, 1, model.latent, model.latent)
     masks[..., model.latent // 4 :, model.latent // 5 : model.latent * 4 // 5] = 1
     shape = (1, 4, model.latent, model.latent)
+    more = inputs.get("added_cond_kwargs")
+    added = {} if more is None else {
+        "pooled": more["text_embeds"][1:], "null_pooled": more["text_embeds"][0], "time_ids": more["time_ids"][1:],
+    }  # fmt: skip
     batch = Batch(
         latents=torch.randn(shape),
         text=inputs["encoder_hidden_states"][1:],
@@ -224,10 +216,10 @@ def _train(report: Report, model: Model, unet: UNet2DConditionModel, adapter: Mo
         noise=torch.randn(shape),
         timesteps=torch.tensor([500]),
         dropped=torch.tensor([False]),
+        **added,
     )
-    added = {name: each[1:] for name, each in inputs.get("added_cond_kwargs", {}).items()}
     with report.timed("training step"):
-        losses = module(batch, added)
+        losses = module(batch)
         losses.total.backward()
         own = set(map(id, adapter.parameters()))
         reached = [p.grad is not None and bool(p.grad.isfinite().all() and p.grad.any()) for p in adapter.parameters()]

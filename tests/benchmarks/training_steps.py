@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from moa_model import EMA, Batch, MoAAdapter, MoATrainingModule, latents_from_moments
 from moa_model.flops import unet_macs
-from moa_model.speed import CompileMode, make_optimizer, prepare
+from moa_model.speed import Compile, make_optimizer, prepare
 
 SCALING = 0.18215  # of Stable Diffusion 1.5's latents
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -69,7 +69,7 @@ class Setting:
     title: str
     kind: Literal["moa", "full"] = "moa"
     channels_last: bool = True
-    compile: CompileMode | None = None
+    compile: Compile = "off"
     fused: bool = True
     activation_checkpointing: bool = False
     frozen_half: bool = False
@@ -142,10 +142,9 @@ class MoACase:
         self.module = prepare(
             module,
             channels_last=setting.channels_last,
-            compile=setting.compile is not None,
+            compile=setting.compile,
             activation_checkpointing=setting.activation_checkpointing,
             frozen_dtype=torch.bfloat16 if setting.frozen_half else None,
-            mode=setting.compile or "default",
             backend=sizes.backend,
         )
         self.samples, self.device = samples, device
@@ -197,7 +196,7 @@ class FullCase:
         self.samples, self.device = samples, device
         if setting.channels_last:
             self.unet.to(memory_format=torch.channels_last)
-        if setting.compile is not None:
+        if setting.compile != "off":
             mode = None if sizes.backend != "inductor" or setting.compile == "default" else setting.compile
             self.unet.forward = torch.compile(
                 self.unet.forward, fullgraph=True, dynamic=False, backend=sizes.backend, mode=mode

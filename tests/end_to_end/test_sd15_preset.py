@@ -5,7 +5,6 @@ preset's side. The stages' bodies run in this process: what Ray distributes is c
 """
 
 import json
-import pickle
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -34,13 +33,11 @@ from infra.storage import S3Store
 from moa_model import MoATrainingModule
 from preprocessing.catalog import load_shard
 from preprocessing.shards import decode_npy, decode_picture, read_tar
-from preprocessing.sources.paperfolk_drawing import draw
-from preprocessing.sources.paperfolk_world import picture_at
 from tests.infra.conftest import s3_address  # noqa: F401  # a fixture
 from tests.sd15_models import IMAGE_DIM, TOKENS, write_sd15_models
 from tests.tiny_models import TEXT_DIM
-from tests.tiny_world import write_photos
-from tests.without_ray import map_shards
+from tests.tiny_world import write_aligned_people, write_photos
+from tests.without_ray import fit, map_shards
 
 PHOTOS = 4
 PIXELS = 256  # the preset's 512 take a minute longer
@@ -98,7 +95,7 @@ def stages(settings: Settings, trained: SimpleNamespace) -> Iterator[dict[str, S
         patch.setenv("RAY_TRAIN_V2_ENABLED", "1")
         for module in (ingest, model_stages, evaluate, evaluation_split):
             patch.setattr(module, "map_shards", map_shards)
-        patch.setattr(train, "fit", _fit_here)
+        patch.setattr(train, "fit", fit)
         patch.setattr(training_loop, "MoATrainingModule", _watched(trained))
         patch.setattr(training_samples, "draw", _noting(training_samples.draw, trained.drawn))
         cells = protocol.cells
@@ -222,48 +219,6 @@ def test_the_release_is_on_s3_and_verified_when_pulled(
     with pytest.raises(UserError, match="damaged"):
         run.releases.pull("1", tmp_path / "damaged")
     assert not (tmp_path / "damaged").exists()
-
-
-def write_aligned_people(root: Path, people: int = 2, photos_each: int = 2) -> Path:
-    """CelebA's aligned pictures, 178 × 218 pixels, with all lists that belong to them."""
-    for folder in ("Img/img_align_celeba", "Anno", "Eval"):
-        (root / folder).mkdir(parents=True)
-    names = [f"{number:06d}.jpg" for number in range(1, people * photos_each + 1)]
-    for number, name in enumerate(names):
-        picture = draw(picture_at(99, number), 218).image.crop((20, 0, 198, 218))
-        picture.save(root / "Img/img_align_celeba" / name, quality=95)
-    points = "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y"
-    lists = {
-        "Anno/identity_CelebA.txt": [f"{name} {number // photos_each + 1}" for number, name in enumerate(names)],
-        "Anno/list_attr_celeba.txt": [str(len(names)), "Male"]
-        + [f"{name} 1" for name in names],  # one word: swapping two subjects is measured within a word
-        "Anno/list_landmarks_align_celeba.txt": [str(len(names)), points]
-        + [f"{name} 69 109 106 113 77 142 73 152 108 154" for name in names],
-        "Eval/list_eval_partition.txt": [f"{name} 2" for name in names],
-    }
-    for place, lines in lists.items():
-        (root / place).write_text("\n".join(lines) + "\n")
-    return root
-
-
-def _fit_here(run: Run, plan: dict[str, Any]) -> None:
-    """One worker in this process: Ray Train's local mode."""
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    shards, people = run.training_shards(plan["catalog_version"]), tuple(train.read_people(run)[:1])
-    start = train.adapter_of(run, plan["start"])
-    job = train.TrainingJob(run.settings, run.store, plan["run_id"], shards, start, people=people)
-    nobody = SimpleNamespace(remote=lambda *_: None)
-    TorchTrainer(
-        train.work,
-        train_loop_config={
-            "job": pickle.loads(pickle.dumps(job)),
-            "reporter": SimpleNamespace(tell=nobody, say=SimpleNamespace(remote=pytest.fail), started=nobody),
-        },
-        scaling_config=ScalingConfig(num_workers=0),
-        run_config=RunConfig(name="0001"),
-    ).fit()
 
 
 def _watched(trained: SimpleNamespace) -> type[MoATrainingModule]:

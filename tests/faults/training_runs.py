@@ -23,6 +23,7 @@ from preprocessing.catalog import load_shard
 from preprocessing.shards import read_tar
 from tests.faults.steps_taken import Taken, check_epochs, steps_taken
 from tests.faults.training_driver import REPOSITORY
+from tests.sdxl_models import FIRST, POOLED_DIM, SECOND, write_sdxl_base
 from tests.tiny_models import IMAGE_DIM, TEXT_DIM, TOKENS, tiny_clip, tiny_pipeline
 from tests.tiny_world import tiny_settings
 from tests.training_shards import write_shards
@@ -43,10 +44,13 @@ _PATIENCE = 240.0  # seconds that a step may take to come, on a machine that is 
 _LOOK = 0.02
 
 
-def prepare(root: Path, name: str, changes: Mapping[str, str], no_number: str = "") -> Settings:
+def prepare(root: Path, name: str, changes: Mapping[str, str], no_number: str = "", sdxl: bool = False) -> Settings:
     """Models (made once) and a workspace of that name with shards under `root`, and the settings to train with."""
     if not (root / "models").exists():
-        tiny_pipeline(folder=root / "models" / "base")
+        if sdxl:
+            write_sdxl_base(root / "models" / "base")
+        else:
+            tiny_pipeline(folder=root / "models" / "base")
         tiny_clip(folder=root / "models" / "clip")
         for model in ("captioner", "segmenter", "identity"):  # no stage before training is run
             (root / "models" / model).mkdir()
@@ -58,8 +62,9 @@ def prepare(root: Path, name: str, changes: Mapping[str, str], no_number: str = 
             run.store,
             SHARDS,
             latent=(4, 8, 8),
-            text=(TOKENS, TEXT_DIM),
+            text=(77, FIRST + SECOND) if sdxl else (TOKENS, TEXT_DIM),
             features=IMAGE_DIM,
+            pooled=POOLED_DIM if sdxl else 0,
             fingerprint=run.fingerprints["shard"],
             no_number=no_number,
         )

@@ -7,6 +7,7 @@ import infra.torchvision_ops  # noqa: F401
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UniPCMultistepScheduler
 from PIL import Image
 
 from flows.painting import Painter, open_pipeline
@@ -14,16 +15,20 @@ from infra.errors import UserNotice
 from infra.settings import Settings
 from moa_model import MoAAdapter
 from tests.moa_model.conftest import trained_like
+from tests.sdxl_models import write_sdxl_base
 from tests.tiny_world import PIXELS, tiny_settings, write_models
 
 PROMPTS = ["a photo of a man holding roses", "a photo of a woman"]
 
 
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+@pytest.fixture(scope="module", params=["sd1", "sdxl"])
+def settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     world = tmp_path_factory.mktemp("world")
     write_models(world / "models")
-    return tiny_settings(world, world / "workspace")
+    if request.param == "sd1":
+        return tiny_settings(world, world / "workspace")
+    sdxl = write_sdxl_base(world / "models" / "sdxl")
+    return tiny_settings(world, world / "workspace", {"models.base.location": str(sdxl)})
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +37,15 @@ def folder(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("adapter")
     trained_like(MoAAdapter.for_unet(open_pipeline(settings.models).unet, 12)).save_pretrained(folder)
     return folder
+
+
+def test_the_base_decides_which_pipeline_draws_in_single_precision(settings: Settings) -> None:
+    pipe = open_pipeline(settings.models)
+    sdxl = settings.models.base.location.endswith("sdxl")
+    assert type(pipe) is (StableDiffusionXLPipeline if sdxl else StableDiffusionPipeline)
+    modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    assert len(modules) == (4 if sdxl else 3) and {part.dtype for part in modules} == {torch.float32}
+    assert isinstance(pipe.scheduler, UniPCMultistepScheduler) and getattr(pipe, "watermark", None) is None
 
 
 def _drawn(painter: Painter, subjects: list[dict[str, Image.Image]]) -> list[np.ndarray]:
@@ -95,9 +109,11 @@ def test_a_scene_in_another_style_is_not_remembered(settings: Settings, folder: 
     kept = settings.evaluate.model_copy(update={"keep_scene": True})
     painter = Painter.open(settings.model_copy(update={"evaluate": kept}), folder)
     crop = Image.new("RGB", (PIXELS, PIXELS), "orange")
-    painter.pipe.unet.peft_config = {"style": None}
-    _drawn(painter, [{"man": crop}, {}])
-    assert not painter._scenes
-    del painter.pipe.unet.peft_config
+    encoders = [part for name in ("text_encoder", "text_encoder_2") if (part := getattr(painter.pipe, name, None))]
+    for part in (painter.pipe.unet, *encoders):
+        part.peft_config = {"style": None}
+        _drawn(painter, [{"man": crop}, {}])
+        assert not painter._scenes
+        del part.peft_config
     _drawn(painter, [{"man": crop}, {}])
     assert painter._scenes

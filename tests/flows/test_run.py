@@ -1,14 +1,22 @@
 """What counts as done, and what is checked before anything starts."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from flows.run import COLUMNS, STAGES, Run, check_inputs
+from flows.run import COLUMNS, STAGES, Run, check_inputs, digest
 from infra.errors import UserError
+from infra.model_files import fingerprint
 from infra.settings import Settings, load_settings
 from preprocessing.catalog import ShardRow
 
+# The settings by which a training was named before train.frozen_precision.
+TRAIN_OF_BEFORE = set(
+    "steps batch_size learning_rate warmup_steps learning_rate_schedule router_learning_rate_factor lambda_router "
+    "router_blocks router_foreground lambda_preservation lambda_object max_timestep timestep_exponent "
+    "condition_dropout ema_decay seed precision clip_norm spike_factor shuffle_shards".split()
+)
 MODELS = ("base", "clip", "captioner", "segmenter", "identity")
 
 
@@ -16,8 +24,9 @@ MODELS = ("base", "clip", "captioner", "segmenter", "identity")
 def settings(tmp_path: Path) -> Settings:
     model = tmp_path / "model"
     model.mkdir()
-    for name in ("config.json", "model_index.json"):
-        (model / name).write_text("{}")
+    (model / "config.json").write_text("{}")
+    parts = {name: ["a library", "a class"] for name in ("unet", "vae", "text_encoder", "tokenizer")}
+    (model / "model_index.json").write_text(json.dumps(parts))
     return load_settings("demo", tmp_path / "workspace", {f"models.{name}.location": str(model) for name in MODELS})
 
 
@@ -82,6 +91,40 @@ def test_another_vae_leaves_all_but_the_moments(settings: Settings, tmp_path: Pa
     assert {name for name in before if before[name] != after[name]} == {"moments", "shard"}
 
 
+def test_a_second_text_encoder_decides_the_texts_and_a_base_without_one_keeps_its_names(
+    settings: Settings, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    for part in ("vae", "text_encoder", "tokenizer"):
+        (base / part).mkdir(parents=True)
+        (base / part / "config.json").write_text("{}")
+    (base / "model_index.json").write_text("{}")
+    models = settings.models.model_copy(
+        update={"base": settings.models.base.model_copy(update={"location": str(base)})}
+    )
+    settings = settings.model_copy(update={"models": models})
+    before = Run(settings)
+    # As this column's fingerprint was made before there was SDXL.
+    assert before.recipes["text"].inputs["models.base text_encoder"] == (
+        f"diffusers:{fingerprint(models.base, ('text_encoder', 'tokenizer'))}"
+    )
+    (base / "text_encoder_2").mkdir()
+    (base / "text_encoder_2" / "config.json").write_text("{}")
+    after = Run(settings).fingerprints
+    assert {name for name in after if before.fingerprints[name] != after[name]} == {"text", "shard"}
+
+
+def test_a_setting_that_came_later_leaves_trainings_of_before_their_names(settings: Settings) -> None:
+    def named(**changes: object) -> str:
+        return Run(settings.model_copy(update={"train": settings.train.model_copy(update=changes)})).inputs_digest([])
+
+    known = {name: value for name, value in settings.train.model_dump(mode="json").items() if name in TRAIN_OF_BEFORE}
+    assert len(known) == len(TRAIN_OF_BEFORE)
+    weights = f"diffusers:{fingerprint(settings.models.base)}", f"transformers:{fingerprint(settings.models.clip)}"
+    assert named() == named(compile="default") == digest([], known, *weights)
+    assert named(frozen_precision="bf16") != named()
+
+
 def test_from_scratch_is_not_settled_by_a_warm_start(settings: Settings) -> None:
     run = Run(settings)
     run.catalog.commit([ShardRow("shard", "a", run.fingerprints["shard"], "shards/shard/a.tar", "0" * 64, 3)])
@@ -107,6 +150,12 @@ def test_a_workspace_that_cannot_be_is_one_sentence(settings: Settings, tmp_path
             check_inputs(settings.model_copy(update={"workspace": place}))
     with pytest.raises(UserError, match="another folder"):
         check_inputs(settings.model_copy(update={"workspace": tmp_path / "a[1]"}))
+
+
+def test_a_base_that_is_no_stable_diffusion_is_told_before_anything_starts(settings: Settings) -> None:
+    Path(settings.models.base.location, "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(UserError, match="FluxPipeline"):
+        check_inputs(settings)
 
 
 def test_filters_and_binding_redo_the_training_shards_and_nothing_before(settings: Settings) -> None:

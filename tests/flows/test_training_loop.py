@@ -13,6 +13,7 @@ from flows.run import Run
 from flows.train import finished_training
 from flows.training_continuity import continuity
 from infra.errors import UserError
+from infra.settings import Settings
 from tests.faults.training_runs import Training, prepare
 from tests.training_here import train_by_processes, train_here
 
@@ -65,6 +66,18 @@ def test_nor_does_it_on_three_in_pieces_or_four_by_ray(curve: Curve, root: Path)
     _assert_same(train_by_processes(prepare(root, "three", _place(3, 2)))["curve"], curve)
     with Training(prepare(root, "four", {**_place(4, 1), "ray.num_cpus": "5", "ray.object_store_mb": "80"})) as four:
         _assert_same(four.start().result()["curve"], curve)
+
+
+@pytest.mark.faults
+def test_sdxls_curve_does_not_depend_on_the_workers(tmp_path: Path) -> None:
+    """With a pooled text and sizes of its own in every row, and blocks computed again in the backward pass."""
+
+    def settings(workers: int, pieces: int) -> Settings:
+        again = {"train.activation_checkpointing": "true"}
+        return prepare(tmp_path, f"workers-{workers}", {**_place(workers, pieces), **again}, sdxl=True)
+
+    alone = list(train_here(Run(settings(1, 0)))["curve"])
+    _assert_same(train_by_processes(settings(3, 2))["curve"], alone)
 
 
 @pytest.mark.faults

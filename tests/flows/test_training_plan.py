@@ -93,7 +93,7 @@ def test_the_demo_is_read_from_the_zoo(demo: dict[str, Any]) -> None:
     assert "prior's own forward" in sample["arithmetic"]  # it has the preservation loss
     assert "casts" not in {one["what"] for one in demo["figures"]}
     # So small a step is its launches.
-    assert _value(demo, "training", "time") == pytest.approx(200 * Assumptions.launch_seconds)
+    assert _value(demo, "training", "time") == pytest.approx(200 * Assumptions().launching(32))
 
 
 def test_every_setting_of_the_training_counts(demo: dict[str, Any], counted: Counted) -> None:
@@ -103,7 +103,7 @@ def test_every_setting_of_the_training_counts(demo: dict[str, Any], counted: Cou
     assert _value(plan, "work", "a step") == 3 * _value(demo, "work", "a step")
     assert _value(plan, "training", "work") == 3 * 5 * _value(demo, "training", "work")
     assert _value(plan, "checkpoint", "all") == 4 * _value(demo, "checkpoint", "one")
-    assert _value(plan, "checkpoint", "between two") == pytest.approx(300 * Assumptions.launch_seconds)
+    assert _value(plan, "checkpoint", "between two") == pytest.approx(300 * Assumptions().launching(32))
     assert "gradient buckets" not in {one["what"] for one in plan["figures"]}
     activations = [_value(one, "memory per GPU", "activations") for one in (plan, demo)]
     assert activations[0] == 6 * activations[1]  # 48 on one GPU, 8 on each of two
@@ -125,6 +125,30 @@ def test_what_does_not_fit_is_told_with_what_would(workers: int, counted: Counte
 def test_a_gpu_that_holds_no_sample_is_told(counted: Counted) -> None:
     huge = counted._replace(cost=replace(counted.cost, activation_bytes=10**12))
     assert "do not hold a single sample" in describe(_settings("demo"), huge)["says"][0]
+
+
+def test_sdxls_preset_fits_on_four_gpus() -> None:
+    """Recomputed and in pieces it fits, and its files are as large as the preset says."""
+    settings = _settings("sdxl")
+    counted = count(settings)  # once, for it takes half a minute
+    plan = describe(settings, counted)
+    assert _value(plan, "model", "base, frozen") == 2_567_463_684
+    # Published are 2.99 TMAC without the attention's products.
+    assert 2 * 2.99e12 < _value(plan, "work", "base's forward") < 2 * 3.5e12
+    assert plan["says"][0].startswith("It fits") and _value(plan, "memory per GPU", "together") < 60e9
+    assert _value(plan, "data", "text.npy") == 77 * 2048 * 2 + 128 and _value(plan, "data", "pooled.npy") == 2688
+    samples = settings.ingest.photos_per_shard
+    assert 0.5e9 < samples * _value(plan, "data", "a sample") < settings.shard.max_bytes
+    # Recomputation and a frozen prior in half precision, as their settings say it.
+    held = {one["what"]: one for one in plan["figures"] if one["part"] == "memory per GPU"}
+    assert held["base"]["value"] == 2 * 2_567_463_684
+    assert "the largest block's" in held["recomputed"]["arithmetic"] and held["recomputed"]["value"] > 1e9
+    together = held.pop("together")["value"]
+    assert together == pytest.approx(sum(one["value"] for one in held.values()))
+    # A step is arithmetic; cut into eight it would be the launches of a base with 140 attention layers.
+    assert _value(plan, "work", "a step takes") == pytest.approx(2.93, abs=0.05)
+    pieces = describe(_settings("sdxl", train__micro_batch_size="4"), counted)
+    assert _value(pieces, "work", "a step takes") == pytest.approx(8 * Assumptions().launching(140))
 
 
 @pytest.mark.parametrize(

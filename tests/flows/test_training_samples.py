@@ -18,9 +18,10 @@ from infra.storage import DirectoryStore
 from moa_model import draw
 from preprocessing.catalog import ShardRow, store_shard
 from preprocessing.shards import encode_instances, encode_json, encode_npy, sample_spans, write_tar
+from preprocessing.text_encoding import TextStates
 
 
-def _shard(store: DirectoryStore, name: str, people: list[int], without: str = "") -> ShardRow:
+def _shard(store: DirectoryStore, name: str, people: list[int], without: str = "", pooled: int = 0) -> ShardRow:
     samples = []
     for number, count in enumerate(people):
         instances = np.zeros((16, 16), np.uint8)
@@ -28,15 +29,20 @@ def _shard(store: DirectoryStore, name: str, people: list[int], without: str = "
             instances[:8, 4 * subject : 4 * subject + 4] = subject
         stream = np.random.default_rng([number, count])
         subjects = [{"token": 5 + subject, "box": [0, 0, 8, 8]} for subject in range(count)]
+        about = {"caption": "x" * number, "subjects": subjects, "size": [48, 32 + number], "crop": [8, 0, 40, 32]}
         parts = {
-            "json": encode_json({"caption": "x" * number, "subjects": subjects}),
+            "json": encode_json(about),
             "instances.png": encode_instances(instances),
             "moments.npy": encode_npy(stream.normal(size=(8, 4, 4)).astype(np.float16)),
             "text.npy": encode_npy(stream.normal(size=(6, 3)).astype(np.float16)),
             "image_embeds.npy": encode_npy(stream.normal(size=(count, 2, 5)).astype(np.float16)),
         }
         parts["jpg"] = encode_picture(number)
-        samples.append((f"{name}{number}", {part: data for part, data in parts.items() if part != f"{without}.npy"}))
+        left_out = {f"{without}.npy"}
+        if pooled:
+            parts["pooled.npy"] = encode_npy(stream.normal(size=pooled).astype(np.float16))
+            left_out |= {"pooled.npy"} if without == "text" else set()
+        samples.append((f"{name}{number}", {part: data for part, data in parts.items() if part not in left_out}))
     return store_shard(store, "shard", name, "f", write_tar(samples), len(people))
 
 
@@ -55,8 +61,9 @@ def _samples(store: DirectoryStore, rows: list[ShardRow], train: TrainSettings, 
     return TrainingSamples(ShardCache(store, Path("unused"), 1), rows, train, **more)
 
 
-def _batches(samples: TrainingSamples, train: TrainSettings, **place: int) -> StepBatches:
-    return StepBatches(samples, train, np.zeros((6, 3), np.float16), 0.5, **place)
+def _batches(samples: TrainingSamples, train: TrainSettings, pooled: int = 0, **place: int) -> StepBatches:
+    null_pooled = np.full(pooled, 2, np.float16) if pooled else None
+    return StepBatches(samples, train, np.zeros((6, 3), np.float16), 0.5, **place, null_pooled=null_pooled)
 
 
 def test_the_order_does_not_depend_on_how_the_shards_are_listed(tmp_path: Path, train: TrainSettings) -> None:
@@ -69,14 +76,16 @@ def test_the_order_does_not_depend_on_how_the_shards_are_listed(tmp_path: Path, 
     assert {one[position].tokens for position in range(6) if keys[position] in ("a0", "b1")} == {(5, 6)}
 
 
+@pytest.mark.parametrize("pooled", [0, 4], ids=["sd", "sdxl"])
 @pytest.mark.parametrize("workers", [2, 3, 7])
-def test_workers_share_out_the_batch_of_one(workers: int, tmp_path: Path, train: TrainSettings) -> None:
+def test_workers_share_out_the_batch_of_one(workers: int, pooled: int, tmp_path: Path, train: TrainSettings) -> None:
     store = DirectoryStore(tmp_path)
-    samples = _samples(store, [_shard(store, "a", [1, 2, 1]), _shard(store, "b", [1, 1])], train)
-    whole = _batches(samples, train)[3]
-    shares = [_batches(samples, train, rank=rank, workers=workers)[3] for rank in range(workers)]
+    rows = [_shard(store, name, people, pooled=pooled) for name, people in (("a", [1, 2, 1]), ("b", [1, 1]))]
+    samples = _samples(store, rows, train)
+    whole = _batches(samples, train, pooled)[3]
+    shares = [_batches(samples, train, pooled, rank=rank, workers=workers)[3] for rank in range(workers)]
     assert [key for one in shares for key in one.keys] == list(whole.keys)
-    for name in ("latents", "noise", "timesteps", "dropped", "text"):
+    for name in ("latents", "noise", "timesteps", "dropped", "text", *(("pooled", "time_ids") if pooled else ())):
         joined = torch.cat([getattr(one.batch, name) for one in shares])
         assert torch.equal(joined, getattr(whole.batch, name)), name
 
@@ -95,6 +104,23 @@ def test_a_batch_pads_subjects_and_takes_the_drawn_variant(tmp_path: Path, train
     mean, log_variance = torch.from_numpy(samples[row].moments).float().chunk(2)
     latents = 0.5 * (mean + torch.exp(0.5 * log_variance) * numbers.posterior[row])
     torch.testing.assert_close(batch.latents[row], latents)
+
+
+def test_sdxls_rows_are_those_of_stable_diffusion_1_with_pooled_texts_and_true_sizes(
+    tmp_path: Path, train: TrainSettings
+) -> None:
+    """The same samples in the same order, with the same noise; a row's sizes are those of its own photo."""
+    store = DirectoryStore(tmp_path)
+    plain, more = (_samples(store, [_shard(store, "a", [1, 2, 1, 1], pooled=pooled)], train) for pooled in (0, 4))
+    one, other = _batches(plain, train)[5], _batches(more, train, 4)[5]
+    assert one.keys == other.keys and torch.equal(one.batch.latents, other.batch.latents)
+    assert one.batch.pooled is None and one.batch.added_conditions is None
+    assert other.batch.null_pooled.tolist() == [2, 2, 2, 2]
+    for key, sizes, pooled in zip(other.keys, other.batch.time_ids.tolist(), other.batch.pooled, strict=True):
+        # Photos of 48 × 32 and some rows more, cut to 32 × 32 from column 8 on and resized to 16 × 16.
+        assert sizes == [32 + int(key[1:]), 48, 0, 4, 16, 16]
+        sample = next(more[position] for position in range(4) if more[position].key == key)
+        np.testing.assert_array_equal(pooled, sample.pooled.astype(np.float32))
 
 
 def test_damaged_shards_are_passed_over_without_moving_the_others(tmp_path: Path, train: TrainSettings) -> None:
@@ -163,8 +189,13 @@ class _Models:
 
     settings = load_settings("demo").shard.model_copy(update={"reference_variants": 3, "reference_pixels": 8})
 
-    def text(self, captions: list[str]) -> np.ndarray:
-        return np.stack([np.full((6, 3), len(caption), np.float16) for caption in captions])
+    def __init__(self, pooled: int = 0) -> None:
+        self.pooled = pooled
+
+    def text(self, captions: list[str]) -> TextStates:
+        states = np.stack([np.full((6, 3), len(caption), np.float16) for caption in captions])
+        pooled = np.stack([np.full(self.pooled, len(caption), np.float16) for caption in captions])
+        return TextStates(states, pooled if self.pooled else None)
 
     def moments(self, pictures: list[Image.Image]) -> np.ndarray:
         return np.stack([np.full((8, 4, 4), np.asarray(picture)[0, 0, 0], np.float16) for picture in pictures])
@@ -201,3 +232,10 @@ def test_crops_that_are_made_while_training_are_others_in_every_epoch(tmp_path: 
     assert len(different) == 3 and min(different) > 3 and sum(different) < 30  # a third are the plain one
     batch = _batches(one, train)[0]
     np.testing.assert_array_equal(batch.batch.image_embeds[0, 0], one[0].image_embeds[0, 0])
+
+
+def test_sdxls_missing_text_is_computed_with_its_pooled_text(tmp_path: Path, train: TrainSettings) -> None:
+    store = DirectoryStore(tmp_path)
+    rows = [_shard(store, "a", [1] * 9, without="text", pooled=4)]
+    sample = _samples(store, rows, train, models=_Models(pooled=4))[0]
+    assert sample.pooled.tolist() == [int(sample.key[1:])] * 4 and len(sample.time_ids) == 6

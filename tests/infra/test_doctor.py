@@ -38,9 +38,28 @@ def test_sd15_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "does not answer" in checks["ray"].detail
     assert not any(checks[name].ok for name in ("model captioner", "model identity", "ingest.source", "storage", "ray"))
 
+    sdxl = _checks("sdxl", tmp_path)["model base"]
+    assert not sdxl.ok and "hf download stabilityai/stable-diffusion-xl-base-1.0 --revision 46216598" in sdxl.detail
+
     revision = load_settings("sd15").models.clip.revision
     (tmp_path / "hub" / "models--openai--clip-vit-large-patch14" / "snapshots" / str(revision)).mkdir(parents=True)
     assert _checks("sd15", tmp_path)["model clip"].ok
+
+
+@pytest.mark.parametrize(("preset", "gigabytes"), [("demo", None), ("sd15", 40), ("sdxl", 80)])
+def test_larger_pictures_need_larger_machines(
+    preset: str, gigabytes: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    check = _checks(preset, tmp_path, storage__root=str(tmp_path))["accelerator"]
+    assert check.ok == (gigabytes is None)
+    assert gigabytes is None or f"of {gigabytes} GB or more" in check.detail
+
+
+def test_a_base_that_is_no_stable_diffusion_is_told(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    check = _checks("demo", tmp_path, models__base__location=str(tmp_path))["model base"]
+    assert not check.ok and "FluxPipeline" in check.detail
 
 
 def test_backends_are_told_whichever_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

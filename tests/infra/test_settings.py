@@ -56,6 +56,8 @@ def test_overrides_are_read_as_toml_and_text_needs_no_quotes(tmp_path: Path) -> 
         ({"train.steps": "0"}, "train.steps: .*greater than or equal to 1, not 0"),
         ({"train.batch_size": "1"}, "train: batch_size 1 is less than workers 2"),
         ({"train.min_workers": "3"}, "train: min_workers 3 is more than workers 2"),
+        ({"train.frozen_precision": "bf16"}, "train: frozen_precision bf16 needs precision bf16, not fp32"),
+        ({"train.compile": "true"}, "train.compile: .*'reduce-overhead'.*not 'true'"),
         ({"train.max_timestep": "1000"}, "train.max_timestep: .*999"),  # the schedule has 1000 steps, from 0
         ({"shard.augmentation.zoom": "[1.2, 0.9]"}, "zoom goes from 1.2 to 0.9: write the smaller one first"),
         ({"shard.augmentation.backgrounds": '["blue"]'}, "'grey', 'kept' or 'noise', not 'blue'"),

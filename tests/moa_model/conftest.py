@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import infra.torchvision_ops  # noqa: F401
 
@@ -80,4 +81,19 @@ def make_batch(count: int = 4, dtype: torch.dtype = torch.float32, scale: int = 
         noise=numbers.noise.to(dtype),
         timesteps=torch.tensor([0, 800, *numbers.timesteps[2:].tolist()]),
         dropped=torch.arange(count) == 2,
+    )
+
+
+def sdxl_batch(batch: Batch) -> Batch:
+    """The same samples for the tiny SDXL: states twice as wide, a pooled text, sizes and cuts of four photos."""
+    generator = torch.Generator().manual_seed(4)
+    return replace(
+        batch,
+        text=batch.text.repeat(1, 1, 2),
+        null_text=torch.zeros_like(batch.null_text).repeat(1, 2),
+        pooled=torch.randn(len(batch), TEXT_DIM, generator=generator).to(batch.text.dtype),
+        null_pooled=torch.zeros(TEXT_DIM, dtype=batch.text.dtype),
+        time_ids=torch.tensor([[32, 32, 0, 0, 32, 32], [64, 32, 10, 0, 32, 32], [40, 60, 0, 9, 32, 32]])[
+            torch.arange(len(batch)) % 3
+        ].float(),
     )

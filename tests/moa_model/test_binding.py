@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from infra.errors import UserError
-from moa_model.binding import Run, Subject, Subjects, bind, token_index, word_spans
+from moa_model.binding import Run, Spelling, Subject, Subjects, bind, token_index, word_spans
 from tests.tiny_models import IMAGE_DIM, TOKENS, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -15,9 +15,8 @@ def _bind(prompts, subjects, guided: bool = False):
     def encode(pictures):
         return torch.stack([torch.full((IMAGE_DIM,), float(picture.getpixel((0, 0))[0])) for picture in pictures])
 
-    return bind(
-        TOKENIZER, prompts, subjects, encode, IMAGE_DIM, Run(lambda: guided, lambda timestep: 1 - timestep / 1000)
-    )
+    run = Run(lambda: guided, lambda timestep: 1 - timestep / 1000)
+    return bind([Spelling(TOKENIZER, prompts)], subjects, encode, IMAGE_DIM, run)
 
 
 def _feature(value: float) -> torch.Tensor:
@@ -188,7 +187,8 @@ def test_impossible_masks_and_features_are_refused() -> None:
     run = Run(lambda: False)
 
     def bound(feature, mask=None):
-        return bind(TOKENIZER, ["a man"], [{"man": feature}], lambda pictures: torch.zeros(0), IMAGE_DIM, run, mask)
+        spelled = [Spelling(TOKENIZER, ["a man"])]
+        return bind(spelled, [{"man": feature}], lambda pictures: torch.zeros(0), IMAGE_DIM, run, mask)
 
     with pytest.raises(UserError, match="not finite"):
         bound(_feature(float("nan")))
@@ -197,3 +197,20 @@ def test_impossible_masks_and_features_are_refused() -> None:
     for mask in (torch.full((2, 2), 1.5), torch.full((2, 2), float("nan"))):
         with pytest.raises(UserError, match="from 0"):
             bound(_feature(1), mask)
+
+
+def test_two_tokenizers_must_have_every_word_at_the_same_place() -> None:
+    """As textual inversion can move it: one of them knows a word that the other spells out."""
+    taught = tiny_tokenizer()
+    taught.add_tokens(["beach"])
+    run = Run(lambda: False)
+
+    def bound(prompt, words):
+        spelled = [Spelling(TOKENIZER, [prompt]), Spelling(taught, [prompt])]
+        subjects = {word: _feature(1) for word in words}
+        return bind(spelled, [subjects], lambda pictures: torch.zeros(0), IMAGE_DIM, run)
+
+    one = _bind(["a man on the beach"], [{"man": _feature(1)}])
+    assert bound("a man on the beach", ["man"]).token_PS.tolist() == one.token_PS.tolist()
+    with pytest.raises(UserError, match='two tokenizers have "woman"'):
+        bound("a man on the beach with a woman", ["man", "woman"])

@@ -2,18 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import infra.torchvision_ops  # noqa: F401
 
 import pytest
 import torch
+import torch._inductor
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from moa_model import EMA, Batch, Losses, MoAAdapter, MoATrainingModule, Snapshot, load_checkpoint
 from moa_model.attention import AttentionMaps
-from moa_model.speed import make_optimizer, prepare
+from moa_model.speed import Compile, begin_pass, make_optimizer, prepare
 from tests.moa_model.conftest import make_batch, trained_like
 from tests.tiny_models import IMAGE_DIM, TEXT_DIM
 
@@ -93,7 +94,7 @@ def test_the_unet_compiles_in_one_graph_for_training(expected: tuple[Losses, lis
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     module = prepare(
-        _module(), compile=True, backend="eager", channels_last=all_else, activation_checkpointing=all_else
+        _module(), compile="default", backend="eager", channels_last=all_else, activation_checkpointing=all_else
     )
     _require_same(_run(module, make_batch()), expected)
     batch = make_batch()
@@ -113,6 +114,20 @@ def test_a_frozen_prior_in_half_precision_leaves_the_experts_and_the_loss() -> N
         whole, _ = _run(_module(), batch)
     torch.testing.assert_close(half.total, whole.total, rtol=1e-2, atol=1e-3)
     assert {gradient.dtype for gradient in gradients} == {torch.float32}
+
+
+@pytest.mark.parametrize("compile", get_args(Compile))
+def test_a_compile_mode_reaches_the_compiler_and_graphs_are_told_of_each_pass(
+    compile: Compile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, marks = list[Any](), list[bool]()
+    monkeypatch.setattr(torch, "compile", lambda forward, **options: asked.append(options["mode"]) or forward)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(True))
+    prepare(_module(), compile=compile)
+    begin_pass(compile)
+    assert asked == {"off": [], "default": [None]}.get(compile, [compile])
+    graphs = compile != "off" and torch._inductor.list_mode_options(compile).get("triton.cudagraphs", False)
+    assert len(marks) == graphs
 
 
 def test_a_training_step_reads_no_value_off_the_device() -> None:

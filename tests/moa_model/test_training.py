@@ -8,8 +8,8 @@ from infra.errors import UserError
 from moa_model import Batch, MoAAdapter, MoATrainingModule
 from moa_model.losses import enlarge
 from moa_model.training import rate_scale
-from tests.moa_model.conftest import make_batch, trained_like
-from tests.tiny_models import IMAGE_DIM, TEXT_DIM, tiny_pipeline
+from tests.moa_model.conftest import make_batch, sdxl_batch, trained_like
+from tests.tiny_models import IMAGE_DIM, tiny_pipeline
 from tests.tiny_pipelines import BASES, tiny_case
 
 
@@ -17,6 +17,13 @@ def _module(prediction_type: str = "v_prediction", **settings) -> MoATrainingMod
     pipe = tiny_pipeline(prediction_type=prediction_type)
     adapter = trained_like(MoAAdapter.for_unet(pipe.unet, IMAGE_DIM))
     return MoATrainingModule(pipe.unet, adapter, pipe.scheduler.config, **settings)
+
+
+def _module_of(base: str, **settings) -> MoATrainingModule:
+    pipe = tiny_case(base).pipe
+    return MoATrainingModule(
+        pipe.unet, trained_like(MoAAdapter.for_unet(pipe.unet, IMAGE_DIM)), pipe.scheduler.config, **settings
+    )
 
 
 def _digest(unet: torch.nn.Module) -> str:
@@ -120,19 +127,34 @@ def test_losses_are_the_papers_in_float64(prediction_type: str, ours: dict[str, 
         torch.testing.assert_close(loss, by_hand, rtol=1e-10, atol=1e-12)
 
 
-def test_two_workers_have_the_gradient_of_one(batch: Batch) -> None:
+@pytest.mark.parametrize("base", ["sd1", "sdxl"])
+def test_two_workers_have_the_gradient_of_one(base: str, batch: Batch) -> None:
     def gradients(parts: list[Batch]) -> list[torch.Tensor]:
-        module = _module(lambda_object=0.5)
+        module = _module_of(base, lambda_object=0.5)
         for part in parts:
             (module(part).total / len(parts)).backward()
         return [parameter.grad for parameter in module.adapter.parameters()]
 
-    def rows(start: int, stop: int) -> Batch:
-        fields = {name: value if name == "null_text" else value[start:stop] for name, value in vars(batch).items()}
-        return Batch(**fields)
-
-    for whole, split in zip(gradients([batch]), gradients([rows(0, 2), rows(2, 4)]), strict=True):
+    batch = sdxl_batch(batch) if base == "sdxl" else batch
+    for whole, split in zip(gradients([batch]), gradients([batch.rows(0, 2), batch.rows(2, 4)]), strict=True):
         torch.testing.assert_close(whole, split, rtol=1e-3, atol=1e-5)
+
+
+def test_sdxl_is_told_sizes_and_a_pooled_text_and_of_a_dropped_sample_the_empty_prompts(batch: Batch) -> None:
+    """As a stock pipeline guides: the unconditional half has the empty prompt's text, and the same sizes."""
+    module, batch = _module_of("sdxl"), sdxl_batch(batch)
+    told: list[dict[str, torch.Tensor]] = []
+    module.unet.register_forward_pre_hook(
+        lambda m, args, kwargs: told.append(kwargs["added_cond_kwargs"]), with_kwargs=True
+    )
+    module(batch)
+    (added,) = told
+    assert torch.equal(added["time_ids"], batch.time_ids) and added["time_ids"].dtype == torch.float32
+    for row in range(4):
+        expected = batch.null_pooled if batch.dropped[row] else batch.pooled[row]
+        assert torch.equal(added["text_embeds"][row], expected)
+    assert batch.dropped.tolist() == [False, False, True, False]
+    assert make_batch().added_conditions is None
 
 
 def test_a_dropped_condition_sees_neither_text_nor_subject(batch: Batch) -> None:
@@ -186,24 +208,21 @@ def test_an_empty_background_asks_nothing_of_it(batch: Batch) -> None:
 
 @pytest.mark.parametrize("base", BASES)
 def test_every_base_trains_and_stays_as_it_was(base: str) -> None:
-    """Gradients reach every expert, router and the prompt MLP and nothing else; SDXL takes its added conditions."""
+    """Gradients reach every expert, router and the prompt MLP and nothing else."""
     batch = make_batch(scale=2)
-    pipe = tiny_case(base).pipe
-    adapter = trained_like(MoAAdapter.for_unet(pipe.unet, IMAGE_DIM))
-    module = MoATrainingModule(pipe.unet, adapter, pipe.scheduler.config, lambda_preservation=1.0)
-    added: dict[str, torch.Tensor] = {}
+    module = _module_of(base, lambda_preservation=1.0)
+    adapter, unet = module.adapter, module.unet
     if base == "sdxl":
-        added = {"text_embeds": torch.randn(4, TEXT_DIM), "time_ids": torch.full((4, 6), 32.0)}
-        batch = Batch(**vars(batch) | {"text": batch.text.repeat(1, 1, 2), "null_text": batch.null_text.repeat(1, 2)})
-    before, own = _digest(pipe.unet), set(map(id, adapter.parameters()))
-    others = [parameter for parameter in pipe.unet.parameters() if id(parameter) not in own]
+        batch = sdxl_batch(batch)
+    before, own = _digest(unet), set(map(id, adapter.parameters()))
+    others = [parameter for parameter in unet.parameters() if id(parameter) not in own]
     optimizer = torch.optim.AdamW(module.optimizer_groups(1e-3))
     for _ in range(3):
-        losses = module(batch, added)
+        losses = module(batch)
         losses.total.backward()
         for name, parameter in adapter.named_parameters():
             assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
         assert not any(parameter.requires_grad or parameter.grad is not None for parameter in others)
         optimizer.step()
         optimizer.zero_grad()
-    assert _digest(pipe.unet) == before
+    assert _digest(unet) == before

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import infra.torchvision_ops  # noqa: F401
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,21 +16,41 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from infra.errors import UserError
 from moa_model import EMA, Batch, MoAAdapter, MoATrainingModule, Snapshot
 from moa_model.architectures import PUBLISHED_BASES, BaseShape
-from moa_model.training_cost import TrainingCost, _saved_bytes, _Shapes, count_training, saved_for_backward
+from moa_model.speed import prepare
+from moa_model.training_cost import (
+    TrainingCost,
+    _checkpointed_bytes,
+    _saved_bytes,
+    _Shapes,
+    count_training,
+    saved_for_backward,
+)
 from moa_model.training_cost import _batch as _meta_batch
 from moa_model.training_cost import _module as _meta_module
 from tests.tiny_models import IMAGE_DIM, TEXT_DIM, TOKENS, tiny_unet
+from tests.tiny_pipelines import tiny_sdxl_unet
 
 SIZE = (8, 8)
 SD15 = PUBLISHED_BASES["stable-diffusion-v1-5/stable-diffusion-v1-5"]
+SD15_PARAMETERS = 859_520_964
+
+
+@pytest.fixture(scope="module", params=["sd1", "sdxl"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def cost() -> TrainingCost:
-    return count_training(_tiny_base(), IMAGE_DIM, SIZE, precision="fp32")
+def cost(kind: str) -> TrainingCost:
+    return count_training(_tiny_base(kind), IMAGE_DIM, SIZE, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def less(kind: str) -> TrainingCost:
+    """With activation checkpointing."""
+    return count_training(_tiny_base(kind), IMAGE_DIM, SIZE, precision="fp32", activation_checkpointing=True)
 
 
 @pytest.fixture(scope="module")
@@ -36,25 +58,36 @@ def full_size() -> TrainingCost:
     return count_training(SD15, 768, (64, 64), precision="bf16")
 
 
-def _tiny_base() -> BaseShape:
-    return BaseShape(dict(tiny_unet().config), latent_channels=4, pixels_per_latent=4, tokens=TOKENS)
+def _unet(kind: str) -> UNet2DConditionModel:
+    return tiny_unet() if kind == "sd1" else tiny_sdxl_unet()
 
 
-def _module(preservation: float = 0.0) -> MoATrainingModule:
+def _tiny_base(kind: str = "sd1") -> BaseShape:
+    pooled = TEXT_DIM if kind == "sdxl" else 0
+    return BaseShape(dict(_unet(kind).config), latent_channels=4, pixels_per_latent=4, tokens=TOKENS, pooled_dim=pooled)
+
+
+def _module(preservation: float = 0.0, kind: str = "sd1") -> MoATrainingModule:
     torch.manual_seed(0)
-    unet = tiny_unet()
+    unet = _unet(kind)
     adapter = MoAAdapter.for_unet(unet, IMAGE_DIM)
     scheduler = {"num_train_timesteps": 1000}
     return MoATrainingModule(unet, adapter, scheduler, lambda_preservation=preservation)
 
 
-def _batch(rows: int) -> Batch:
+def _batch(rows: int, kind: str = "sd1") -> Batch:
     masks = torch.zeros(rows, 1, *SIZE)
     masks[..., 2:6, 1:5] = 1
+    added: dict[str, Tensor] = {}
+    if kind == "sdxl":
+        added = {"pooled": torch.randn(rows, TEXT_DIM), "null_pooled": torch.zeros(TEXT_DIM)}
+        added["time_ids"] = torch.full((rows, 6), 32.0)
+    width = TEXT_DIM * (2 if kind == "sdxl" else 1)
     return Batch(
+        **added,
         latents=torch.randn(rows, 4, *SIZE),
-        text=torch.randn(rows, TOKENS, TEXT_DIM),
-        null_text=torch.randn(TOKENS, TEXT_DIM),
+        text=torch.randn(rows, TOKENS, width),
+        null_text=torch.randn(TOKENS, width),
         image_embeds=torch.randn(rows, 1, IMAGE_DIM),
         tokens=torch.full((rows, 1), 5),
         masks=masks,
@@ -64,11 +97,11 @@ def _batch(rows: int) -> Batch:
     )
 
 
-def _step_flops(module: MoATrainingModule, rows: int) -> tuple[int, int]:
+def _step_flops(module: MoATrainingModule, rows: int, kind: str = "sd1") -> tuple[int, int]:
     # The counter knows the plain kernel's products.
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as forward:
-            total = module(_batch(rows)).total
+            total = module(_batch(rows, kind)).total
         with FlopCounterMode(display=False) as backward:
             total.backward()
     return forward.get_total_flops(), backward.get_total_flops()
@@ -79,9 +112,9 @@ def _bytes(tensors: dict[str, Tensor] | list[Tensor]) -> int:
 
 
 def test_parameters_gradients_average_and_optimizer_are_those_of_a_real_step(
-    cost: TrainingCost, tmp_path: Path
+    cost: TrainingCost, kind: str, tmp_path: Path
 ) -> None:
-    module = _module()
+    module = _module(kind=kind)
     own = {id(parameter) for parameter in module.adapter.parameters()}
     assert cost.base_parameters == sum(p.numel() for p in module.unet.parameters() if id(p) not in own)
     assert cost.adapter_parameters == sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -89,7 +122,7 @@ def test_parameters_gradients_average_and_optimizer_are_those_of_a_real_step(
         p.numel() for name, p in module.adapter.named_parameters() if ".expert." in name
     )
     optimizer, ema = torch.optim.AdamW(module.optimizer_groups(1e-3)), EMA(module.adapter, 0.9)
-    module(_batch(2)).total.backward()
+    module(_batch(2, kind)).total.backward()
     optimizer.step()
     held = cost.memory(2, workers=2)
     assert held["gradients"] == held["gradient_buckets"] == _bytes([p.grad for p in module.adapter.parameters()])
@@ -107,20 +140,20 @@ def test_parameters_gradients_average_and_optimizer_are_those_of_a_real_step(
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_flops_are_those_of_a_real_step_and_linear_in_its_samples(rows: int, cost: TrainingCost) -> None:
-    assert _step_flops(_module(), rows) == (rows * cost.forward_flops, rows * cost.backward_flops)
+def test_flops_are_those_of_a_real_step_and_linear_in_its_samples(rows: int, cost: TrainingCost, kind: str) -> None:
+    assert _step_flops(_module(kind=kind), rows, kind) == (rows * cost.forward_flops, rows * cost.backward_flops)
 
 
-def test_preservation_is_a_forward_pass_more(cost: TrainingCost) -> None:
+def test_preservation_is_a_forward_pass_more(cost: TrainingCost, kind: str) -> None:
     preserving = replace(cost, preserving=True)
-    assert sum(_step_flops(_module(preservation=1.0), 1)) == preserving.sample_flops
+    assert sum(_step_flops(_module(1.0, kind), 1, kind)) == preserving.sample_flops
     assert preserving.sample_flops - cost.sample_flops == cost.prior_flops > 0
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-def test_activations_are_what_autograd_keeps(rows: int, cost: TrainingCost) -> None:
-    module = _module()
-    _, kept = saved_for_backward(lambda: module(_batch(rows)), [*module.parameters(), *module.buffers()])
+def test_activations_are_what_autograd_keeps(rows: int, cost: TrainingCost, kind: str) -> None:
+    module = _module(kind=kind)
+    _, kept = saved_for_backward(lambda: module(_batch(rows, kind)), [*module.parameters(), *module.buffers()])
     # A CPU's attention copies keys and values head by head, and the loss keeps a few numbers whatever the batch.
     assert cost.memory(rows)["activations"] + cost.cast_bytes == pytest.approx(kept, rel=0.02)
 
@@ -141,7 +174,7 @@ def test_stable_diffusion_15_costs_what_is_known(full_size: TrainingCost) -> Non
 
 def test_half_precision_keeps_copies_of_the_weights_and_fewer_activations(full_size: TrainingCost) -> None:
     module = _meta_module(SD15, 768, "middle")
-    one, two = (_saved_bytes(module, _meta_batch(rows, SD15, 768, (64, 64)), "fp32") for rows in (1, 2))
+    one, two = (_saved_bytes(module, _meta_batch(rows, SD15, 768, (64, 64)), "fp32").kept for rows in (1, 2))
     assert two == 2 * one  # single precision copies no weights
     # Copied are neither the norms' weights nor those that lie before the first expert.
     weights = 2 * (full_size.base_parameters + full_size.adapter_parameters)
@@ -184,7 +217,45 @@ def test_memory_is_linear_and_the_most_samples_are_the_most(
     assert most == 0 or needed(most) <= budget * (1 + 1e-9)
 
 
-def test_a_base_that_wants_more_than_a_text_is_refused() -> None:
-    xl = BaseShape({**SD15.unet, "addition_embed_type": "text_time"}, 4, 8, 77)
-    with pytest.raises(UserError, match="SDXL"):
-        count_training(xl, 768, (64, 64))
+@pytest.mark.parametrize("rows", [1, 3])
+def test_activation_checkpointing_is_what_a_real_step_keeps_and_computes_again(
+    rows: int, cost: TrainingCost, less: TrainingCost, kind: str
+) -> None:
+    module = prepare(_module(kind=kind), activation_checkpointing=True)
+    assert _step_flops(module, rows, kind) == (rows * less.forward_flops, rows * less.backward_flops)
+    assert less.forward_flops == cost.forward_flops
+    assert cost.backward_flops < less.backward_flops < cost.backward_flops + cost.forward_flops
+    _, kept = saved_for_backward(lambda: module(_batch(rows, kind)), [*module.parameters(), *module.buffers()])
+    held = less.memory(rows)
+    assert held["activations"] == pytest.approx(kept, rel=0.02)
+    # Between the blocks and in the largest of them there is less than in all of them.
+    assert 0 < held["recomputed"] < held["recomputed"] + held["activations"] < cost.memory(rows)["activations"]
+    assert less.samples_within(10**8) > cost.samples_within(10**8)
+
+
+def test_the_largest_block_is_a_transformer_block_at_the_highest_resolution() -> None:
+    """Counted by itself: what the block keeps between what goes in and what comes out."""
+    module = _meta_module(_tiny_base(), IMAGE_DIM, "middle")
+    found = _checkpointed_bytes(module, _meta_batch(2, _tiny_base(), IMAGE_DIM, SIZE), "fp32").recomputed
+    kept: list[int] = []
+
+    def measure(block: Any, *inputs: Any) -> Any:
+        known = [*module.parameters(), *(one for one in inputs if isinstance(one, Tensor))]
+        output, size = saved_for_backward(lambda: block(*inputs), known)
+        kept.append(size if type(block).__name__ == "BasicTransformerBlock" and inputs[0].shape[1] == 64 else 0)
+        return output
+
+    module.unet.enable_gradient_checkpointing(measure)
+    with _Shapes(gpu=True):
+        module(_meta_batch(2, _tiny_base(), IMAGE_DIM, SIZE))
+    assert found == max(kept) > 0
+
+
+def test_a_frozen_prior_in_half_precision_is_half_as_large_and_is_not_copied(full_size: TrainingCost) -> None:
+    halved = count_training(SD15, 768, (64, 64), precision="bf16", frozen_precision="bf16")
+    assert halved.memory(1)["base"] == 2 * SD15_PARAMETERS == full_size.memory(1)["base"] // 2
+    # What is left are copies of what is trained, and the norms' weights in single precision.
+    trained = 2 * halved.adapter_parameters
+    assert 0.98 * trained < halved.cast_bytes < trained + 0.01 * halved.memory(1)["base"]
+    assert halved.sample_flops == full_size.sample_flops
+    assert halved.activation_bytes == pytest.approx(full_size.activation_bytes, rel=0.01)

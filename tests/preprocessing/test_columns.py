@@ -1,5 +1,7 @@
 """Columns of the shard stage: each reads what it depends on, and a photo that fails in one costs itself."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from preprocessing.precompute import Precomputer
 from preprocessing.shards import decode_instances, decode_npy, decode_picture, read_tar, write_tar
 from preprocessing.stages import bind_shard, build_shard
 from tests.preprocessing.test_stages import SHARD, captions, ingested, segments
+from tests.sdxl_models import write_sdxl_base
 from tests.tiny_models import tiny_clip, tiny_pipeline
 
 
@@ -45,7 +48,23 @@ def test_moments_are_those_of_every_ingested_photo(precomputer: Precomputer, bou
 def test_text_is_that_of_the_bound_captions(precomputer: Precomputer, bound: bytes) -> None:
     made = arrays(text_column(write_tar([]), bound, precomputer, SHARD), "text")
     assert list(made) == ["key0", "key2"]
-    np.testing.assert_array_equal(made["key2"], precomputer.text(["a man and a man", "a woman"])[1])
+    np.testing.assert_array_equal(made["key2"], precomputer.text(["a man and a man", "a woman"]).states[1])
+
+
+def test_sdxls_text_brings_its_pooled_text_into_the_training_shard(tmp_path: Path, bound: bytes) -> None:
+    tiny_clip(folder=tmp_path / "clip")
+    base = ModelReference(location=str(write_sdxl_base(tmp_path / "base")), backend="diffusers")
+    sdxl = Precomputer(base, ModelReference(location=str(tmp_path / "clip")), SHARD)
+    tar = text_column(write_tar([]), bound, sdxl, SHARD)
+    text, pooled = arrays(tar, "text"), arrays(tar, "pooled")
+    assert list(text) == list(pooled) == ["key0", "key2"]
+    expected = sdxl.text(["a man and a man", "a woman"])
+    np.testing.assert_array_equal(text["key2"], expected.states[1])
+    np.testing.assert_array_equal(pooled["key2"], expected.pooled[1])
+    (built,), _ = build_shard(ingested(), bound, {"text": tar}, SHARD)
+    assert {tuple(sorted(parts)) for _, parts in built} == {
+        ("instances.png", "jpg", "json", "pooled.npy", "text.npy"),
+    }
 
 
 def test_image_embeds_are_those_of_every_subject(precomputer: Precomputer, bound: bytes) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from infra.settings import ModelReference, ShardSettings, load_settings
 from preprocessing.binding import Subject, person_words
 from preprocessing.precompute import SENTENCES, Precomputer
+from preprocessing.text_encoding import TextEncoders
 from tests.tiny_models import tiny_clip, tiny_pipeline
 
 SETTINGS = ShardSettings(
@@ -59,15 +60,13 @@ def test_moments_are_the_unscaled_posterior(precomputer: Precomputer, models: Pa
     np.testing.assert_allclose(log_variance, posterior.logvar, atol=2e-3)
 
 
-def test_text_is_what_the_stock_pipeline_computes(precomputer: Precomputer, models: Path) -> None:
-    from diffusers import StableDiffusionPipeline
-
-    pipe = StableDiffusionPipeline.from_pretrained(models / "base", safety_checker=None)
+def test_text_is_that_of_the_bases_encoders(precomputer: Precomputer, models: Path) -> None:
+    encoders = TextEncoders(ModelReference(location=str(models / "base"), backend="diffusers"), "cpu")
     captions = ["a man on the beach", ""]
-    stock, _ = pipe.encode_prompt(captions, "cpu", 1, do_classifier_free_guidance=False)
-    text = precomputer.text(captions)
-    assert text.shape == (2, 32, 16) and text.dtype == np.float16
-    np.testing.assert_allclose(text.astype(np.float32), stock.detach(), atol=2e-3)
+    text, empty = precomputer.text(captions), precomputer.empty_text()
+    np.testing.assert_array_equal(text.states, encoders.encode(captions).states)
+    np.testing.assert_array_equal(empty.states[0], text.states[1])
+    assert text.states.shape == (2, 32, 16) and text.pooled is None
 
 
 def test_image_embeds_are_clips_own(precomputer: Precomputer, models: Path) -> None:

@@ -27,6 +27,14 @@ def test_a_column_that_is_left_out_costs_nothing() -> None:
     assert all_of_them.keys() - less.keys() == {"text.npy"} and less["tar"] < all_of_them["tar"]
 
 
+def test_sdxls_pooled_text_comes_and_goes_with_the_text() -> None:
+    plain, more = (sample_bytes(SETTINGS, 48, MOMENTS, TEXT, WIDTH, pooled=pooled) for pooled in (0, 10))
+    assert more.keys() - plain.keys() == {"pooled.npy"} and more["tar"] > plain["tar"]
+    assert more["pooled.npy"] == len(encode_npy(np.zeros(10, np.float16)))
+    without = sample_bytes(SETTINGS.model_copy(update={"text": False}), 48, MOMENTS, TEXT, WIDTH, pooled=10)
+    assert not {"text.npy", "pooled.npy"} & without.keys()
+
+
 def test_the_paper_presets_columns_are_184_kilobytes() -> None:
     found = sample_bytes(load_settings("sd15").shard, 512, (8, 64, 64), (77, 768), 768)
     assert found["moments.npy"] - 128 == 65_536 and found["text.npy"] - 128 == 118_272

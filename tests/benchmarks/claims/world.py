@@ -108,7 +108,7 @@ class World:
     @cached_property
     def _null(self) -> Tensor:
         precomputer = Precomputer(self.settings.models.base, self.settings.models.clip, self.settings.shard)
-        return torch.from_numpy(precomputer.text([""])[0]).float()
+        return torch.from_numpy(precomputer.empty_text().states[0]).float()
 
     def people(self, protocol: Protocol) -> list[dict[str, Any]]:
         """The protocol's people, men and women in turn: {"name", "word", "photos": [PNG]}."""
