@@ -35,7 +35,7 @@ COLUMNS = {
 _TRAIN_WITHOUT_EFFECT = set(
     "workers min_workers micro_batch_size checkpoint_every keep_last keep_every warm_start bad_step hang_seconds "
     "cache_mb loader_workers loader_ahead damaged_shards channels_last compile activation_checkpointing "
-    "fused_optimizer".split()
+    "fused_optimizer sharding placement gpus_per_worker collectives nccl_env".split()
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows import artifacts
+from flows import artifacts, training_cluster
 from flows.checkpoints import RELEASED, fetch_checkpoint, folder_of, latest_step
 from flows.evaluation_split import check_split
 from flows.run import Run, StageResult, describe, digest
@@ -161,10 +161,15 @@ def lineage(run: Run, plan: dict[str, Any]) -> dict[str, Any]:
 def fit(run: Run, plan: dict[str, Any]) -> None:
     """Train what `plan_training` planned to its last step, from its latest checkpoint on. Needs a `ray_session`."""
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train import FailureConfig, RunConfig
+    from ray.train.torch import TorchTrainer
 
     settings = run.settings.train
+    gpu = training_cluster.on_gpus(settings)
+    scaling, torch = training_cluster.scaling(settings, gpu), training_cluster.torch_config(settings, gpu)
+    if short := training_cluster.check_room(run.settings, gpu):
+        artifacts.console.print(f"train: {short}", markup=False, style="yellow")
+    training_cluster.check_store(run.store, run.settings, plan["run_id"])
     shards = run.training_shards(plan["catalog_version"])
     damaged = frozenset(plan["damaged"])
     job = TrainingJob(run.settings, run.store, plan["run_id"], shards, adapter_of(run, plan["start"]), damaged)
@@ -172,22 +177,17 @@ def fit(run: Run, plan: dict[str, Any]) -> None:
     reporter: Any = ray.remote(num_cpus=0, label_selector=here)(ProgressReporter).remote()
     path, filesystem = _ray_storage(run, f"runs/{plan['run_id']}/attempts")
     attempt = len({key.split("/")[3] for key in run.store.list(f"runs/{plan['run_id']}/attempts/")}) + 1
-    fewest = settings.min_workers or settings.workers
-    use_gpu = bool(ray.cluster_resources().get("GPU", 0) >= fewest)
-    elastic = fewest < settings.workers
     trainer = TorchTrainer(
         work,
         train_loop_config={"job": job, "reporter": reporter},
-        # A lost worker is noticed by its peers at once, or by the watchdog; the collectives need wait no longer.
-        torch_config=TorchConfig(timeout_s=int(settings.hang_seconds) + 60),
-        scaling_config=ScalingConfig(
-            num_workers=(fewest, settings.workers) if elastic else settings.workers, use_gpu=use_gpu
-        ),
+        torch_config=torch,
+        scaling_config=scaling,
         run_config=RunConfig(
             name=f"{attempt:04d}",  # a new name each time: what the old driver left must not be taken up by Ray as well
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=_MOST_FAILURES),
+            worker_runtime_env=training_cluster.worker_environment(settings),
         ),
     )
     port, continued = run.settings.monitoring.prometheus_port, latest_step(run.store, plan["run_id"])

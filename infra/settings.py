@@ -146,6 +146,19 @@ class TrainSettings(_Frozen):
     workers: Count = Field(description="data-parallel processes; each takes its share of every batch")
     min_workers: int = Field(ge=0, description="where machines are lost it goes on with so many at least; 0 = all")
     micro_batch_size: int = Field(ge=0, description="samples at once on a worker; 0 = its share of a batch")
+    sharding: Literal["none", "fsdp"] = Field(
+        description='"none": each worker holds everything; "fsdp": a part, and whole layers only while they work'
+    )
+    placement: Literal["pack", "spread"] = Field(description="workers on as few machines as possible, or on many")
+    gpus_per_worker: int = Field(
+        ge=0, le=1, description="GPUs that a worker asks for, where the cluster has enough; 0 = trains on CPUs"
+    )
+    collectives: Literal["auto", "nccl", "gloo"] = Field(
+        description="what workers exchange gradients by; auto: NCCL on GPUs, gloo on CPUs"
+    )
+    nccl_env: list[Annotated[str, Field(pattern=r"^(NCCL|TORCH_NCCL|GLOO|FI)_[A-Z0-9_]+=[^\x00]*$")]] = Field(
+        description='variables of the workers\' environment, each "NAME=value": what NCCL and gloo know of the network'
+    )
     learning_rate: float = Field(gt=0, description="AdamW: the personalization experts and the prompt MLP")
     warmup_steps: int = Field(ge=0, description="steps over which the rate rises to learning_rate")
     learning_rate_schedule: Literal["constant", "cosine"] = Field(
@@ -203,6 +216,11 @@ class TrainSettings(_Frozen):
             raise ValueError(f"batch_size {self.batch_size} is less than workers {self.workers}")
         if self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
+        if self.sharding != "none" and self.compile:
+            raise ValueError(
+                f"compile takes the U-Net in one graph, and sharding {self.sharding!r} gathers weights in between: "
+                "set one of them off"
+            )
         return self
 
 

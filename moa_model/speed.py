@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 from moa_model.training import MoATrainingModule
 
@@ -19,14 +20,17 @@ def prepare(
     channels_last: bool = False,
     compile: bool = False,
     activation_checkpointing: bool = False,
+    sharded: bool = False,
     frozen_dtype: torch.dtype | None = None,
     mode: CompileMode = "default",
     backend: str = "inductor",
 ) -> MoATrainingModule:
-    """Make a training module quick, in place; gives it back. Call it once, on the final device, before DDP wraps it.
+    """Make a training module quick, in place; gives it back. Call it once, before DDP wraps it or FSDP cuts it.
 
     ``channels_last``: the convolutions' weights as cuDNN's tensor-core kernels read them; nothing is transposed between
-    convolutions and attention any more.
+    convolutions and attention any more. ``sharded``, for a module that will be cut: its weights stay as they are, since
+    FSDP2 takes no other layout. Its input is laid out so, each convolution hands the layout on, and cuDNN transposes
+    the weights when it uses them.
     ``compile``: the U-Net's forward and backward through ``torch.compile`` in one graph (a graph break is an error).
     What depends on the batch (the prompt's MLP, the losses) stays outside. The first step takes minutes; another batch
     size or latent size compiles anew. ``mode`` "reduce-overhead" replays CUDA graphs: call
@@ -36,7 +40,9 @@ def prepare(
     ``frozen_dtype``: the frozen prior in half precision, for training under autocast to that type, which would else
     convert the same weights in every step. The norms' weights are rounded too. The experts stay as they are.
     """
-    if channels_last:
+    if channels_last and sharded:
+        module.unet.conv_in.register_forward_pre_hook(_laid_out)
+    elif channels_last:
         module.unet.to(memory_format=torch.channels_last)
     if frozen_dtype is not None:
         trained = set(map(id, module.adapter.parameters()))
@@ -59,6 +65,10 @@ def prepare(
             mode=None if backend != "inductor" or mode == "default" else mode,
         )
     return module
+
+
+def _laid_out(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0].contiguous(memory_format=torch.channels_last),)
 
 
 def make_optimizer(

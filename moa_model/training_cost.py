@@ -22,9 +22,16 @@ from moa_model.adapter import MoAAdapter
 from moa_model.architectures import BaseShape
 from moa_model.config import MoAConfig
 from moa_model.layers import layer_shapes
+from moa_model.sharding import kept_whole, units
 from moa_model.training import Batch, MoATrainingModule
 
-_FP32, _INT64 = 4, 8  # bytes; weights, gradients and what AdamW and the average keep are fp32 whatever the precision
+Sharding = Literal["none", "fsdp"]
+
+_HALF, _FP32, _INT64 = (
+    2,
+    4,
+    8,
+)  # bytes; weights, gradients and what AdamW and the average keep are fp32 whatever the precision
 
 # What autocast does on a GPU to the operations of this module: those to bf16, these to fp32, all others as they come.
 _IN_HALF = {
@@ -39,6 +46,27 @@ _IN_SINGLE = {functional.group_norm, functional.layer_norm, torch.softmax, Tenso
 # No number is there to be asked for. What the module asks is whether and where somebody is bound (yes, at a token that
 # every prompt has) and whether the timesteps are trained (all are): 1 is the answer that training gives.
 _ANSWERS: dict[Any, Any] = {Tensor.__bool__: True, Tensor.__int__: 1, Tensor.__float__: 1.0}
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Bytes of what sharded training (``sharding``) has whole on every GPU while it works."""
+
+    always: int
+    """The module's own unit, from the forward to the end of the backward pass, and the norms, which nobody cuts."""
+    unit: int
+    """Weights of the largest other unit."""
+    unit_gradients: int
+    """Its gradients, as they come and as they are summed."""
+    casts: int
+    """Autocast's copies of what is gathered in single precision: the prompt's."""
+    weights: int
+    """All that is gathered for one forward pass."""
+
+    @property
+    def most(self) -> int:
+        """At one time: what always is, the unit that works, the one that comes, and the buffer in which it came."""
+        return self.always + 3 * self.unit + self.unit_gradients
 
 
 @dataclass(frozen=True)
@@ -63,6 +91,7 @@ class TrainingCost:
     """What autograd keeps for the backward pass, per sample."""
     cast_bytes: int
     """What it keeps whatever the batch: autocast's copies of the weights."""
+    gathered: Gathered
 
     @property
     def adapter_parameters(self) -> int:
@@ -94,27 +123,38 @@ class TrainingCost:
         """Tensors of a ``Snapshot``: adapter, average and optimizer; headers and JSON add some 0.1 MB."""
         return _FP32 * self.adapter_parameters + self.average_bytes + self.optimizer_bytes
 
-    def memory(self, samples: int, workers: int = 1) -> dict[str, int]:
+    def memory(self, samples: int, workers: int = 1, sharding: Sharding = "none") -> dict[str, int]:
         """Bytes on each of ``workers`` GPUs at ``samples`` a GPU, by what they are for.
 
         An upper bound of what is counted, since the gradients come while activations go; without what the backward
-        pass and the kernels need in passing.
+        pass and the kernels need in passing. Parts are counted as equal, which differs by a row a tensor at most.
         """
+        sharded = sharding == "fsdp" and workers > 1
+        parts = workers if sharded else 1
         return {
-            "base": _FP32 * self.base_parameters,
-            "adapter": _FP32 * self.adapter_parameters,
-            "gradients": self.gradient_bytes,
+            "base": -(-_FP32 * self.base_parameters // parts),
+            "adapter": -(-_FP32 * self.adapter_parameters // parts),
+            "gradients": -(-self.gradient_bytes // parts),
             # DistributedDataParallel sums gradients in buckets of its own.
-            "gradient_buckets": self.gradient_bytes if workers > 1 else 0,
-            "optimizer": self.optimizer_bytes,
-            "average": self.average_bytes,
-            "casts": self.cast_bytes,
+            "gradient_buckets": self.gradient_bytes if workers > 1 and not sharded else 0,
+            "optimizer": -(-self.optimizer_bytes // parts),
+            "average": -(-self.average_bytes // parts),
+            "gathered": self.gathered.most if sharded else 0,
+            "casts": self.gathered.casts if sharded else self.cast_bytes,
             "activations": samples * self.activation_bytes,
         }
 
-    def samples_within(self, budget: float, workers: int = 1, reserve: float = 0.0) -> int:
+    def exchanged(self, pieces: int, workers: int, sharding: Sharding = "none") -> float:
+        """Bytes that each GPU sends in a step of so many pieces a GPU, where every collective is a ring."""
+        passing = (workers - 1) / workers
+        if sharding == "none":
+            return 2 * self.gradient_bytes * passing  # summed, and the sum told to all: once a step
+        weights = self.gathered.weights * (2 + self.preserving)  # for each forward and the backward pass
+        return pieces * (weights + self.gradient_bytes) * passing
+
+    def samples_within(self, budget: float, workers: int = 1, reserve: float = 0.0, sharding: Sharding = "none") -> int:
         """The most samples a GPU whose memory, and ``reserve`` times their activations again, fit into ``budget``."""
-        free = budget - sum(self.memory(0, workers).values())
+        free = budget - sum(self.memory(0, workers, sharding).values())
         return max(0, int(free // (self.activation_bytes * (1 + reserve))))
 
 
@@ -148,6 +188,7 @@ def count_training(
         preserving=preserving,
         activation_bytes=two - one,
         cast_bytes=2 * one - two,
+        gathered=_gathered(module, _HALF if precision == "bf16" else _FP32),
     )
 
 
@@ -242,6 +283,23 @@ def _prior_flops(module: MoATrainingModule, batch: Batch) -> int:
 def _saved_bytes(module: MoATrainingModule, batch: Batch, precision: str) -> int:
     with _Shapes(gpu=True, half=precision == "bf16"):
         return saved_for_backward(lambda: module(batch), [*module.parameters(), *module.buffers()])[1]
+
+
+def _gathered(module: MoATrainingModule, each: int) -> Gathered:
+    """``each``: bytes of a gathered number, but for the prompt's, which stay in single precision."""
+    norms, prompt = kept_whole(module), module.adapter.prompt
+    whole = sum(parameter.numel() for parameter in norms)
+    blocks = [[one for one in unit.parameters() if one not in norms] for unit in units(module) if unit is not prompt]
+    sizes = [sum(one.numel() for one in block) for block in blocks]
+    trained = [sum(one.numel() for one in block if one.requires_grad) for block in blocks]
+    inner, outer = _count([prompt]), _count([module]) - whole - sum(sizes) - _count([prompt])
+    return Gathered(
+        always=_FP32 * whole + each * outer,
+        unit=max(each * max(sizes), _FP32 * inner),
+        unit_gradients=max((each + _FP32) * max(trained), 2 * _FP32 * inner),
+        casts=_HALF * inner if each == _HALF else 0,
+        weights=each * (outer + sum(sizes)) + _FP32 * inner,
+    )
 
 
 def _count(modules: Iterable[nn.Module]) -> int:

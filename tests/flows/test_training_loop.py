@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load
 
 from flows.run import Run
 from flows.session import prepare_environment
@@ -53,6 +55,27 @@ def test_the_curve_does_not_depend_on_the_workers(root: Path) -> None:
     for workers, curve in curves.items():
         for row, expected in zip(curve, curves[1], strict=True):
             assert row == pytest.approx(expected, rel=1e-9), workers
+
+
+@pytest.mark.timeout(600)
+def test_sharded_workers_train_the_same(root: Path) -> None:
+    """Two workers of uneven shares, each with a part, beside one with everything: the same losses, and a release."""
+    precise = {**CHANGES, "train.precision": "fp64", "train.micro_batch_size": "3"}
+    whole = prepare(root, "whole", {**precise, "train.workers": "1"})
+    parts = prepare(root, "parts", {**precise, "train.workers": "2", "train.sharding": "fsdp"})
+    expected, found = (train(Run(settings)) for settings in (whole, parts))
+    for row, one in zip(found["curve"], expected["curve"], strict=True):
+        assert row == pytest.approx(one, rel=1e-9)
+    run = Run(parts)
+    (adapter,) = [key for key in run.store.list("runs/") if key.endswith("adapter.safetensors")]
+    (config,) = [key for key in run.store.list("runs/") if key.endswith("adapter_config.json")]
+    other = Run(whole).store
+    assert adapter in other.list("runs/"), "neither workers nor sharding are part of what names a training"
+    weights, others = load(run.store.get(adapter)), load(other.get(adapter))
+    assert other.get(config) == run.store.get(config)
+    assert {name: one.shape for name, one in weights.items()} == {name: one.shape for name, one in others.items()}
+    for name, weight in weights.items():
+        assert torch.allclose(weight, others[name], rtol=1e-7, atol=1e-9), name
 
 
 @pytest.mark.faults

@@ -54,6 +54,8 @@ def test_overrides_are_read_as_toml_and_text_needs_no_quotes(tmp_path: Path) -> 
         ({"train.steps": "0"}, "train.steps: .*greater than or equal to 1, not 0"),
         ({"train.batch_size": "1"}, "train: batch_size 1 is less than workers 2"),
         ({"train.min_workers": "3"}, "train: min_workers 3 is more than workers 2"),
+        ({"train.sharding": "fsdp", "train.compile": "true"}, "gathers weights in between: set one of them off"),
+        ({"train.nccl_env": '["PATH=/x"]'}, "train.nccl_env.0"),
         ({"train.max_timestep": "1000"}, "train.max_timestep: .*999"),  # the schedule has 1000 steps, from 0
         ({"evaluate.seeds": "[1]"}, "evaluate.seeds"),
         ({"evaluate.seeds": "[1, 2, 1]"}, "must all differ"),
