@@ -20,9 +20,9 @@ def fits(cost: "TrainingCost", asked: TrainSettings, rows: int, assumed: "Assump
     if not most:
         mended = _in_parts(cost, asked, assumed) or "take a GPU with more memory, or a smaller base"
         return f"It does not fit: {where} do not hold a single sample: {mended}."
-    parts = ""
-    if asked.sharding == "none" and rows <= _most(cost, assumed, asked.workers, "fsdp"):
-        parts = ", --set train.sharding=fsdp leaves a part of the state on each"
+    # What sends less comes first.
+    able = [one for one in _beyond(asked.sharding) if rows <= _most(cost, assumed, asked.workers, one)]
+    parts = f", --set train.sharding={able[0]} leaves a part of the state on each" if able else ""
     more = range(asked.workers + 1, asked.batch_size + 1)
     whole = [n for n in more if asked.batch_size % n == 0]
     enough = [n for n in whole if asked.batch_size // n <= _most(cost, assumed, n, asked.sharding)]
@@ -36,16 +36,26 @@ def fits(cost: "TrainingCost", asked: TrainSettings, rows: int, assumed: "Assump
 def _in_parts(cost: "TrainingCost", asked: TrainSettings, assumed: "Assumptions") -> str:
     """With how few GPUs, not fewer than asked for, a sample fits where each holds a part; "" where it never does."""
     for workers in range(max(2, asked.workers), asked.batch_size + 1):
-        if most := _most(cost, assumed, workers, "fsdp"):
-            pieces = min(most, -(-asked.batch_size // workers))
-            more = f" --set train.workers={workers}" if workers > asked.workers else ""
-            return (
-                f"--set train.sharding=fsdp{more} --set train.micro_batch_size={pieces} leaves a part of the state on "
-                "each GPU, and takes the batch in pieces that fit"
-            )
+        for sharding in (asked.sharding, *_beyond(asked.sharding)):
+            if most := _most(cost, assumed, workers, sharding):
+                pieces = min(most, -(-asked.batch_size // workers))
+                more = f" --set train.workers={workers}" if workers > asked.workers else ""
+                return (
+                    f"--set train.sharding={sharding}{more} --set train.micro_batch_size={pieces} leaves a part of the "
+                    "state on each GPU, and takes the batch in pieces that fit"
+                )
     return ""
 
 
-def _most(cost: "TrainingCost", assumed: "Assumptions", workers: int, sharding: Literal["none", "fsdp"]) -> int:
+_Sharding = Literal["none", "fsdp-trained", "fsdp"]
+_SHARDINGS: tuple[_Sharding, ...] = ("none", "fsdp-trained", "fsdp")
+
+
+def _beyond(sharding: _Sharding) -> tuple[_Sharding, ...]:
+    """Those that leave less on each GPU."""
+    return _SHARDINGS[_SHARDINGS.index(sharding) + 1 :]
+
+
+def _most(cost: "TrainingCost", assumed: "Assumptions", workers: int, sharding: _Sharding) -> int:
     """Samples that a GPU holds at once."""
     return cost.samples_within(assumed.gpu_bytes, workers, assumed.reserve, sharding)

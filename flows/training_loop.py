@@ -31,6 +31,7 @@ from infra.settings import Settings
 from infra.shard_cache import ShardCache
 from moa_model import EMA, Batch, Losses, MoAAdapter, MoATrainingModule, Snapshot, load_checkpoint, rate_scale
 from moa_model.parallel import Replicas, Shards
+from moa_model.sharding import Sharding
 from moa_model.speed import make_optimizer, prepare
 from moa_model.step_metrics import StepClock, measure
 from preprocessing.precompute import Precomputer
@@ -76,15 +77,15 @@ class _Worker:
             router_foreground=options.router_foreground,
             lambda_preservation=options.lambda_preservation,
         ).to(_PRECISION[options.precision])
-        sharded = options.sharding != "none" and self.workers > 1  # one worker has nobody to share with
+        sharding = options.sharding if self.workers > 1 else "none"  # one worker has nobody to share with
         prepare(
             self.module,
-            sharded=sharded,
+            prior_sharded=sharding == "fsdp",
             channels_last=options.channels_last,
             compile=options.compile,
             activation_checkpointing=options.activation_checkpointing,
         )
-        self.parallel = self._parallel(sharded)
+        self.parallel = self._parallel(sharding)
         groups = self.module.optimizer_groups(options.learning_rate, options.router_learning_rate_factor)
         self.optimizer = make_optimizer(groups, fused=options.fused_optimizer)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -99,12 +100,12 @@ class _Worker:
         self.curves = _Curves(job, self.first, reporter) if self.rank == 0 else None
         self.leaving = frozenset[str]()  # machines that will be taken away
 
-    def _parallel(self, sharded: bool) -> Replicas | Shards:
+    def _parallel(self, sharding: Sharding) -> Replicas | Shards:
         """How the module lies on the workers' devices, from here on."""
-        if not sharded:
+        if sharding == "none":
             return Replicas(self.module, self.device, self.rank, self.workers)
         half = torch.bfloat16 if self.options.precision == "bf16" else None
-        return Shards(self.module, self.device, self.rank, self.workers, half)
+        return Shards(self.module, self.device, self.rank, self.workers, sharding, half)
 
     def _source(self, scaling: float, shift: float) -> StepBatches:
         """Its share of every step, from files of this machine."""

@@ -18,7 +18,7 @@ from infra.settings import ModelReference, Settings, TrainSettings
 
 if TYPE_CHECKING:
     from moa_model.architectures import BaseShape
-    from moa_model.training_cost import TrainingCost
+    from moa_model.training_cost import Gathered, TrainingCost
 
 _GPU_FLOPS = {
     "bf16": 989e12,
@@ -184,21 +184,18 @@ def _sizes(cost: "TrainingCost") -> list[Figure]:
 
 def _memory(training: _Training) -> list[Figure]:
     cost, asked, assumed = training.cost, training.asked, training.assumed
-    held, gathered = cost.memory(training.rows, asked.workers, asked.sharding), cost.gathered
-    adapter, sharded = f"{cost.adapter_parameters:,}", "gathered" in {name for name, size in held.items() if size}
-    part = f" ÷ {asked.workers} GPUs" if sharded else ""
+    held, adapter = cost.memory(training.rows, asked.workers, asked.sharding), f"{cost.adapter_parameters:,}"
+    gathered = None if asked.sharding == "none" or asked.workers == 1 else cost.gathered[asked.sharding]
+    part = "" if gathered is None else f" ÷ {asked.workers} GPUs"
     how = {
-        "base": f"{cost.base_parameters:,} × 4 B{part}: weights stay fp32",
+        "base": f"{cost.base_parameters:,} × 4 B{part if asked.sharding == 'fsdp' else ''}: weights stay fp32",
         "adapter": f"{adapter} × 4 B{part}",
         "gradients": f"{adapter} × 4 B{part}",
         "gradient_buckets": f"{adapter} × 4 B: summed over {asked.workers} GPUs",
         "optimizer": f"{adapter} × 2 × 4 B{part}: AdamW's moments",
         "average": f"{adapter} × 4 B{part}",
-        "gathered": f"whole while they work: {in_bytes(gathered.always)} at the U-Net's ends + 3 × the largest block's "
-        f"{in_bytes(gathered.unit)} + its gradients' {in_bytes(gathered.unit_gradients)}",
-        "casts": "bf16 copies of the prompt's weights"
-        if sharded
-        else "bf16 copies of the weights, which autocast keeps for the backward pass",
+        "gathered": _whole_at_work(gathered),
+        "casts": f"bf16 copies of {'other' if gathered else 'the'} weights, which autocast keeps for backward passes",
         "activations": f"{training.rows} samples a GPU × {in_bytes(cost.activation_bytes)}, {asked.precision}",
     }
     held_ones = {name: size for name, size in held.items() if size}
@@ -209,6 +206,14 @@ def _memory(training: _Training) -> list[Figure]:
         _figure(part, "reserve", reserve, "bytes", f"{assumed.reserve:.0%} of the activations, assumed"),
         _figure(part, "together", total, "bytes", f"of the {assumed.gpu}'s {in_bytes(assumed.gpu_bytes)}"),
     ]
+
+
+def _whole_at_work(gathered: "Gathered | None") -> str:
+    if gathered is None:
+        return ""
+    ends = f"{in_bytes(gathered.always)} at the U-Net's ends + " if gathered.always else ""
+    block, gradients = in_bytes(gathered.unit), in_bytes(gathered.unit_gradients)
+    return f"whole while they work: {ends}3 × the largest block's {block} + its gradients' {gradients}"
 
 
 def _work(training: _Training) -> list[Figure]:
@@ -239,8 +244,8 @@ def _exchange(training: _Training) -> list[Figure]:
     sent, gradients = cost.exchanged(training.pieces, asked.workers, asked.sharding), in_bytes(cost.gradient_bytes)
     ring = f"× {asked.workers - 1}/{asked.workers}"
     how = f"2 × gradients' {gradients} {ring}, once a step"
-    if asked.sharding == "fsdp":
-        weights = f"{2 + cost.preserving} × weights' {in_bytes(cost.gathered.weights)}"
+    if asked.sharding != "none":
+        weights = f"{2 + cost.preserving} × weights' {in_bytes(cost.gathered[asked.sharding].weights)}"
         how = f"{training.pieces} piece{'s' * (training.pieces > 1)} × ({weights} + gradients' {gradients}) {ring}"
     return [_figure("work", "each GPU sends", sent, "bytes", how)]
 

@@ -146,8 +146,9 @@ class TrainSettings(_Frozen):
     workers: Count = Field(description="data-parallel processes; each takes its share of every batch")
     min_workers: int = Field(ge=0, description="where machines are lost it goes on with so many at least; 0 = all")
     micro_batch_size: int = Field(ge=0, description="samples at once on a worker; 0 = its share of a batch")
-    sharding: Literal["none", "fsdp"] = Field(
-        description='"none": each worker holds everything; "fsdp": a part, and whole layers only while they work'
+    sharding: Literal["none", "fsdp-trained", "fsdp"] = Field(
+        description="what lies in parts on the workers, whole only while it works: nothing, what is trained (with "
+        "gradients, moments and average), or the frozen prior too"
     )
     placement: Literal["pack", "spread"] = Field(description="workers on as few machines as possible, or on many")
     gpus_per_worker: int = Field(

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from moa_model.checkpoint import Snapshot
-from moa_model.sharding import shard
+from moa_model.sharding import Cut, shard
 from moa_model.training import Batch, MoATrainingModule
 
 
@@ -78,10 +78,16 @@ class Shards:
     divides_by: ClassVar[int] = 1
 
     def __init__(
-        self, module: MoATrainingModule, device: torch.device, rank: int, workers: int, half: torch.dtype | None = None
+        self,
+        module: MoATrainingModule,
+        device: torch.device,
+        rank: int,
+        workers: int,
+        cut: Cut = "fsdp",
+        half: torch.dtype | None = None,
     ) -> None:
-        """Cuts the module, which should still be on the CPU. ``half``: as of ``sharding.shard``."""
-        shard(module, device, half)
+        """Cuts the module, which should still be on the CPU. ``cut``, ``half``: as of ``sharding.shard``."""
+        shard(module, device, cut, half)
         self.module: nn.Module = module
         self._device, self._rank, self._workers = device, rank, workers
         # The parts travel to worker 0 on a thread, through main memory: the steps' own group must not be disturbed.

@@ -1,13 +1,14 @@
 """Sharded training by torch's FSDP2: each worker holds a part of every tensor, and whole ones only while they work.
 
-A part is the worker's share of a tensor's rows (its first axis), also of the frozen prior's. Before a unit runs,
-forward or backward, its weights are gathered, and let go after it; its gradients are summed over the workers and each
-keeps its part, of which alone the optimizer and the average then know.
+A part is the worker's share of a tensor's rows (its first axis). Before a unit runs, forward or backward, its weights
+are gathered, and let go after it; its gradients are summed over the workers and each keeps its part, of which alone the
+optimizer and the average then know. "fsdp-trained" cuts what is trained, "fsdp" the frozen prior as well.
 """
 
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import infra.torchvision_ops  # noqa: F401
 
@@ -21,24 +22,30 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from moa_model.training import MoATrainingModule
 
+Cut = Literal["fsdp-trained", "fsdp"]
+Sharding = Literal["none", "fsdp-trained", "fsdp"]
 
-def units(module: MoATrainingModule) -> list[nn.Module]:
-    """What is gathered at once: transformer blocks, which carry their experts, residual blocks, and the prompt's MLP.
 
-    They are also what activation checkpointing runs again. The rest of the U-Net is the module's own unit, which stays
-    whole from the first forward pass to the end of the backward pass.
+def units(module: MoATrainingModule, cut: Cut = "fsdp") -> list[nn.Module]:
+    """What is gathered at once: transformer blocks, which carry their experts, the prompt's MLP and, where the prior is
+    cut, residual blocks.
+
+    The blocks are also what activation checkpointing runs again. The rest of the U-Net is the module's own unit, which
+    stays whole from the first forward pass to the end of the backward pass.
     """
-    blocks = [each for each in module.unet.modules() if isinstance(each, BasicTransformerBlock | ResnetBlock2D)]
-    return [*blocks, module.adapter.prompt]
+    kinds: tuple[type[nn.Module], ...] = (BasicTransformerBlock, *((ResnetBlock2D,) if cut == "fsdp" else ()))
+    return [*(each for each in module.unet.modules() if isinstance(each, kinds)), module.adapter.prompt]
 
 
-def kept_whole(module: MoATrainingModule) -> set[nn.Parameter]:
-    """The prior's norms, which no worker shares out: autocast runs them in single precision, and they are small."""
+def kept_whole(module: MoATrainingModule, cut: Cut = "fsdp") -> set[nn.Parameter]:
+    """What every worker holds: the prior, or of it the norms: they are small, and autocast wants them as they are."""
+    if cut == "fsdp-trained":
+        return {parameter for parameter in module.unet.parameters() if not parameter.requires_grad}
     norms = [each for each in module.unet.modules() if isinstance(each, nn.LayerNorm | nn.GroupNorm)]
     return {parameter for norm in norms for parameter in norm.parameters()}
 
 
-def shard(module: MoATrainingModule, device: torch.device, half: torch.dtype | None = None) -> None:
+def shard(module: MoATrainingModule, device: torch.device, cut: Cut = "fsdp", half: torch.dtype | None = None) -> None:
     """Cut a module that every worker has made alike, in place; call it on the CPU, before there is an optimizer.
 
     ``device``: where the parts go; unit by unit, so that no device ever holds the whole. ``half``: autocast's type, if
@@ -51,11 +58,11 @@ def shard(module: MoATrainingModule, device: torch.device, half: torch.dtype | N
     # What comes in has autocast's types already.
     whole_numbers = MixedPrecisionPolicy(cast_forward_inputs=False)
     halved = MixedPrecisionPolicy(half, torch.float32 if half else None, cast_forward_inputs=False)
-    whole = kept_whole(module)
+    whole = kept_whole(module, cut)
     for parameter in whole:
         parameter.data = parameter.data.to(device)
     prompt = module.adapter.prompt  # it works outside autocast's types, too
-    for unit in units(module):
+    for unit in units(module, cut):
         fully_shard(unit, mesh=mesh, mp_policy=whole_numbers if unit is prompt else halved, ignored_params=whole)
     # The adapter reaches the experts by a second path, on which no block stands.
     done = {parameter for parameter in module.parameters() if isinstance(parameter, DTensor)}

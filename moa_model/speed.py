@@ -20,7 +20,7 @@ def prepare(
     channels_last: bool = False,
     compile: bool = False,
     activation_checkpointing: bool = False,
-    sharded: bool = False,
+    prior_sharded: bool = False,
     frozen_dtype: torch.dtype | None = None,
     mode: CompileMode = "default",
     backend: str = "inductor",
@@ -28,9 +28,9 @@ def prepare(
     """Make a training module quick, in place; gives it back. Call it once, before DDP wraps it or FSDP cuts it.
 
     ``channels_last``: the convolutions' weights as cuDNN's tensor-core kernels read them; nothing is transposed between
-    convolutions and attention any more. ``sharded``, for a module that will be cut: its weights stay as they are, since
-    FSDP2 takes no other layout. Its input is laid out so, each convolution hands the layout on, and cuDNN transposes
-    the weights when it uses them.
+    convolutions and attention any more. ``prior_sharded``, for a module whose prior will be cut: its weights stay as
+    they are, since FSDP2 takes no other layout. Its input is laid out so, each convolution hands the layout on, and
+    cuDNN transposes the weights when it uses them.
     ``compile``: the U-Net's forward and backward through ``torch.compile`` in one graph (a graph break is an error).
     What depends on the batch (the prompt's MLP, the losses) stays outside. The first step takes minutes; another batch
     size or latent size compiles anew. ``mode`` "reduce-overhead" replays CUDA graphs: call
@@ -40,7 +40,7 @@ def prepare(
     ``frozen_dtype``: the frozen prior in half precision, for training under autocast to that type, which would else
     convert the same weights in every step. The norms' weights are rounded too. The experts stay as they are.
     """
-    if channels_last and sharded:
+    if channels_last and prior_sharded:
         module.unet.conv_in.register_forward_pre_hook(_laid_out)
     elif channels_last:
         module.unet.to(memory_format=torch.channels_last)

@@ -4,9 +4,9 @@ The module that trains is built on the "meta" device, where tensors have shapes 
 backward are watched. Memory is counted as on a GPU: fused attention, and autocast's copies where it is asked for.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import infra.torchvision_ops  # noqa: F401
 
@@ -22,10 +22,8 @@ from moa_model.adapter import MoAAdapter
 from moa_model.architectures import BaseShape
 from moa_model.config import MoAConfig
 from moa_model.layers import layer_shapes
-from moa_model.sharding import kept_whole, units
+from moa_model.sharding import Cut, Sharding, kept_whole, units
 from moa_model.training import Batch, MoATrainingModule
-
-Sharding = Literal["none", "fsdp"]
 
 _HALF, _FP32, _INT64 = (
     2,
@@ -50,7 +48,7 @@ _ANSWERS: dict[Any, Any] = {Tensor.__bool__: True, Tensor.__int__: 1, Tensor.__f
 
 @dataclass(frozen=True)
 class Gathered:
-    """Bytes of what sharded training (``sharding``) has whole on every GPU while it works."""
+    """Bytes of what sharded training (``sharding``) makes whole on every GPU while it works."""
 
     always: int
     """The module's own unit, from the forward to the end of the backward pass, and the norms, which nobody cuts."""
@@ -59,7 +57,7 @@ class Gathered:
     unit_gradients: int
     """Its gradients, as they come and as they are summed."""
     casts: int
-    """Autocast's copies of what is gathered in single precision: the prompt's."""
+    """Autocast's copies of weights that are not gathered in half precision: the prompt's, and a whole prior's."""
     weights: int
     """All that is gathered for one forward pass."""
 
@@ -91,7 +89,8 @@ class TrainingCost:
     """What autograd keeps for the backward pass, per sample."""
     cast_bytes: int
     """What it keeps whatever the batch: autocast's copies of the weights."""
-    gathered: Gathered
+    gathered: Mapping[Cut, Gathered]
+    """By what is cut."""
 
     @property
     def adapter_parameters(self) -> int:
@@ -129,18 +128,18 @@ class TrainingCost:
         An upper bound of what is counted, since the gradients come while activations go; without what the backward
         pass and the kernels need in passing. Parts are counted as equal, which differs by a row a tensor at most.
         """
-        sharded = sharding == "fsdp" and workers > 1
-        parts = workers if sharded else 1
+        gathered = None if sharding == "none" or workers == 1 else self.gathered[sharding]
+        own, prior = (1 if gathered is None else workers), (workers if gathered and sharding == "fsdp" else 1)
         return {
-            "base": -(-_FP32 * self.base_parameters // parts),
-            "adapter": -(-_FP32 * self.adapter_parameters // parts),
-            "gradients": -(-self.gradient_bytes // parts),
+            "base": -(-_FP32 * self.base_parameters // prior),
+            "adapter": -(-_FP32 * self.adapter_parameters // own),
+            "gradients": -(-self.gradient_bytes // own),
             # DistributedDataParallel sums gradients in buckets of its own.
-            "gradient_buckets": self.gradient_bytes if workers > 1 and not sharded else 0,
-            "optimizer": -(-self.optimizer_bytes // parts),
-            "average": -(-self.average_bytes // parts),
-            "gathered": self.gathered.most if sharded else 0,
-            "casts": self.gathered.casts if sharded else self.cast_bytes,
+            "gradient_buckets": self.gradient_bytes if workers > 1 and gathered is None else 0,
+            "optimizer": -(-self.optimizer_bytes // own),
+            "average": -(-self.average_bytes // own),
+            "gathered": 0 if gathered is None else gathered.most,
+            "casts": self.cast_bytes if gathered is None else gathered.casts,
             "activations": samples * self.activation_bytes,
         }
 
@@ -149,7 +148,7 @@ class TrainingCost:
         passing = (workers - 1) / workers
         if sharding == "none":
             return 2 * self.gradient_bytes * passing  # summed, and the sum told to all: once a step
-        weights = self.gathered.weights * (2 + self.preserving)  # for each forward and the backward pass
+        weights = self.gathered[sharding].weights * (2 + self.preserving)  # for each forward and the backward pass
         return pieces * (weights + self.gradient_bytes) * passing
 
     def samples_within(self, budget: float, workers: int = 1, reserve: float = 0.0, sharding: Sharding = "none") -> int:
@@ -175,6 +174,7 @@ def count_training(
     module = _module(base, image_dim, blocks)
     forward, backward = _step_flops(module, _batch(1, base, image_dim, latent_size))
     one, two = (_saved_bytes(module, _batch(rows, base, image_dim, latent_size), precision) for rows in (1, 2))
+    casts = _kept_casts(module, _batch(1, base, image_dim, latent_size)) if precision == "bf16" else {}
     adapter = module.adapter
     return TrainingCost(
         base_parameters=_count([module.unet]) - _count(adapter.layers),  # which the U-Net carries
@@ -188,12 +188,17 @@ def count_training(
         preserving=preserving,
         activation_bytes=two - one,
         cast_bytes=2 * one - two,
-        gathered=_gathered(module, _HALF if precision == "bf16" else _FP32),
+        gathered={cut: _gathered(module, cut, casts) for cut in get_args(Cut)},
     )
 
 
 def saved_for_backward(work: Callable[[], Any], known: Iterable[Tensor]) -> tuple[Any, int]:
     """What ``work`` gives, and the bytes that autograd keeps of it: each storage once, those of ``known`` left out."""
+    result, kept = _kept(work, known)
+    return result, sum(storage.nbytes() for storage in kept.values())
+
+
+def _kept(work: Callable[[], Any], known: Iterable[Tensor]) -> tuple[Any, dict[int, torch.UntypedStorage]]:
     outside = {tensor.untyped_storage()._cdata for tensor in known}
     kept: dict[int, torch.UntypedStorage] = {}  # holding them, so that no number is given out again
 
@@ -205,8 +210,7 @@ def saved_for_backward(work: Callable[[], Any], known: Iterable[Tensor]) -> tupl
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = work()
-    return result, sum(storage.nbytes() for storage in kept.values())
+        return work(), kept
 
 
 class _Shapes(TorchFunctionMode):
@@ -215,6 +219,8 @@ class _Shapes(TorchFunctionMode):
     def __init__(self, gpu: bool = False, half: bool = False) -> None:
         super().__init__()
         self.gpu, self.half = gpu, half
+        self.copies: list[tuple[nn.Parameter, Tensor]] = []
+        """Autocast's, of weights."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -222,16 +228,20 @@ class _Shapes(TorchFunctionMode):
             return _ANSWERS[function]
         if self.half and (function in _IN_HALF or function in _IN_SINGLE):
             dtype = torch.bfloat16 if function in _IN_HALF else torch.float32
-            args = [_cast(each, dtype) for each in args]
-            kwargs = {name: _cast(each, dtype) for name, each in kwargs.items()}
+            args = [self._cast(each, dtype) for each in args]
+            kwargs = {name: self._cast(each, dtype) for name, each in kwargs.items()}
         if self.gpu and function is functional.scaled_dot_product_attention:
             # The plain kernel, which "meta" would take, keeps N × N scores; this one what every fused one keeps.
             return torch.ops.aten._scaled_dot_product_flash_attention(*args[:3])[0]
         return function(*args, **kwargs)
 
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
+            return value
+        cast = value.to(dtype)
+        if isinstance(value, nn.Parameter):
+            self.copies.append((value, cast))
+        return cast
 
 
 def _module(base: BaseShape, image_dim: int, blocks: Literal["middle", "all"]) -> MoATrainingModule:
@@ -285,19 +295,29 @@ def _saved_bytes(module: MoATrainingModule, batch: Batch, precision: str) -> int
         return saved_for_backward(lambda: module(batch), [*module.parameters(), *module.buffers()])[1]
 
 
-def _gathered(module: MoATrainingModule, each: int) -> Gathered:
-    """``each``: bytes of a gathered number, but for the prompt's, which stay in single precision."""
-    norms, prompt = kept_whole(module), module.adapter.prompt
-    whole = sum(parameter.numel() for parameter in norms)
-    blocks = [[one for one in unit.parameters() if one not in norms] for unit in units(module) if unit is not prompt]
+def _kept_casts(module: MoATrainingModule, batch: Batch) -> dict[nn.Parameter, int]:
+    """Bytes of those copies that autocast makes of weights and autograd keeps."""
+    with _Shapes(gpu=True, half=True) as shapes:
+        _, kept = _kept(lambda: module(batch), [*module.parameters(), *module.buffers()])
+    found = ((one, kept.get(copy.untyped_storage()._cdata)) for one, copy in shapes.copies)
+    return {one: storage.nbytes() for one, storage in found if storage is not None}
+
+
+def _gathered(module: MoATrainingModule, cut: Cut, casts: Mapping[nn.Parameter, int]) -> Gathered:
+    """``casts``: what autocast copies where nothing is cut; {} in single precision."""
+    each = _HALF if casts else _FP32  # of a gathered number, but for the prompt's, which stay in single precision
+    whole, prompt = kept_whole(module, cut), module.adapter.prompt
+    blocks = [[one for one in unit.parameters() if one not in whole] for unit in units(module, cut)[:-1]]
     sizes = [sum(one.numel() for one in block) for block in blocks]
     trained = [sum(one.numel() for one in block if one.requires_grad) for block in blocks]
-    inner, outer = _count([prompt]), _count([module]) - whole - sum(sizes) - _count([prompt])
+    held, inner = sum(one.numel() for one in whole), _count([prompt])
+    outer = _count([module]) - held - sum(sizes) - inner
+    copied = {*whole, *prompt.parameters()}
     return Gathered(
-        always=_FP32 * whole + each * outer,
+        always=(_FP32 * held if cut == "fsdp" else 0) + each * outer,  # a whole prior is the base's
         unit=max(each * max(sizes), _FP32 * inner),
         unit_gradients=max((each + _FP32) * max(trained), 2 * _FP32 * inner),
-        casts=_HALF * inner if each == _HALF else 0,
+        casts=sum(size for one, size in casts.items() if one in copied),
         weights=each * (outer + sum(sizes)) + _FP32 * inner,
     )
 

@@ -26,7 +26,10 @@ COST = TrainingCost(
     preserving=False,
     activation_bytes=10 * GB,
     cast_bytes=GB,
-    gathered=Gathered(always=10**8, unit=10**8, unit_gradients=10**7, casts=0, weights=10 * GB),
+    gathered={
+        "fsdp": Gathered(always=10**8, unit=10**8, unit_gradients=10**7, casts=0, weights=10 * GB),
+        "fsdp-trained": Gathered(always=0, unit=10**7, unit_gradients=10**7, casts=GB, weights=GB),
+    },
 )
 
 

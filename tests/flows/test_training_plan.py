@@ -138,6 +138,9 @@ def test_parts_are_shown_with_their_arithmetic(demo: dict[str, Any], counted: Co
         shared = one["what"] in ("base", "adapter", "gradients", "optimizer", "average")
         assert ("÷ 2 GPUs" in one["arithmetic"]) == shared, one
     assert _value(plan, "memory per GPU", "base") == _value(demo, "memory per GPU", "base") / 2
+    trained = describe(_settings("demo", train__sharding="fsdp-trained"), counted)
+    assert _value(trained, "memory per GPU", "base") == _value(demo, "memory per GPU", "base")
+    assert _value(trained, "memory per GPU", "average") == _value(plan, "memory per GPU", "average")
     sent = counted.cost.exchanged(3, 2, "fsdp")  # a share of eight, three at once
     assert _value(plan, "work", "each GPU sends") == sent > _value(demo, "work", "each GPU sends")
     (line,) = (one for one in plan["figures"] if one["what"] == "each GPU sends")

@@ -1,6 +1,7 @@
 """What is cut, what stays whole, and how parts become tensors again."""
 
 from pathlib import Path
+from typing import Any
 
 import infra.torchvision_ops  # noqa: F401
 
@@ -12,8 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from moa_model import EMA, MoAAdapter, MoATrainingModule
-from moa_model.sharding import Part, copied, gather, kept_whole, part_of, shard, units
-from moa_model.training_cost import _gathered
+from moa_model.sharding import Cut, Part, copied, gather, kept_whole, part_of, shard, units
+from moa_model.training_cost import _gathered, _kept_casts
 from tests.moa_model.conftest import make_batch
 from tests.tiny_models import IMAGE_DIM, tiny_pipeline
 from tests.worker_processes import in_workers
@@ -40,43 +41,46 @@ def test_every_weight_is_in_one_unit_or_the_modules_own_or_stays_whole() -> None
     assert all(parameter.ndim == 1 and not parameter.requires_grad for parameter in kept_whole(module))
 
 
-def _cut(rank: int, workers: int, half: bool) -> dict[str, list[int]]:
-    """Numbers held here of what is trained and of what is not; the largest unit that is ever whole beside the rest."""
+def _held(rank: int, workers: int, cut: Cut, half: bool) -> dict[str, Any]:
+    """Numbers that this worker has of what is trained, of what is not, and whole; how many units are whole at once, and
+    of which type their weights are then."""
     module, counts = _module(), {"trained": 0, "frozen": 0, "whole": 0}
-    shard(module, torch.device("cpu"), torch.bfloat16 if half else None)
+    shard(module, torch.device("cpu"), cut, torch.bfloat16 if half else None)
     for parameter in module.parameters():
         if isinstance(parameter, DTensor):
             counts["trained" if parameter.requires_grad else "frozen"] += parameter.to_local().numel()
         else:
             counts["whole"] += parameter.numel()
-    seen = {"dtypes": set[str](), "whole": set[int]()}
+    at_once, dtypes = set[int](), set[str]()
 
     def look(*_: object) -> None:
-        here = [unit for unit in units(module) if not any(isinstance(one, DTensor) for one in unit.parameters())]
-        seen["whole"].add(len(here))
-        seen["dtypes"] |= {str(one.dtype) for unit in here[:1] for one in unit.parameters() if one.ndim > 1}
+        here = [unit for unit in units(module, cut) if not any(isinstance(one, DTensor) for one in unit.parameters())]
+        at_once.add(len(here))
+        dtypes.update(str(one.dtype) for unit in here for one in unit.parameters() if one not in whole)
 
-    for unit in units(module)[:-1]:
-        unit.register_forward_hook(look)
+    whole = kept_whole(module, cut)
+    for unit in units(module, cut)[:-1]:
+        unit.register_forward_pre_hook(look)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
         module(make_batch(2))
-    return {**counts, "whole_units": sorted(seen["whole"]), "dtypes": sorted(seen["dtypes"])}
+    return {**counts, "at_once": sorted(at_once), "dtypes": sorted(dtypes)}
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("half", [False, True])
-def test_each_worker_holds_its_share_and_one_unit_at_a_time(half: bool) -> None:
+@pytest.mark.parametrize(("cut", "half"), [("fsdp", False), ("fsdp", True), ("fsdp-trained", True)])
+def test_each_worker_holds_its_share_and_one_unit_at_a_time(cut: Cut, half: bool) -> None:
     module = _module()
-    whole = sum(parameter.numel() for parameter in kept_whole(module))
+    whole = sum(parameter.numel() for parameter in kept_whole(module, cut))
     trained = sum(parameter.numel() for parameter in module.adapter.parameters())
     frozen = sum(parameter.numel() for parameter in module.unet.parameters() if not parameter.requires_grad) - whole
-    found = in_workers(3, _cut, half)
+    found = in_workers(3, _held, cut, half)
     assert [one["whole"] for one in found] == [whole] * 3
     assert sum(one["trained"] for one in found) == trained and sum(one["frozen"] for one in found) == frozen
     # Cut by rows: three workers' shares differ by a row of each tensor.
-    assert max(one["trained"] for one in found) < 0.4 * trained and max(one["frozen"] for one in found) < 0.4 * frozen
+    assert max(one["trained"] for one in found) < 0.4 * trained
+    assert max(one["frozen"] for one in found) <= 0.4 * frozen and (frozen == 0) == (cut == "fsdp-trained")
     for one in found:
-        assert one["whole_units"] == [1], "a block's weights are let go before the next block runs"
+        assert one["at_once"] == [1], "a block's weights are let go before the next block runs"
         assert one["dtypes"] == (["torch.bfloat16"] if half else ["torch.float32"])
 
 
@@ -130,11 +134,10 @@ def test_what_is_counted_of_the_units_adds_up() -> None:
     module = _module()
     whole = sum(parameter.numel() for parameter in kept_whole(module))
     everything = sum(parameter.numel() for parameter in module.parameters())
-    gathered = _gathered(module, 4)
+    gathered, half = _gathered(module, "fsdp", {}), _gathered(module, "fsdp", _kept_casts(module, make_batch(1)))
     assert gathered.weights == 4 * (everything - whole)
     largest = max(
         sum(one.numel() for one in unit.parameters() if one.ndim > 1 or one.requires_grad) for unit in units(module)
     )
     assert gathered.unit == pytest.approx(4 * largest, rel=0.05)
-    assert gathered.casts == 0 < _gathered(module, 2).casts
-    assert _gathered(module, 2).weights < gathered.weights
+    assert gathered.casts == 0 < half.casts and half.weights < gathered.weights
