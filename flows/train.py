@@ -166,7 +166,7 @@ def fit(run: Run, plan: dict[str, Any]) -> None:
 
     settings = run.settings.train
     gpu = training_cluster.on_gpus(settings)
-    scaling, torch = training_cluster.scaling(settings, gpu), training_cluster.torch_config(settings, gpu)
+    scaling, collectives = training_cluster.scaling(settings, gpu), training_cluster.torch_config(settings, gpu)
     if short := training_cluster.check_room(run.settings, gpu):
         artifacts.console.print(f"train: {short}", markup=False, style="yellow")
     training_cluster.check_store(run.store, run.settings, plan["run_id"])
@@ -180,7 +180,7 @@ def fit(run: Run, plan: dict[str, Any]) -> None:
     trainer = TorchTrainer(
         work,
         train_loop_config={"job": job, "reporter": reporter},
-        torch_config=torch,
+        torch_config=collectives,
         scaling_config=scaling,
         run_config=RunConfig(
             name=f"{attempt:04d}",  # a new name each time: what the old driver left must not be taken up by Ray as well

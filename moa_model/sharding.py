@@ -48,22 +48,22 @@ def kept_whole(module: MoATrainingModule, cut: Cut = "fsdp") -> set[nn.Parameter
 def shard(module: MoATrainingModule, device: torch.device, cut: Cut = "fsdp", half: torch.dtype | None = None) -> None:
     """Cut a module that every worker has made alike, in place; call it on the CPU, before there is an optimizer.
 
-    ``device``: where the parts go; unit by unit, so that no device ever holds the whole. ``half``: autocast's type, if
-    the training runs under it: weights are then gathered in it, which is what autocast would make of them (and keep for
-    the backward pass), and gradients are summed in single precision as ever. The process group must be there.
+    ``device``: where the parts go; unit by unit, so that no device ever holds all that is cut. ``half``: autocast's
+    type, if the training runs under it: weights are then gathered in it, which is what autocast would make of them (and
+    keep for the backward pass), and gradients are summed in single precision as ever. The process group must be there.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)  # FSDP works on the current one
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     # What comes in has autocast's types already.
-    whole_numbers = MixedPrecisionPolicy(cast_forward_inputs=False)
+    single = MixedPrecisionPolicy(cast_forward_inputs=False)
     halved = MixedPrecisionPolicy(half, torch.float32 if half else None, cast_forward_inputs=False)
     whole = kept_whole(module, cut)
     for parameter in whole:
         parameter.data = parameter.data.to(device)
     prompt = module.adapter.prompt  # it works outside autocast's types, too
     for unit in units(module, cut):
-        fully_shard(unit, mesh=mesh, mp_policy=whole_numbers if unit is prompt else halved, ignored_params=whole)
+        fully_shard(unit, mesh=mesh, mp_policy=single if unit is prompt else halved, ignored_params=whole)
     # The adapter reaches the experts by a second path, on which no block stands.
     done = {parameter for parameter in module.parameters() if isinstance(parameter, DTensor)}
     fully_shard(module, mesh=mesh, mp_policy=halved, ignored_params=whole | done)

@@ -134,7 +134,7 @@ def test_what_is_counted_of_the_units_adds_up() -> None:
     module = _module()
     whole = sum(parameter.numel() for parameter in kept_whole(module))
     everything = sum(parameter.numel() for parameter in module.parameters())
-    gathered, half = _gathered(module, "fsdp", {}), _gathered(module, "fsdp", _kept_casts(module, make_batch(1)))
+    gathered, half = _gathered(module, "fsdp", {}), _gathered(module, "fsdp", _kept_casts(module, make_batch(2)))
     assert gathered.weights == 4 * (everything - whole)
     largest = max(
         sum(one.numel() for one in unit.parameters() if one.ndim > 1 or one.requires_grad) for unit in units(module)
