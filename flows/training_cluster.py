@@ -121,7 +121,7 @@ def _look(store: ObjectStore, key: str) -> bytes | str | None:
         return store.get(key)
     except KeyError:
         return None
-    except UserError as error:
+    except (UserError, OSError) as error:
         return str(error)
 
 
