@@ -48,17 +48,18 @@ class CheckpointWriter:
         self._writing: Future[None] | None = None
 
     def save(self, step: int, files: Files, loss: float) -> None:
-        """Begin to write. Waits for the one before: two in memory at once would be one too many."""
-        self._wait()
+        """Begin to write. Waits for the one before."""
+        self.wait()
         self._writing = self._thread.submit(self._write, step, files, loss)
 
     def finish(self, step: int, files: Files, loss: float) -> None:
         """Write the last one and wait for it; the error of the last try where none succeeds."""
-        self._wait()
+        self.wait()
         patiently(lambda: self._write(step, files, loss), lambda error: self._tell(_said(step, error, _AGAIN)))
         self._thread.shutdown()
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Until the one before is written: two in memory at once would be one too many."""
         if self._writing is None:
             return
         error = self._writing.exception()

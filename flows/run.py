@@ -36,7 +36,8 @@ COLUMNS = {
 _TRAIN_WITHOUT_EFFECT = set(
     "workers min_workers micro_batch_size checkpoint_every keep_last keep_every warm_start bad_step hang_seconds "
     "cache_mb loader_workers loader_ahead damaged_shards channels_last compile activation_checkpointing "
-    "fused_optimizer pictures_every pictures_people pictures_prompts".split()
+    "fused_optimizer pictures_every pictures_people pictures_prompts sharding placement gpus_per_worker collectives "
+    "nccl_env".split()
 )
 # Settings that came later, and the value that is how it was before: a training of then has the name that it had.
 _TRAIN_AS_BEFORE = {"frozen_precision": "fp32"}

@@ -12,7 +12,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows import artifacts
+from flows import artifacts, training_cluster
 from flows.checkpoints import RELEASED, fetch_checkpoint, folder_of, latest_step, patiently
 from flows.evaluation_people import read_people
 from flows.evaluation_split import check_split
@@ -188,31 +188,31 @@ def fit(run: Run, plan: dict[str, Any]) -> None:
 def _fit(run: Run, job: TrainingJob, log: AttemptLog, continued: int) -> frozenset[str]:
     """The shards that were done without in the end."""
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train import FailureConfig, RunConfig
+    from ray.train.torch import TorchTrainer
 
     settings = run.settings.train
+    gpu = training_cluster.on_gpus(settings)
+    scaling, collectives = training_cluster.scaling(settings, gpu), training_cluster.torch_config(settings, gpu)
+    if short := training_cluster.check_room(run.settings, gpu):
+        artifacts.console.print(f"train: {short}", markup=False, style="yellow")
+    training_cluster.check_store(run.store, run.settings, job.run_id)
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # where it is lost, so is the driver
     reporter: Any = ray.remote(num_cpus=0, label_selector=here)(ProgressReporter).remote()
     path, filesystem = _ray_storage(run, f"runs/{job.run_id}/attempts")
-    fewest = settings.min_workers or settings.workers
-    use_gpu = bool(ray.cluster_resources().get("GPU", 0) >= fewest)
-    elastic = fewest < settings.workers
     # A process that is frozen as a whole cannot watch itself.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(settings.hang_seconds)
     trainer = TorchTrainer(
         work,
         train_loop_config={"job": job, "reporter": reporter},
-        # A lost worker is noticed by its peers at once, or by the watchdog; the collectives need wait no longer.
-        torch_config=TorchConfig(timeout_s=int(settings.hang_seconds) + 60),
-        scaling_config=ScalingConfig(
-            num_workers=(fewest, settings.workers) if elastic else settings.workers, use_gpu=use_gpu
-        ),
+        torch_config=collectives,
+        scaling_config=scaling,
         run_config=RunConfig(
             name=f"{log.number:04d}",  # a new one each time: Ray must not take up what the old driver left
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=_MOST_FAILURES),
+            worker_runtime_env=training_cluster.worker_environment(settings),
         ),
     )
     pictures = LivePictures(run.store, job.run_id, settings.pictures_every, continued)

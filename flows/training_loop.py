@@ -9,7 +9,7 @@ import math
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from infra.model_files import resolve
 from infra.settings import Settings
 from infra.shard_cache import ShardCache
 from moa_model import EMA, Batch, Losses, MoAAdapter, MoATrainingModule, Snapshot, load_checkpoint, rate_scale
+from moa_model.parallel import Replicas, Shards
+from moa_model.sharding import Sharding
 from moa_model.speed import begin_pass, make_optimizer, prepare
 from moa_model.step_metrics import StepClock, measure
 from preprocessing.precompute import Precomputer
@@ -56,7 +58,7 @@ class _Worker:
 
     def __init__(self, job: TrainingJob, reporter: Any, watchdog: Watchdog) -> None:
         import ray.train
-        from ray.train.torch import get_device, prepare_model
+        from ray.train.torch import get_device
 
         self.job, self.options, self.reporter, self.watchdog = job, job.settings.train, reporter, watchdog
         options, context = self.options, ray.train.get_context()
@@ -77,14 +79,17 @@ class _Worker:
             blocks=options.router_blocks,
             router_foreground=options.router_foreground,
             lambda_preservation=options.lambda_preservation,
-        ).to(self.device, _PRECISION[options.precision])
+        ).to(_PRECISION[options.precision])
+        sharding = options.sharding if self.workers > 1 else "none"  # one worker has nobody to share with
         prepare(
             self.module,
+            prior_sharded=sharding == "fsdp",
             channels_last=options.channels_last,
             compile=options.compile,
             activation_checkpointing=options.activation_checkpointing,
             frozen_dtype=_FROZEN[options.frozen_precision],
         )
+        self.parallel = self._parallel(sharding)
         groups = self.module.optimizer_groups(options.learning_rate, options.router_learning_rate_factor)
         self.optimizer = make_optimizer(groups, fused=options.fused_optimizer)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -94,7 +99,7 @@ class _Worker:
             "starts": [], "tally": 0,
         }  # fmt: skip
         self.first = self._resume()
-        self.parallel: nn.Module = prepare_model(self.module, parallel_strategy_kwargs={"broadcast_buffers": False})
+        self.parallel.begin(self.first)
         self._started()
         self.row, self.in_row, self.bad_in_a_row = self._zeros(2), 0, 0
         self.clock = StepClock()
@@ -105,6 +110,13 @@ class _Worker:
         self.leaving = frozenset[str]()  # machines that will be taken away
         place = self.first, self.rank, self.workers
         self.pictures = TrainingPictures.open(job, self.module, *place, watchdog.alive, reporter.say.remote)
+
+    def _parallel(self, sharding: Sharding) -> Replicas | Shards:
+        """How the module lies on the workers' devices, from here on."""
+        if sharding == "none":
+            return Replicas(self.module, self.device, self.rank, self.workers)
+        half = torch.bfloat16 if self.options.precision == "bf16" else None
+        return Shards(self.module, self.device, self.rank, self.workers, sharding, half)
 
     def _source(self, scaling: float, shift: float) -> StepBatches:
         """Its share of every step, from files of this machine."""
@@ -164,8 +176,7 @@ class _Worker:
             if done == options.steps:
                 with self.ema.applied():
                     self.history["after"] = self._probe()
-            if keep and writer is not None and self.curves is not None:
-                self.curves.publish()  # a resumed run's curves have no gap
+            if keep:
                 self._save(writer, done)
             if self.pictures is not None and self.pictures.due(done):  # after the checkpoint: it may be in a hurry
                 self._draw(self.pictures, done)
@@ -173,6 +184,7 @@ class _Worker:
             self.pictures.close()
         if self.curves is not None:
             self.curves.close()
+        self.parallel.close()
         if self.workers > 1:
             distributed.barrier()  # nobody leaves before the last checkpoint is there
 
@@ -184,7 +196,7 @@ class _Worker:
             group["lr"] = rate * scale
         self.optimizer.zero_grad(set_to_none=True)
         means = self._gradients(one.batch.to(self.device), one.tally)
-        norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), options.clip_norm)
+        norm = self.parallel.clip(list(self.adapter.parameters()), options.clip_norm)
         values = torch.cat([means, norm.detach().to(means)[None]]).tolist()  # waits for the device, once
         fault = self._fault(values[0], values[-1])
         if fault:
@@ -206,19 +218,17 @@ class _Worker:
     def _gradients(self, batch: Batch, tally: int) -> Tensor:
         """Add up the gradient of the global batch's mean loss; means of losses, router shares and tallies, on the
         device."""
-        options, rows = self.options, len(batch)
-        size = options.micro_batch_size or rows
+        options, parallel = self.options, self.parallel
         sums = self._zeros(1).to(self.device)
         sums[-1] = tally
-        for start in range(0, rows, size):
-            piece = batch.rows(start, min(start + size, rows))
-            with self._sums_up(last=start + size >= rows):
+        for piece in parallel.pieces(batch, options.batch_size, options.micro_batch_size):
+            with parallel.exchanging(piece.last):
                 begin_pass(options.compile)
                 with self._autocast():
-                    losses = self.parallel(piece)
-                # Over the workers DDP takes a mean; every sample should count the same.
-                (losses.total * (len(piece) * self.workers / options.batch_size)).backward()
-            sums[:-1] += self._said(losses) * len(piece)
+                    losses = parallel.module(piece.batch)
+                # Every sample should count the same, whatever is made of the workers' gradients.
+                (losses.total * (piece.counted * parallel.divides_by / options.batch_size)).backward()
+            sums[:-1] += self._said(losses) * piece.counted
         if self.workers > 1:
             distributed.all_reduce(sums)
         return sums / options.batch_size
@@ -228,12 +238,6 @@ class _Worker:
         shares_L = self.module.router_share_L
         assert shares_L is not None
         return torch.cat([torch.stack([loss.detach().double() for loss in losses]), shares_L.double()])
-
-    def _sums_up(self, last: bool) -> AbstractContextManager[None]:
-        """Workers exchange gradients once a step, with the last piece."""
-        if last or not isinstance(self.parallel, nn.parallel.DistributedDataParallel):
-            return nullcontext()
-        return self.parallel.no_sync()
 
     def _autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16")
@@ -314,14 +318,20 @@ class _Worker:
         steps, batch_size = self.options.steps, self.options.batch_size
         return account(samples.order, names, history["starts"], skipped, steps, batch_size, history["tally"])
 
-    def _save(self, writer: CheckpointWriter, done: int) -> None:
-        """Copy the state and let it be written while the training goes on."""
-        snapshot, last = Snapshot.take(self.adapter, self.ema, self.optimizer, done), done == self.options.steps
+    def _save(self, writer: CheckpointWriter | None, done: int) -> None:
+        """Copy the state and let it be written while the training goes on. All workers call it; rank 0 has a writer."""
+        if writer is not None:
+            writer.wait()
+        taken = self.parallel.snapshot(lambda: Snapshot.take(self.adapter, self.ema, self.optimizer, done))
+        if writer is None or self.curves is None or taken is None:
+            return
+        self.curves.publish()  # a resumed run's curves have no gap
+        last = done == self.options.steps
         history = json.dumps(self.history | ({"account": self._account()} if last else {})).encode()
 
         def files() -> Iterator[tuple[str, bytes]]:
             yield HISTORY, history
-            yield from snapshot.files(RELEASED if last else None)
+            yield from taken.result().files(RELEASED if last else None)
 
         loss = self.history["curve"][-1]["loss"] if self.history["curve"] else math.inf
         (writer.finish if last else writer.save)(done, files, loss)

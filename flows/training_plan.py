@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from flows.memory_advice import fits
 from flows.quantities import duration, in_bytes, in_flops, in_numbers
 from infra.errors import UserError
 from infra.model_files import folder_here, local_folder, resolve
@@ -17,7 +18,7 @@ from infra.settings import ModelReference, Settings, TrainSettings
 
 if TYPE_CHECKING:
     from moa_model.architectures import BaseShape
-    from moa_model.training_cost import TrainingCost
+    from moa_model.training_cost import Gathered, TrainingCost
 
 _GPU_FLOPS = {
     "bf16": 989e12,
@@ -76,6 +77,11 @@ class _Training:
         return min(self.asked.micro_batch_size or share, share)
 
     @property
+    def pieces(self) -> int:
+        """In how many of them a GPU takes its share of a batch."""
+        return math.ceil(self.asked.batch_size / self.asked.workers / self.rows)
+
+    @property
     def step_flops(self) -> int:
         return self.asked.batch_size * self.cost.sample_flops
 
@@ -86,8 +92,7 @@ class _Training:
     @property
     def step_seconds(self) -> float:
         """A step's arithmetic, or launching its kernels, once for each piece of the batch, where that takes longer."""
-        pieces = math.ceil(self.asked.batch_size / self.asked.workers / self.rows)
-        return max(self.arithmetic_seconds, pieces * self.assumed.launching(self.cost.layers))
+        return max(self.arithmetic_seconds, self.pieces * self.assumed.launching(self.cost.layers))
 
 
 class Counted(NamedTuple):
@@ -150,7 +155,7 @@ def describe(settings: Settings, counted: Counted) -> dict[str, Any]:
         "preset": settings.name,
         "figures": [figure._asdict() for figure in figures],
         "assumptions": asdict(assumed),
-        "says": [_fits(training), _assumes(assumed, counted.cost.layers)],
+        "says": [fits(counted.cost, settings.train, training.rows, assumed), _assumes(assumed, counted.cost.layers)],
     }
 
 
@@ -186,16 +191,19 @@ def _sizes(cost: "TrainingCost") -> list[Figure]:
 
 def _memory(training: _Training) -> list[Figure]:
     cost, asked, assumed = training.cost, training.asked, training.assumed
-    held = cost.memory(training.rows, asked.workers)
-    adapter = f"{cost.adapter_parameters:,}"
+    held, adapter = cost.memory(training.rows, asked.workers, asked.sharding), f"{cost.adapter_parameters:,}"
+    gathered = None if asked.sharding == "none" or asked.workers == 1 else cost.gathered[asked.sharding]
+    part = "" if gathered is None else f" ÷ {asked.workers} GPUs"
     how = {
-        "base": f"{cost.base_parameters:,} × {cost.frozen_bytes} B: frozen weights in {asked.frozen_precision}",
-        "adapter": f"{adapter} × 4 B",
-        "gradients": f"{adapter} × 4 B",
+        "base": f"{cost.base_parameters:,} × {cost.frozen_bytes} B{part if asked.sharding == 'fsdp' else ''}: frozen "
+        f"weights in {asked.frozen_precision}",
+        "adapter": f"{adapter} × 4 B{part}",
+        "gradients": f"{adapter} × 4 B{part}",
         "gradient_buckets": f"{adapter} × 4 B: summed over {asked.workers} GPUs",
-        "optimizer": f"{adapter} × 2 × 4 B: AdamW's moments",
-        "average": f"{adapter} × 4 B",
-        "casts": "bf16 copies of the weights, which autocast keeps for the backward pass",
+        "optimizer": f"{adapter} × 2 × 4 B{part}: AdamW's moments",
+        "average": f"{adapter} × 4 B{part}",
+        "gathered": _whole_at_work(gathered),
+        "casts": f"bf16 copies of {'other' if gathered else 'the'} weights, which autocast keeps for backward passes",
         "activations": f"{training.rows} samples a GPU × {in_bytes(cost.activation_bytes)}, {asked.precision}"
         + (", between the blocks" if cost.recomputed_bytes else ""),
         "recomputed": f"{training.rows} samples × {in_bytes(cost.recomputed_bytes)}: the largest block's, in its "
@@ -209,6 +217,14 @@ def _memory(training: _Training) -> list[Figure]:
         _figure(part, "reserve", reserve, "bytes", f"{assumed.reserve:.0%} of the activations, assumed"),
         _figure(part, "together", total, "bytes", f"of the {assumed.gpu}'s {in_bytes(assumed.gpu_bytes)}"),
     ]
+
+
+def _whole_at_work(gathered: "Gathered | None") -> str:
+    if gathered is None:
+        return ""
+    ends = f"{in_bytes(gathered.always)} at the U-Net's ends + " if gathered.always else ""
+    block, gradients = in_bytes(gathered.unit), in_bytes(gathered.unit_gradients)
+    return f"whole while they work: {ends}3 × the largest block's {block} + its gradients' {gradients}"
 
 
 def _work(training: _Training) -> list[Figure]:
@@ -228,7 +244,22 @@ def _work(training: _Training) -> list[Figure]:
         _figure("work", "a step", training.step_flops, "FLOP", f"{batch} samples × {in_flops(cost.sample_flops)}"),
         _figure("work", "a step takes", seconds, "seconds", took),
         _figure("work", "speed", batch / seconds, "images/s", f"{batch} images ÷ {duration(seconds)}"),
+        *_exchange(training),
     ]
+
+
+def _exchange(training: _Training) -> list[Figure]:
+    """What each GPU sends in a step. Whether the arithmetic hides it depends on the network, which is not known."""
+    cost, asked = training.cost, training.asked
+    if asked.workers == 1:
+        return []
+    sent, gradients = cost.exchanged(training.pieces, asked.workers, asked.sharding), in_bytes(cost.gradient_bytes)
+    ring = f"× {asked.workers - 1}/{asked.workers}"
+    how = f"2 × gradients' {gradients} {ring}, once a step"
+    if asked.sharding != "none":
+        weights = f"{2 + cost.preserving} × weights' {in_bytes(cost.gathered[asked.sharding].weights)}"
+        how = f"{training.pieces} piece{'s' * (training.pieces > 1)} × ({weights} + gradients' {gradients}) {ring}"
+    return [_figure("work", "each GPU sends", sent, "bytes", how)]
 
 
 def _sample_files(settings: Settings, counted: Counted) -> dict[str, tuple[int, str]]:
@@ -287,26 +318,6 @@ def _bill(training: _Training) -> list[Figure]:
         _figure("training", "time", 3600 * hours, "seconds", took),
         _figure("training", "cost", hours * asked.workers * price, "dollars", paid),
     ]
-
-
-def _fits(training: _Training) -> str:
-    """Whether a GPU's memory is enough, and if it is not, which settings would make it so."""
-    cost, asked, assumed = training.cost, training.asked, training.assumed
-    most = cost.samples_within(assumed.gpu_bytes, asked.workers, assumed.reserve)
-    where = f"the {assumed.gpu}'s {in_bytes(assumed.gpu_bytes)}"
-    if training.rows <= most:
-        return f"It fits: {where} hold up to {most:,} samples a GPU, and this takes {training.rows:,}."
-    if not most:
-        return f"It does not fit: {where} do not hold a single sample: take a GPU with more memory, or a smaller base."
-    # With a second GPU come the gradient buckets, which may cost a sample.
-    shared = cost.samples_within(assumed.gpu_bytes, 2, assumed.reserve)
-    more = range(asked.workers + 1, asked.batch_size + 1)
-    enough = [n for n in more if asked.batch_size % n == 0 and asked.batch_size // n <= shared]
-    same = f", or --set train.workers={enough[0]} the same batch on more GPUs" if enough else ""
-    return (
-        f"It does not fit: {training.rows:,} samples a GPU are too many for {where}, which hold {most:,}: "
-        f"--set train.micro_batch_size={most} takes the batch in pieces that fit{same}."
-    )
 
 
 def _assumes(assumed: Assumptions, layers: int) -> str:

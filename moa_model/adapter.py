@@ -263,8 +263,7 @@ class MoAAdapter(nn.Module):
         """
         if self._switches.prior_only:
             return None
-        rows, device = len(sample), sample.device
-        size = (sample.shape[-2], sample.shape[-1])
+        rows, device, size = len(sample), sample.device, (sample.shape[-2], sample.shape[-1])
         timestep_B = torch.as_tensor(timestep, device=device, dtype=torch.float32).expand(rows)
         # Reading a value off an accelerator makes both wait for each other: a training step reads none.
         training = isinstance(request, Subjects) and torch.is_grad_enabled() and not self._switches.recordings
@@ -301,7 +300,8 @@ class MoAAdapter(nn.Module):
                 one.steps.append(RecordedStep(first, size, maps))
         router = request.fixed_router(rows, first, size)
         text = None
-        if attachment is not None and not torch.is_grad_enabled() and not text_BTD.is_inference():
+        drawing = subjects.maps is None and not torch.is_grad_enabled()  # a training's text does not come again
+        if attachment is not None and drawing and not text_BTD.is_inference():
             text = self._text_keys(attachment, text_BTD, first, word_LBSD, token_BST)
         return MoAStep(word_LBSD, token_BST, share_B, maps, router, self.skip_below, text)
 

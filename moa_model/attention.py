@@ -4,8 +4,8 @@ Axes: B batch, N latent pixels, C channels, I width of a projection (heads times
 width, S subjects, L cross-attention layers, K pixels that the router gives to the personalization expert.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
@@ -27,26 +27,33 @@ _CROSS_SKIPS = 1 / 3
 _prior = AttnProcessor2_0()  # stateless: the very arithmetic of the stock pipeline, on the host layer's own weights
 
 
-@dataclass
 class AttentionMaps:
     """What the layers of some blocks write down in one forward pass.
 
     What is written stays: activation checkpointing runs the layers once more in the backward pass, and the maps of that
-    second run would only hold memory.
+    second run would only hold memory. No dataclass: FSDP looks for tensors in those that a block is called with, and
+    calls it with a copy, in which what the block writes would be lost.
     """
 
-    blocks: Collection[int]
-    router: dict[int, Float[Tensor, "B N"]] = field(default_factory=dict)
-    """R_0, the prior's weight, by layer index."""
-    asked: dict[int, Float[Tensor, "B N"]] = field(default_factory=dict)
-    """R_1 as the router says it, before a strength or a threshold changes it."""
-    subject: dict[int, Float[Tensor, "B S N"]] = field(default_factory=dict)
-    """A_s, the personalization expert's attention to each subject's token (mean over heads), by cross-layer index."""
-    subjects_too: bool = True
-    """False: no subject maps, whose explicit softmax costs time and memory."""
-    shares: dict[int, Float[Tensor, ""]] | None = None
-    """Mean R_1 over batch and pixels by layer index, of every layer whatever its block; without gradient. None = not
-    asked for."""
+    def __init__(
+        self,
+        blocks: Collection[int],
+        asked: Mapping[int, Float[Tensor, "B N"]] | None = None,
+        subjects_too: bool = True,
+        shares: dict[int, Float[Tensor, ""]] | None = None,
+    ) -> None:
+        """``subjects_too`` = False: no subject maps, whose explicit softmax costs time and memory.
+
+        ``shares``: mean R_1 over batch and pixels by layer index, of every layer whatever its block; without gradient.
+        None = not asked for.
+        """
+        self.blocks, self.subjects_too, self.shares = blocks, subjects_too, shares
+        self.router: dict[int, Float[Tensor, "B N"]] = {}
+        """R_0, the prior's weight, by layer index."""
+        self.asked: dict[int, Float[Tensor, "B N"]] = dict(asked or {})
+        """R_1 as the router says it, before a strength or a threshold changes it."""
+        self.subject: dict[int, Float[Tensor, "B S N"]] = {}
+        """A_s, the personalization expert's attention to each subject's token (mean over heads), by cross-layer."""
 
 
 @dataclass(frozen=True)

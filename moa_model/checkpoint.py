@@ -1,19 +1,20 @@
 """A training's state on disk: adapter, average and optimizer, all safetensors, so that a restart is exact."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, distributed
 
 from infra.errors import UserError
 from moa_model.adapter import MoAAdapter
 from moa_model.config import MoAConfig
 from moa_model.ema import EMA
 from moa_model.files import CONFIG, WEIGHTS, config_text, read_tensors, read_weights
+from moa_model.sharding import Part, copied, gather, part_of
 
 _AVERAGE, _OPTIMIZER, _STATE = "average.safetensors", "optimizer.safetensors", "state.json"
 
@@ -22,39 +23,51 @@ _AVERAGE, _OPTIMIZER, _STATE = "average.safetensors", "optimizer.safetensors", "
 class Snapshot:
     """Copies in main memory of all that training needs to continue after ``step`` finished steps.
 
-    The random numbers are not among it: they follow from seed and step.
+    The random numbers are not among it: they follow from seed and step. Of a sharded training each worker copies its
+    parts, and worker 0 writes what ``gathered`` makes of them.
     """
 
     step: int
     config: MoAConfig
-    weights: dict[str, Tensor]
-    average: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    weights: Mapping[str, Tensor | Part]
+    average: Mapping[str, Tensor | Part]
+    optimizer: Mapping[str, Tensor | Part]
 
     @classmethod
     def take(cls, adapter: MoAAdapter, ema: EMA, optimizer: torch.optim.Optimizer, step: int) -> "Snapshot":
         """Copy; the training may go on as soon as this returns."""
-        weights, average = _copies(adapter.state_dict()), _copies(ema.state_dict())
-        return cls(step, adapter.config, weights, average, _copies(_optimizer_tensors(adapter, optimizer)))
+        weights, average = copied(adapter.state_dict()), copied(ema.state_dict())
+        return cls(step, adapter.config, weights, average, copied(_optimizer_tensors(adapter, optimizer)))
+
+    def gathered(self, group: distributed.ProcessGroup) -> "Snapshot":
+        """With whole tensors on worker 0, and with none on the others; all call it. ``group``: as of ``gather``."""
+        weights, average, optimizer = (gather(each, group) for each in (self.weights, self.average, self.optimizer))
+        return replace(self, weights=weights, average=average, optimizer=optimizer)
 
     def files(self, released: str | None = None) -> Iterator[tuple[str, bytes]]:
         """Name and bytes of each file, made one at a time. ``released``: a folder for the average as an adapter."""
         config = config_text(self.config).encode()
-        yield WEIGHTS, save(self.weights)
+        yield WEIGHTS, save(_whole(self.weights))
         yield CONFIG, config
-        yield _AVERAGE, save(self.average)
-        yield _OPTIMIZER, save(self.optimizer)
+        yield _AVERAGE, save(_whole(self.average))
+        yield _OPTIMIZER, save(_whole(self.optimizer))
         yield _STATE, (json.dumps({"step": self.step}) + "\n").encode()
         if released:
             averaged = {name: self.average.get(name, tensor) for name, tensor in self.weights.items()}
-            yield f"{released}/{WEIGHTS}", save(averaged)
+            yield f"{released}/{WEIGHTS}", save(_whole(averaged))
             yield f"{released}/{CONFIG}", config
 
 
 def load_checkpoint(folder: str | Path, adapter: MoAAdapter, ema: EMA, optimizer: torch.optim.Optimizer) -> int:
-    """Put the state back into objects made in the same way; gives the number of finished steps. Raises UserError."""
+    """Put the state back into objects made in the same way; gives the number of finished steps. Raises UserError.
+
+    They may be sharded where those that were saved were not, or the other way round, over any number of workers.
+    """
     folder = Path(folder)
-    adapter.load_state_dict(read_weights(folder, adapter.state_dict()))
+    weights = read_weights(folder, adapter.state_dict())
+    with torch.no_grad():
+        for name, parameter in adapter.named_parameters():
+            parameter.copy_(part_of(weights.pop(name), parameter))
     tensors = read_tensors(folder / _OPTIMIZER)
     try:
         ema.load_state_dict(read_tensors(folder / _AVERAGE))
@@ -72,15 +85,22 @@ def load_checkpoint(folder: str | Path, adapter: MoAAdapter, ema: EMA, optimizer
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if state:
             optimizer.state[parameter] = {
-                key: value if key == "step" and not counted_here else value.to(parameter.device)
-                for key, value in state.items()
+                key: _state_at(parameter, key, value, counted_here) for key, value in state.items()
             }
     return step
 
 
-def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """In main memory, each with bytes of its own."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+def _state_at(parameter: Tensor, key: str, value: Tensor, counted_here: bool) -> Tensor:
+    """Of the optimizer's state the part that belongs to the parameter; the count of steps is one number for all."""
+    if key != "step":
+        return part_of(value, parameter)
+    return value.to(parameter.device) if counted_here else value
+
+
+def _whole(tensors: Mapping[str, Tensor | Part]) -> dict[str, Tensor]:
+    whole = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    assert len(whole) == len(tensors), "parts are gathered before they are written"
+    return whole
 
 
 def _optimizer_tensors(adapter: MoAAdapter, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

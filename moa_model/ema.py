@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from moa_model.sharding import part_of
+
 
 class EMA:
     """Averages the parameters of ``module``: average ← decay · average + (1 − decay) · parameter.
@@ -41,7 +43,7 @@ class EMA:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from ``state_dict()``."""
         for name, average in self.average.items():
-            average.copy_(state[name])
+            average.copy_(part_of(state[name], average))
         self.updates = int(state["updates"])
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 from moa_model.training import MoATrainingModule
 
@@ -21,13 +22,16 @@ def prepare(
     channels_last: bool = False,
     compile: Compile = "off",
     activation_checkpointing: bool = False,
+    prior_sharded: bool = False,
     frozen_dtype: torch.dtype | None = None,
     backend: str = "inductor",
 ) -> MoATrainingModule:
-    """Make a training module quick, in place; gives it back. Call it once, on the final device, before DDP wraps it.
+    """Make a training module quick, in place; gives it back. Call it once, before DDP wraps it or FSDP cuts it.
 
     ``channels_last``: the convolutions' weights as cuDNN's tensor-core kernels read them; nothing is transposed between
-    convolutions and attention any more.
+    convolutions and attention any more. ``prior_sharded``, for a module whose prior will be cut: its weights stay as
+    they are, since FSDP2 takes no other layout. Its input is laid out so, each convolution hands the layout on, and
+    cuDNN transposes the weights when it uses them.
     ``compile``: the U-Net's forward and backward through ``torch.compile`` in one graph (a graph break is an error).
     What depends on the batch (the prompt's MLP, the losses) stays outside. The first step takes minutes; another batch
     size or latent size compiles anew. "reduce-overhead" and "max-autotune" replay CUDA graphs, which keep their results
@@ -37,7 +41,9 @@ def prepare(
     ``frozen_dtype``: the frozen prior in half precision, for training under autocast to that type, which would else
     convert the same weights in every step. The norms' weights are rounded too. The experts stay as they are.
     """
-    if channels_last:
+    if channels_last and prior_sharded:
+        module.unet.conv_in.register_forward_pre_hook(_laid_out)
+    elif channels_last:
         module.unet.to(memory_format=torch.channels_last)
     if frozen_dtype is not None:
         trained = set(map(id, module.adapter.parameters()))
@@ -69,6 +75,10 @@ def begin_pass(compile: Compile) -> None:
     """
     if compile in _GRAPHS:
         torch.compiler.cudagraph_mark_step_begin()
+
+
+def _laid_out(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0].contiguous(memory_format=torch.channels_last),)
 
 
 def make_optimizer(

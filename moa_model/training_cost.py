@@ -4,9 +4,9 @@ The module that trains is built on the "meta" device, where tensors have shapes 
 backward are watched. Memory is counted as on a GPU: fused attention, and autocast's copies where it is asked for.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import infra.torchvision_ops  # noqa: F401
 
@@ -21,6 +21,7 @@ from moa_model.adapter import MoAAdapter
 from moa_model.architectures import BaseShape
 from moa_model.config import MoAConfig
 from moa_model.layers import layer_shapes
+from moa_model.sharding import Cut, Sharding, kept_whole, units
 from moa_model.speed import prepare
 from moa_model.training import Batch, MoATrainingModule
 
@@ -39,6 +40,27 @@ _IN_SINGLE = {functional.group_norm, functional.layer_norm, torch.softmax, Tenso
 # No number is there to be asked for. What the module asks is whether and where somebody is bound (yes, at a token that
 # every prompt has) and whether the timesteps are trained (all are): 1 is the answer that training gives.
 _ANSWERS: dict[Any, Any] = {Tensor.__bool__: True, Tensor.__int__: 1, Tensor.__float__: 1.0}
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Bytes of what sharded training (``sharding``) makes whole on every GPU while it works."""
+
+    always: int
+    """The module's own unit, from the forward to the end of the backward pass, and the norms, which nobody cuts."""
+    unit: int
+    """Weights of the largest other unit."""
+    unit_gradients: int
+    """Its gradients, as they come and as they are summed."""
+    casts: int
+    """Autocast's copies of weights that are not gathered in half precision: the prompt's, and a whole prior's."""
+    weights: int
+    """All that is gathered for one forward pass."""
+
+    @property
+    def most(self) -> int:
+        """At one time: what always is, the unit that works, the one that comes, and the buffer in which it came."""
+        return self.always + 3 * self.unit + self.unit_gradients
 
 
 @dataclass(frozen=True)
@@ -64,6 +86,8 @@ class TrainingCost:
     """What autograd keeps for the backward pass, per sample."""
     cast_bytes: int
     """What is kept whatever the batch: autocast's copies of the weights."""
+    gathered: Mapping[Cut, Gathered]
+    """By what is cut."""
     layers: int = 1
     """Attention layers, by which the number of kernels grows."""
     frozen_bytes: int = _FP32
@@ -102,28 +126,39 @@ class TrainingCost:
         """Tensors of a ``Snapshot``: adapter, average and optimizer; headers and JSON add some 0.1 MB."""
         return _FP32 * self.adapter_parameters + self.average_bytes + self.optimizer_bytes
 
-    def memory(self, samples: int, workers: int = 1) -> dict[str, int]:
+    def memory(self, samples: int, workers: int = 1, sharding: Sharding = "none") -> dict[str, int]:
         """Bytes on each of ``workers`` GPUs at ``samples`` a GPU, by what they are for.
 
         An upper bound of what is counted, since the gradients come while activations go; without what the backward
-        pass and the kernels need in passing.
+        pass and the kernels need in passing. Parts are counted as equal, which differs by a row a tensor at most.
         """
+        gathered = None if sharding == "none" or workers == 1 else self.gathered[sharding]
+        own, prior = (1 if gathered is None else workers), (workers if gathered and sharding == "fsdp" else 1)
         return {
-            "base": self.frozen_bytes * self.base_parameters,
-            "adapter": _FP32 * self.adapter_parameters,
-            "gradients": self.gradient_bytes,
+            "base": -(-self.frozen_bytes * self.base_parameters // prior),
+            "adapter": -(-_FP32 * self.adapter_parameters // own),
+            "gradients": -(-self.gradient_bytes // own),
             # DistributedDataParallel sums gradients in buckets of its own.
-            "gradient_buckets": self.gradient_bytes if workers > 1 else 0,
-            "optimizer": self.optimizer_bytes,
-            "average": self.average_bytes,
-            "casts": self.cast_bytes,
+            "gradient_buckets": self.gradient_bytes if workers > 1 and gathered is None else 0,
+            "optimizer": -(-self.optimizer_bytes // own),
+            "average": -(-self.average_bytes // own),
+            "gathered": 0 if gathered is None else gathered.most,
+            "casts": self.cast_bytes if gathered is None else gathered.casts,
             "activations": samples * self.activation_bytes,
             "recomputed": samples * self.recomputed_bytes,
         }
 
-    def samples_within(self, budget: float, workers: int = 1, reserve: float = 0.0) -> int:
+    def exchanged(self, pieces: int, workers: int, sharding: Sharding = "none") -> float:
+        """Bytes that each GPU sends in a step of so many pieces a GPU, where every collective is a ring."""
+        passing = (workers - 1) / workers
+        if sharding == "none":
+            return 2 * self.gradient_bytes * passing  # summed, and the sum told to all: once a step
+        weights = self.gathered[sharding].weights * (2 + self.preserving)  # for each forward and the backward pass
+        return pieces * (weights + self.gradient_bytes) * passing
+
+    def samples_within(self, budget: float, workers: int = 1, reserve: float = 0.0, sharding: Sharding = "none") -> int:
         """The most samples a GPU whose memory, and ``reserve`` times their activations again, fit into ``budget``."""
-        free = budget - sum(self.memory(0, workers).values())
+        free = budget - sum(self.memory(0, workers, sharding).values())
         return max(0, int(free // ((self.activation_bytes + self.recomputed_bytes) * (1 + reserve))))
 
 
@@ -146,6 +181,7 @@ def count_training(
     prior = _prior_flops(module, _batch(1, base, image_dim, latent_size))
     if frozen_precision == "bf16":
         prepare(module, frozen_dtype=torch.bfloat16)
+    casts = _kept_casts(module, _batch(1, base, image_dim, latent_size)) if precision == "bf16" else {}
     measure = _checkpointed_bytes if activation_checkpointing else _saved_bytes
     one, two = (measure(module, _batch(rows, base, image_dim, latent_size), precision) for rows in (1, 2))
     if activation_checkpointing:
@@ -164,6 +200,7 @@ def count_training(
         preserving=preserving,
         activation_bytes=two.kept - one.kept,
         cast_bytes=sum(2 * first - second for first, second in zip(one, two, strict=True)),
+        gathered={cut: _gathered(module, cut, casts) for cut in get_args(Cut)},
         layers=len(adapter.layers),
         frozen_bytes=_HALF if frozen_precision == "bf16" else _FP32,
         recomputed_bytes=two.recomputed - one.recomputed,
@@ -172,6 +209,11 @@ def count_training(
 
 def saved_for_backward(work: Callable[[], Any], known: Iterable[Tensor]) -> tuple[Any, int]:
     """What ``work`` gives, and the bytes that autograd keeps of it: each storage once, those of ``known`` left out."""
+    result, kept = _kept(work, known)
+    return result, sum(storage.nbytes() for storage in kept.values())
+
+
+def _kept(work: Callable[[], Any], known: Iterable[Tensor]) -> tuple[Any, dict[int, torch.UntypedStorage]]:
     outside = {tensor.untyped_storage()._cdata for tensor in known}
     kept: dict[int, torch.UntypedStorage] = {}  # holding them, so that no number is given out again
 
@@ -183,8 +225,7 @@ def saved_for_backward(work: Callable[[], Any], known: Iterable[Tensor]) -> tupl
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = work()
-    return result, sum(storage.nbytes() for storage in kept.values())
+        return work(), kept
 
 
 class _Shapes(TorchFunctionMode):
@@ -193,6 +234,8 @@ class _Shapes(TorchFunctionMode):
     def __init__(self, gpu: bool = False, half: bool = False) -> None:
         super().__init__()
         self.gpu, self.half = gpu, half
+        self.copies: list[tuple[nn.Parameter, Tensor]] = []
+        """Autocast's, of weights."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -200,16 +243,20 @@ class _Shapes(TorchFunctionMode):
             return _ANSWERS[function]
         if self.half and (function in _IN_HALF or function in _IN_SINGLE):
             dtype = torch.bfloat16 if function in _IN_HALF else torch.float32
-            args = [_cast(each, dtype) for each in args]
-            kwargs = {name: _cast(each, dtype) for name, each in kwargs.items()}
+            args = [self._cast(each, dtype) for each in args]
+            kwargs = {name: self._cast(each, dtype) for name, each in kwargs.items()}
         if self.gpu and function is functional.scaled_dot_product_attention:
             # The plain kernel, which "meta" would take, keeps N × N scores; this one what every fused one keeps.
             return torch.ops.aten._scaled_dot_product_flash_attention(*args[:3])[0]
         return function(*args, **kwargs)
 
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
+            return value
+        cast = value.to(dtype)
+        if isinstance(value, nn.Parameter):
+            self.copies.append((value, cast))
+        return cast
 
 
 def _module(base: BaseShape, image_dim: int, blocks: Literal["middle", "all"]) -> MoATrainingModule:
@@ -299,6 +346,33 @@ class _Keep(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
         raise AssertionError("nobody's output")
+
+
+def _kept_casts(module: MoATrainingModule, batch: Batch) -> dict[nn.Parameter, int]:
+    """Bytes of those copies that autocast makes of weights and autograd keeps."""
+    with _Shapes(gpu=True, half=True) as shapes:
+        _, kept = _kept(lambda: module(batch), [*module.parameters(), *module.buffers()])
+    found = ((one, kept.get(copy.untyped_storage()._cdata)) for one, copy in shapes.copies)
+    return {one: storage.nbytes() for one, storage in found if storage is not None}
+
+
+def _gathered(module: MoATrainingModule, cut: Cut, casts: Mapping[nn.Parameter, int]) -> Gathered:
+    """``casts``: what autocast copies where nothing is cut; {} in single precision."""
+    each = _HALF if casts else _FP32  # of a gathered number, but for the prompt's, which stay in single precision
+    whole, prompt = kept_whole(module, cut), module.adapter.prompt
+    blocks = [[one for one in unit.parameters() if one not in whole] for unit in units(module, cut)[:-1]]
+    sizes = [sum(one.numel() for one in block) for block in blocks]
+    trained = [sum(one.numel() for one in block if one.requires_grad) for block in blocks]
+    held, inner = sum(one.numel() for one in whole), _count([prompt])
+    outer = _count([module]) - held - sum(sizes) - inner
+    copied = {*whole, *prompt.parameters()}
+    return Gathered(
+        always=(_FP32 * held if cut == "fsdp" else 0) + each * outer,  # a whole prior is the base's
+        unit=max(each * max(sizes), _FP32 * inner),
+        unit_gradients=max((each + _FP32) * max(trained), 2 * _FP32 * inner),
+        casts=sum(size for one, size in casts.items() if one in copied),
+        weights=each * (outer + sum(sizes)) + _FP32 * inner,
+    )
 
 
 def _count(modules: Iterable[nn.Module]) -> int:

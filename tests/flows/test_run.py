@@ -142,6 +142,17 @@ def test_an_evaluation_is_named_by_how_people_are_found(settings: Settings) -> N
     assert names[0] == names[2] != names[1]
 
 
+def test_where_and_how_a_training_runs_does_not_name_it(settings: Settings) -> None:
+    """So that it goes on with other machines, and with another share of everything on each."""
+
+    def name(**changes: object) -> str:
+        return Run(settings.model_copy(update={"train": settings.train.model_copy(update=changes)})).inputs_digest([])
+
+    elsewhere = {"workers": 8, "min_workers": 2, "sharding": "fsdp", "placement": "spread", "gpus_per_worker": 0}
+    elsewhere |= {"collectives": "gloo", "nccl_env": ["NCCL_DEBUG=WARN"], "micro_batch_size": 1}
+    assert name() == name(**elsewhere) != name(learning_rate=1.0)
+
+
 def test_a_workspace_that_cannot_be_is_one_sentence(settings: Settings, tmp_path: Path) -> None:
     check_inputs(settings)
     (tmp_path / "file").write_text("in the way")

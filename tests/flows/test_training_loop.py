@@ -8,6 +8,8 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load
 
 from flows.run import Run
 from flows.train import finished_training
@@ -72,12 +74,30 @@ def test_nor_does_it_on_three_in_pieces_or_four_by_ray(curve: Curve, root: Path)
 def test_sdxls_curve_does_not_depend_on_the_workers(tmp_path: Path) -> None:
     """With a pooled text and sizes of its own in every row, and blocks computed again in the backward pass."""
 
-    def settings(workers: int, pieces: int) -> Settings:
-        again = {"train.activation_checkpointing": "true"}
-        return prepare(tmp_path, f"workers-{workers}", {**_place(workers, pieces), **again}, sdxl=True)
+    def settings(workers: int, pieces: int, sharding: str = "none") -> Settings:
+        how = {"train.activation_checkpointing": "true", "train.sharding": sharding}
+        return prepare(tmp_path, f"{sharding}-{workers}", {**_place(workers, pieces), **how}, sdxl=True)
 
     alone = list(train_here(Run(settings(1, 0)))["curve"])
     _assert_same(train_by_processes(settings(3, 2))["curve"], alone)
+    _assert_same(train_by_processes(settings(2, 2, "fsdp"))["curve"], alone)
+
+
+def test_sharded_workers_train_the_same(curve: Curve, root: Path) -> None:
+    """Two workers of uneven shares, each with a part, beside one with everything: the same losses, and a release."""
+    whole = prepare(root, "one", _place(1))
+    parts = prepare(root, "parts", {**_place(2, 3), "train.sharding": "fsdp"})
+    _assert_same(train_by_processes(parts)["curve"], curve)
+    run = Run(parts)
+    (adapter,) = [key for key in run.store.list("runs/") if key.endswith("adapter.safetensors")]
+    (config,) = [key for key in run.store.list("runs/") if key.endswith("adapter_config.json")]
+    other = Run(whole).store
+    assert adapter in other.list("runs/"), "neither workers nor sharding are part of what names a training"
+    weights, others = load(run.store.get(adapter)), load(other.get(adapter))
+    assert other.get(config) == run.store.get(config)
+    assert {name: one.shape for name, one in weights.items()} == {name: one.shape for name, one in others.items()}
+    for name, weight in weights.items():
+        assert torch.allclose(weight, others[name], rtol=1e-7, atol=1e-9), name
 
 
 @pytest.mark.faults
@@ -89,10 +109,11 @@ def test_a_sample_that_is_no_number_stops_the_training_and_is_named(root: Path) 
 
 
 def test_a_sample_that_is_no_number_is_passed_over_if_asked(root: Path) -> None:
+    """By workers with parts of everything: the gradients of both are no numbers then, and nothing else is harmed."""
     bad = "0000-00002"
-    changes = {**CHANGES, "train.workers": "1", "train.bad_step": "skip"}
+    changes = {**CHANGES, "train.workers": "2", "train.sharding": "fsdp", "train.bad_step": "skip"}
     run = Run(prepare(root, "skipped", changes, no_number=bad))
-    found = train_here(run)
+    found = train_by_processes(run.settings)
     assert "adapter" in found and all(math.isfinite(row["loss"]) for row in found["curve"])
     finished = [key for key in run.store.list("runs/") if key.endswith("finished.json")]
     told = json.loads(run.store.get(finished[0]))

@@ -124,7 +124,29 @@ def test_what_does_not_fit_is_told_with_what_would(workers: int, counted: Counte
 
 def test_a_gpu_that_holds_no_sample_is_told(counted: Counted) -> None:
     huge = counted._replace(cost=replace(counted.cost, activation_bytes=10**12))
-    assert "do not hold a single sample" in describe(_settings("demo"), huge)["says"][0]
+    says = describe(_settings("demo"), huge)["says"][0]
+    assert "do not hold a single sample: take a GPU with more memory" in says and "--set" not in says
+
+
+def test_parts_are_shown_with_their_arithmetic(demo: dict[str, Any], counted: Counted) -> None:
+    plan = describe(_settings("demo", train__sharding="fsdp", train__micro_batch_size="3"), counted)
+    held = [one for one in plan["figures"] if one["part"] == "memory per GPU"]
+    assert sum(one["value"] for one in held[:-1]) == pytest.approx(held[-1]["value"])
+    names = {one["what"] for one in held}
+    assert "gathered" in names and "gradient buckets" not in names
+    for one in held:
+        shared = one["what"] in ("base", "adapter", "gradients", "optimizer", "average")
+        assert ("÷ 2 GPUs" in one["arithmetic"]) == shared, one
+    assert _value(plan, "memory per GPU", "base") == _value(demo, "memory per GPU", "base") / 2
+    trained = describe(_settings("demo", train__sharding="fsdp-trained"), counted)
+    assert _value(trained, "memory per GPU", "base") == _value(demo, "memory per GPU", "base")
+    assert _value(trained, "memory per GPU", "average") == _value(plan, "memory per GPU", "average")
+    sent = counted.cost.exchanged(3, 2, "fsdp")  # a share of eight, three at once
+    assert _value(plan, "work", "each GPU sends") == sent > _value(demo, "work", "each GPU sends")
+    (line,) = (one for one in plan["figures"] if one["what"] == "each GPU sends")
+    assert line["arithmetic"].startswith("3 pieces × (3 × weights'")  # the preservation loss's forward pass, too
+    alone = describe(_settings("demo", train__workers="1"), counted)
+    assert "each GPU sends" not in {one["what"] for one in alone["figures"]}
 
 
 def test_sdxls_preset_fits_on_four_gpus() -> None:

@@ -58,6 +58,12 @@ def test_overrides_are_read_as_toml_and_text_needs_no_quotes(tmp_path: Path) -> 
         ({"train.min_workers": "3"}, "train: min_workers 3 is more than workers 2"),
         ({"train.frozen_precision": "bf16"}, "train: frozen_precision bf16 needs precision bf16, not fp32"),
         ({"train.compile": "true"}, "train.compile: .*'reduce-overhead'.*not 'true'"),
+        ({"train.sharding": "fsdp", "train.compile": "default"}, "gathers weights in between: set one of them off"),
+        (
+            {"train.sharding": "fsdp", "train.precision": "bf16", "train.frozen_precision": "bf16"},
+            "set frozen_precision to fp32, or sharding to 'fsdp-trained'",
+        ),
+        ({"train.nccl_env": '["PATH=/x"]'}, "train.nccl_env.0"),
         ({"train.max_timestep": "1000"}, "train.max_timestep: .*999"),  # the schedule has 1000 steps, from 0
         ({"shard.augmentation.zoom": "[1.2, 0.9]"}, "zoom goes from 1.2 to 0.9: write the smaller one first"),
         ({"shard.augmentation.backgrounds": '["blue"]'}, "'grey', 'kept' or 'noise', not 'blue'"),

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import infra.torchvision_ops  # noqa: F401
 
@@ -18,8 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from moa_model import EMA, Batch, MoAAdapter, MoATrainingModule, Snapshot
 from moa_model.architectures import PUBLISHED_BASES, BaseShape
+from moa_model.sharding import Cut, Sharding
 from moa_model.speed import prepare
 from moa_model.training_cost import (
+    Gathered,
     TrainingCost,
     _checkpointed_bytes,
     _saved_bytes,
@@ -201,14 +203,29 @@ def test_autocast_is_a_gpus() -> None:
     st.integers(10**6, 10**11),
     st.sampled_from([0.0, 0.1]),
     st.integers(1, 8),
+    st.sampled_from(["none", "fsdp-trained", "fsdp"]),
 )
 def test_memory_is_linear_and_the_most_samples_are_the_most(
-    first: int, second: int, budget: int, reserve: float, workers: int
+    first: int, second: int, budget: int, reserve: float, workers: int, sharding: Sharding
 ) -> None:
-    cost = TrainingCost(10**5, 10**4, 100, 1000, 204, 10**6, 10**6, 10**6, False, 123_456, 7000)
-    held = {rows: sum(cost.memory(rows, workers).values()) for rows in (0, first, first + second)}
+    gathered = Gathered(always=500, unit=4000, unit_gradients=600, casts=2000, weights=220_000)
+    cost = TrainingCost(
+        10**5,
+        10**4,
+        100,
+        1000,
+        204,
+        10**6,
+        10**6,
+        10**6,
+        False,
+        123_456,
+        7000,
+        {"fsdp": gathered, "fsdp-trained": gathered},
+    )
+    held = {rows: sum(cost.memory(rows, workers, sharding).values()) for rows in (0, first, first + second)}
     assert held[first + second] - held[first] == second * cost.activation_bytes
-    most = cost.samples_within(budget, workers, reserve)
+    most = cost.samples_within(budget, workers, reserve, sharding)
 
     def needed(rows: int) -> float:
         return held[0] + rows * cost.activation_bytes * (1 + reserve)
@@ -259,3 +276,40 @@ def test_a_frozen_prior_in_half_precision_is_half_as_large_and_is_not_copied(ful
     assert 0.98 * trained < halved.cast_bytes < trained + 0.01 * halved.memory(1)["base"]
     assert halved.sample_flops == full_size.sample_flops
     assert halved.activation_bytes == pytest.approx(full_size.activation_bytes, rel=0.01)
+
+
+def test_parts_are_a_share_of_all_that_is_held_and_of_nothing_that_works(cost: TrainingCost) -> None:
+    """What a sharded training really holds is counted by `test_sharding.py`."""
+    whole = cost.memory(3, 4)
+    for sharding in get_args(Cut):
+        parts = cost.memory(3, 4, sharding)
+        for name in ("adapter", "gradients", "optimizer", "average"):
+            assert parts[name] == -(-whole[name] // 4), name
+        assert parts["base"] == (-(-whole["base"] // 4) if sharding == "fsdp" else whole["base"])
+        assert parts["activations"] == whole["activations"]
+        assert parts["gradient_buckets"] == 0 < whole["gradient_buckets"]
+        assert parts["gathered"] == cost.gathered[sharding].most > 0 == whole["gathered"]
+        assert cost.memory(3, 1, sharding) == cost.memory(3, 1), "one worker has nobody to share with"
+
+
+def test_what_is_sent_in_a_step(cost: TrainingCost) -> None:
+    gradients = cost.gradient_bytes
+    trained, weights = (cost.gathered[cut].weights for cut in get_args(Cut))
+    assert trained == gradients < weights  # in single precision
+    assert cost.exchanged(5, 1) == cost.exchanged(5, 1, "fsdp") == 0
+    assert cost.exchanged(5, 4) == 2 * gradients * 3 / 4  # a ring's sum, and the sum to all; once a step
+    assert cost.exchanged(5, 4, "fsdp") == 5 * (2 * weights + gradients) * 3 / 4
+    assert cost.exchanged(5, 4, "fsdp-trained") == 5 * 3 * gradients * 3 / 4
+    assert replace(cost, preserving=True).exchanged(1, 2, "fsdp") == (3 * weights + gradients) / 2
+
+
+def test_half_precision_gathers_half(full_size: TrainingCost) -> None:
+    trained, all_of_it = (full_size.gathered[cut] for cut in get_args(Cut))
+    prompt, own = full_size.prompt_parameters, full_size.adapter_parameters
+    assert trained.weights == 2 * own + 2 * prompt  # the prompt's stay single
+    assert all_of_it.weights == pytest.approx(2 * (full_size.base_parameters + own) + 2 * prompt, rel=1e-3)
+    assert 1.9 * prompt < all_of_it.casts <= 2 * prompt  # all but its norms and biases
+    # The prior's copies are there where it is whole, and those of the experts where nothing is gathered.
+    assert all_of_it.casts < trained.casts < full_size.cast_bytes
+    assert full_size.cast_bytes - trained.casts == pytest.approx(2 * (own - prompt), rel=0.02)
+    assert trained.always == 0 < all_of_it.always

@@ -1,0 +1,131 @@
+"""Where a training's workers run: what each asks of the cluster, how they meet, and that all of them see the store."""
+
+import secrets
+from typing import Any
+
+from infra.errors import UserError
+from infra.settings import Settings, TrainSettings
+from infra.storage import ObjectStore
+
+_ANSWER_SECONDS = 120.0  # of another machine: a new process that imports what it needs
+
+
+def on_gpus(options: TrainSettings) -> bool:
+    """Whether the workers get a GPU each: where it is asked for, and the cluster has enough for the fewest workers."""
+    import ray
+
+    return bool(options.gpus_per_worker and ray.cluster_resources().get("GPU", 0) >= fewest_workers(options))
+
+
+def fewest_workers(options: TrainSettings) -> int:
+    """With how many workers the training goes on at least."""
+    return options.min_workers or options.workers
+
+
+def scaling(options: TrainSettings, gpu: bool) -> Any:
+    """Ray's `ScalingConfig`: how many workers, what each of them asks for, and on which machines."""
+    from ray.train import ScalingConfig
+
+    fewest = fewest_workers(options)
+    return ScalingConfig(
+        num_workers=(fewest, options.workers) if fewest < options.workers else options.workers,
+        use_gpu=gpu,
+        resources_per_worker=worker_resources(options, gpu),
+        placement_strategy=options.placement.upper(),
+    )
+
+
+def worker_resources(options: TrainSettings, gpu: bool) -> dict[str, float]:
+    """What Ray sets aside for a worker: a CPU for itself and one for each process that prepares its batches."""
+    return {"CPU": 1 + options.loader_workers, **({"GPU": options.gpus_per_worker} if gpu else {})}
+
+
+def torch_config(options: TrainSettings, gpu: bool) -> Any:
+    """Ray's `TorchConfig`: the process group. UserError where the collectives that are asked for cannot do it."""
+    from ray.train.torch import TorchConfig
+
+    if options.collectives == "nccl" and not gpu:
+        raise UserError("NCCL works between GPUs, and this training has none: --set train.collectives=auto.")
+    if options.collectives == "gloo" and gpu and options.sharding != "none":
+        raise UserError("gloo gathers no weights between GPUs: --set train.collectives=auto, or train.sharding=none.")
+    return TorchConfig(
+        backend=None if options.collectives == "auto" else options.collectives,
+        # A lost worker is noticed by its peers at once, or by the watchdog; the collectives need wait no longer. (Ray
+        # sets TORCH_NCCL_ASYNC_ERROR_HANDLING=1: a worker whose NCCL waited so long is ended, and the run goes on.)
+        timeout_s=int(options.hang_seconds) + 60,
+    )
+
+
+def worker_environment(options: TrainSettings) -> dict[str, Any]:
+    """Ray's runtime environment of the workers alone: the driver and other actors keep theirs."""
+    variables = dict(pair.split("=", 1) for pair in options.nccl_env)
+    return {"env_vars": variables} if variables else {}
+
+
+def check_room(settings: Settings, gpu: bool) -> str:
+    """ "", or a sentence if not all workers find room at once; in a Ray of our own, which cannot grow, a UserError if
+    not even the fewest do."""
+    options, held = settings.train, 0
+    needed, fewest = worker_resources(options, gpu), fewest_workers(options)
+    for node in _nodes():
+        held += int(min(node["Resources"].get(name, 0.0) // amount for name, amount in needed.items()))
+    if held >= options.workers:
+        return ""
+    each = f"{needed['CPU']:.0f} CPUs" + (f" and {needed['GPU']:.0f} GPU" if gpu else "")
+    lack = f"of {options.workers} workers with {each} each (1 + train.loader_workers CPUs) {held} find room"
+    if held < fewest and not settings.ray.address:
+        raise UserError(
+            f"In the Ray of this machine, {lack}: raise ray.num_cpus ({settings.ray.num_cpus}), or lower "
+            "train.loader_workers or train.workers."
+        )
+    return f"{lack}; " + ("machines are waited for" if held < fewest else "it begins with them")
+
+
+def check_store(store: ObjectStore, settings: Settings, run_id: str) -> None:
+    """UserError if a machine on which workers may run does not see what this one writes: nothing would come back."""
+    import ray
+    from ray.exceptions import GetTimeoutError
+
+    here = ray.get_runtime_context().get_node_id()
+    others = [node for node in _nodes() if node["NodeID"] != here and node["Resources"].get("CPU")]
+    if not others:
+        return
+    key, token = f"runs/{run_id}/seen-{secrets.token_hex(8)}", secrets.token_bytes(16)
+    store.put(key, token)
+    try:
+        look: Any = ray.remote(num_cpus=0, max_retries=0)(_look)
+        looks = [look.options(label_selector={"ray.io/node-id": node["NodeID"]}).remote(store, key) for node in others]
+        for node, reference in zip(others, looks, strict=True):
+            machine = f"The machine {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+            try:
+                seen = ray.get(reference, timeout=_ANSWER_SECONDS)
+            except GetTimeoutError as error:
+                raise UserError(
+                    f"{machine} did not look into the store within {_ANSWER_SECONDS:.0f} seconds: take it out of the "
+                    "Ray cluster, or see what keeps it."
+                ) from error
+            if isinstance(seen, str):
+                raise UserError(f"{machine} cannot use the store. {seen}")
+            if seen != token:
+                raise UserError(
+                    f"{machine} does not see what this one writes to {settings.store_root}, and checkpoints would be "
+                    "lost: --set storage.root=s3://bucket/prefix, or a folder that all machines share."
+                )
+    finally:
+        store.delete(key)
+
+
+def _look(store: ObjectStore, key: str) -> bytes | str | None:
+    """The object's bytes, None where there is none, or why the store cannot be used."""
+    try:
+        return store.get(key)
+    except KeyError:
+        return None
+    except (UserError, OSError) as error:
+        return str(error)
+
+
+def _nodes() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
