@@ -42,7 +42,7 @@ class Cancellation:
             self._runs = list(dict.fromkeys([str(own.id), str(flow_run.root_flow_run_id or own.id)]))
         self._looked = time.monotonic()
 
-    def notes(self, store: ObjectStore, attempt: job_records.Attempt) -> None:
+    def note(self, store: ObjectStore, attempt: job_records.Attempt) -> None:
         """Write down who waits, for `stop_jobs`, which has nothing but the flow run."""
         for run in self._runs:
             store.put(attempt.key(f"waiting/{run}"), b"{}")

@@ -90,7 +90,7 @@ class ClusterJob:
         self.attempt: Attempt | None = None  # the one that is waited for
         self.asked_for: Attempt | None = None  # the same, or one of which it is not known yet whether it came
         self._patience = _FIRST_PATIENCE_SECONDS
-        self._status, self._away_since = "", 0.0
+        self._status, self._away_since, self._noted = "", 0.0, False
         self._printed, self._log_due = 0, 0.0
 
     def follow(self) -> dict[str, Any]:
@@ -119,23 +119,28 @@ class ClusterJob:
         state: JobState | None = None
         try:
             state = self._state() if self.attempt is not None else self._find()
-            self._say_log(state)
             self._answered(state)
         except Away as error:
             self._is_away(self.server.address, error)
         if self.attempt is None:
             return None
         try:
-            mirror.show(job_records.progress(self.store, self.attempt))
+            if not self._noted:
+                self._cancellation.note(self.store, self.attempt)
+                self._noted = True
+            parts = job_records.progress(self.store, self.attempt)
             # Also while the cluster does not answer: it may be gone because the job is done.
             came = job_records.outcome(self.store, self.attempt) if state is None or state.ended else None
         except Exception as error:  # whatever keeps a store from being read
             self._is_away(self.settings.store_root, error)
             return None
-        if came is None and state is not None and state.ended:
+        mirror.show(parts)
+        if came is not None and "lost" not in came:
+            return came
+        if state is not None and state.ended:
             job_records.write_outcome(self.store, self.attempt, {"lost": state.status})
             raise self._ended_badly(self.attempt, state)
-        return came
+        return None
 
     def _state(self) -> JobState:
         assert self.attempt is not None
@@ -159,14 +164,22 @@ class ClusterJob:
                 return state
             if state is None and self.store.get(attempt.key("job.json")) == self._request:
                 return self._submit(attempt)  # it never reached the cluster, or the cluster is another one
+        self.server.connect()  # nothing is asked for where nobody answers
         attempt = Attempt(self.name, attempt.number + 1 if attempt is not None else 1)
         if not self.store.create(attempt.key("job.json"), self._request):
             return self._find()  # somebody else was quicker
         return self._submit(attempt)
 
     def _submit(self, attempt: Attempt) -> JobState:
-        words = ["python", "-m", "flows.job", "--store", self.settings.store_root, "--name", attempt.name]
-        words += ["--number", str(attempt.number), "--sha256", job_records.sha256(self._request)]
+        words = ["python", "-m", "flows.job", "--store", job_records.store_address(self.settings)]
+        words += [
+            "--name",
+            attempt.name,
+            "--number",
+            str(attempt.number),
+            "--sha256",
+            job_records.sha256(self._request),
+        ]
         if self.settings.storage.endpoint_url:
             words += ["--endpoint-url", self.settings.storage.endpoint_url]
         self.asked_for = attempt
@@ -180,8 +193,8 @@ class ClusterJob:
         if self._away_since:
             artifacts.note(f"{self.stage}: {self.server.address} answers again")
             self._away_since = 0.0
-        if not self._status:
-            self._cancellation.notes(self.store, self.attempt)
+        with suppress(Away):  # the log alone is no reason to give up
+            self._say_log(self.attempt, state)
         if state.status != self._status:
             self._status = state.status
             artifacts.note(f"{self.stage}: the job {self.attempt.job_id} is {state.status.lower()}")
@@ -198,12 +211,12 @@ class ClusterJob:
             mend = "the same command finds the job again" if known else "start it or mend ray.address"
             raise UserError(f"{who} has not answered for {self._patience / 60:.1g} minutes: {mend}.") from error
 
-    def _say_log(self, state: JobState) -> None:
+    def _say_log(self, attempt: Attempt, state: JobState) -> None:
         """The lines that the job has printed since the last time."""
         began = time.monotonic()
-        if self.attempt is None or state.status == "PENDING" or (began < self._log_due and not state.ended):
+        if began < self._log_due and not state.ended:
             return
-        text = self.server.log(self.attempt.job_id)
+        text = self.server.log(attempt.job_id)
         end = len(text) if state.ended else text.rfind("\n") + 1
         for line in text[self._printed : end].splitlines():
             if line.strip():

@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from flows.run import Run, StageResult, digest
@@ -47,17 +48,23 @@ class Attempt:
 
 def job_name(settings: Settings, stage: str, decides: Any) -> str:
     """The job's name: of the stage, the store that it works on, and `decides`, all else on which its result depends."""
-    return f"moa-{stage}-{digest(stage, settings.store_root, settings.storage.endpoint_url, decides)}"
+    return f"moa-{stage}-{digest(stage, store_address(settings), settings.storage.endpoint_url, decides)}"
+
+
+def store_address(settings: Settings) -> str:
+    """The store's root as another machine, or another user's process, finds it."""
+    root = settings.store_root
+    return root if "://" in root else str(Path(root).expanduser().absolute())
 
 
 def request_for(run: Run, stage: str, arguments: Mapping[str, Any]) -> bytes:
     """job.json. The settings hold no secrets: a store's credentials are the environment's."""
     settings = run.settings
-    rooted = settings.model_copy(update={"storage": settings.storage.model_copy(update={"root": settings.store_root})})
+    storage = settings.storage.model_copy(update={"root": store_address(settings)})
     request = {
         "stage": stage,
         "arguments": dict(arguments),
-        "settings": rooted.model_dump(mode="json"),
+        "settings": settings.model_copy(update={"storage": storage}).model_dump(mode="json"),
         "code": code_digest(),
         "code_name": code_name(),
         "fingerprints": run.fingerprints,

@@ -10,7 +10,7 @@ import pytest
 from flows.run import Run
 from flows.session import prepare_environment
 from infra.ray_session import ray_session
-from infra.settings import RaySettings
+from infra.settings import load_settings
 from tests.faults.training_driver import prepare, train
 
 CHANGES = {
@@ -35,7 +35,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ray() -> Iterator[None]:
     """One for each test: a training that is refused is given up with its session."""
     prepare_environment()
-    with ray_session(RaySettings(address="", num_cpus=5, gpus_per_worker=0, object_store_mb=80)):
+    with ray_session(
+        load_settings("demo").ray.model_copy(update={"address": "", "num_cpus": 5, "object_store_mb": 80})
+    ):
         yield
 
 

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from infra.code_version import code_digest
+from infra.doctor import Check, diagnose
 from infra.errors import UserError
 from infra.ray_jobs import Away, JobServer, JobState, is_dashboard
+from infra.settings import load_settings
 from tests.ray_head import RayHead
 
 
@@ -69,6 +72,24 @@ def test_nobody_there_and_nobody_let_in(head: RayHead, monkeypatch: pytest.Monke
     stranger = JobServer(head.address)
     with pytest.raises(UserError, match="does not let this machine in"):
         stranger.state("once-0001")
+
+
+def test_the_doctor_says_what_the_cluster_needs(
+    head: RayHead, server: JobServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ray(**changes: str) -> Check:
+        found = {key.replace("__", "."): value for key, value in changes.items()}
+        checks = {check.name: check for check in diagnose(load_settings("demo", tmp_path, found))}
+        assert "accelerator" not in checks and "memory" not in checks  # this machine only waits
+        return checks["ray"]
+
+    takes = ray(ray__address=head.address)
+    assert takes.ok and code_digest() in takes.detail and str(tmp_path / "store") in takes.detail
+    uploads = ray(ray__address=head.address, ray__working_dir="/copy", storage__root="s3://b/x")
+    assert "uploads /copy" in uploads.detail and "must see" not in uploads.detail
+    assert "does not answer" in ray(ray__address="http://127.0.0.1:1").detail
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    assert "does not let this machine in" in ray(ray__address=head.address).detail
 
 
 def _answers(server: JobServer) -> bool:
