@@ -217,7 +217,7 @@ def pictures(key: str, images: Sequence[Image.Image], description: str, columns:
 
 def note(line: str) -> None:
     """A line in the terminal and in the run's log."""
-    console.print(line, markup=False, style="dim")
+    console.print(line, markup=False, style="dim", soft_wrap=True)
     if _in_run():
         from prefect.logging import get_run_logger
 

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,6 +33,18 @@ class RayHead:
     def access(self) -> dict[str, str]:
         """What a driver's environment needs."""
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+
+    @contextmanager
+    def letting_in(self) -> Iterator[None]:
+        """This process may use the cluster within the block; Ray reads a token once and keeps it."""
+        from ray._private.authentication_test_utils import reset_auth_token_state
+
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.access.items():
+                patch.setenv(name, value)
+            reset_auth_token_state()
+            yield
+        reset_auth_token_state()
 
     def __enter__(self) -> "RayHead":
         # Short: Ray's sockets have paths of at most 107 characters.

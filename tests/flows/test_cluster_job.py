@@ -27,9 +27,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
-    with pytest.MonkeyPatch.context() as patch, RayHead(tmp_path_factory.mktemp("head") / "head.log") as head:
-        for name, value in head.access.items():
-            patch.setenv(name, value)
+    with RayHead(tmp_path_factory.mktemp("head") / "head.log") as head, head.letting_in():
         yield head
 
 

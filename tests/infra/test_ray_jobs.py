@@ -16,11 +16,19 @@ from tests.ray_head import RayHead
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
-    with pytest.MonkeyPatch.context() as patch, RayHead(tmp_path_factory.mktemp("head") / "head.log") as head:
-        for name, value in head.access.items():
-            patch.setenv(name, value)
-        patch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # other programs' business
-        yield head
+    with RayHead(tmp_path_factory.mktemp("head") / "head.log") as head, head.letting_in():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # other programs' business
+            yield head
+
+
+@pytest.fixture
+def stranger(head: RayHead) -> Iterator[None]:
+    """This process has another cluster's token."""
+    known, head.token = head.token, "0" * 64
+    with head.letting_in():
+        head.token = known
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -65,18 +73,7 @@ def test_what_it_does_not_take_is_one_sentence(server: JobServer) -> None:
     assert server.state("strange-0001") is None
 
 
-def test_nobody_there_and_nobody_let_in(head: RayHead, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Away):
-        JobServer("http://127.0.0.1:1").connect()
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
-    stranger = JobServer(head.address)
-    with pytest.raises(UserError, match="does not let this machine in"):
-        stranger.state("once-0001")
-
-
-def test_the_doctor_says_what_the_cluster_needs(
-    head: RayHead, server: JobServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_doctor_says_what_the_cluster_needs(head: RayHead, server: JobServer, tmp_path: Path) -> None:
     def ray(**changes: str) -> Check:
         found = {key.replace("__", "."): value for key, value in changes.items()}
         checks = {check.name: check for check in diagnose(load_settings("demo", tmp_path, found))}
@@ -88,8 +85,18 @@ def test_the_doctor_says_what_the_cluster_needs(
     uploads = ray(ray__address=head.address, ray__working_dir="/copy", storage__root="s3://b/x")
     assert "uploads /copy" in uploads.detail and "must see" not in uploads.detail
     assert "does not answer" in ray(ray__address="http://127.0.0.1:1").detail
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
-    assert "does not let this machine in" in ray(ray__address=head.address).detail
+
+
+def test_nobody_there_and_nobody_let_in(head: RayHead, stranger: None, tmp_path: Path) -> None:
+    """The last one of this file: what it leaves is read anew by the next session of Ray."""
+    with pytest.raises(Away):
+        JobServer("http://127.0.0.1:1").connect()
+    with pytest.raises(UserError, match="does not let this machine in"):
+        JobServer(head.address).state("once-0001")
+    (ray,) = (
+        one for one in diagnose(load_settings("demo", tmp_path, {"ray.address": head.address})) if one.name == "ray"
+    )
+    assert not ray.ok and "does not let this machine in" in ray.detail
 
 
 def _answers(server: JobServer) -> bool:
