@@ -41,6 +41,7 @@ class Cancellation:
 
             self._runs = list(dict.fromkeys([str(own.id), str(flow_run.root_flow_run_id or own.id)]))
         self._looked = time.monotonic()
+        self._client = get_client(sync_client=True) if self._runs else None
 
     def note(self, store: ObjectStore, attempt: job_records.Attempt) -> None:
         """Write down who waits, for `stop_jobs`, which has nothing but the flow run."""
@@ -49,11 +50,11 @@ class Cancellation:
 
     def asked(self, now: bool = False) -> bool:
         """Whether somebody asked for it; Prefect is asked every few seconds, or `now`."""
-        if not self._runs or (not now and time.monotonic() - self._looked < _LOOK_SECONDS):
+        if self._client is None or (not now and time.monotonic() - self._looked < _LOOK_SECONDS):
             return False
         self._looked = time.monotonic()
         try:
-            states = [get_client(sync_client=True).read_flow_run(run).state for run in self._runs]
+            states = [self._client.read_flow_run(run).state for run in self._runs]
         except httpx.HTTPError:
             return False  # a page that is away is no reason to end
         return any(state is not None and (state.is_cancelling() or state.is_cancelled()) for state in states)

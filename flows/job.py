@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flows.job_records import NO_REQUEST, Attempt, result_as_plain, sha256, write_outcome
+from flows.job_records import NO_REQUEST, Attempt, fingerprints, result_as_plain, sha256, write_outcome
 from flows.run import Run, StageResult
 from infra.code_version import code_digest, code_name
 from infra.errors import UserError, UserNotice
@@ -90,7 +90,7 @@ def _settings(request: dict[str, Any]) -> Settings:
         workspace.mkdir(parents=True, exist_ok=True)
     here = settings.ray.model_copy(update={"address": "auto"})
     settings = settings.model_copy(update={"ray": here, "workspace": workspace})
-    found = Run(settings).fingerprints
+    found = fingerprints(Run(settings), request["stage"])
     for stage, fingerprint in request["fingerprints"].items():
         if found.get(stage) != fingerprint:
             raise UserError(f"The cluster has other model files for {stage!r} than this machine: give it the same.")

@@ -67,9 +67,18 @@ def request_for(run: Run, stage: str, arguments: Mapping[str, Any]) -> bytes:
         "settings": settings.model_copy(update={"storage": storage}).model_dump(mode="json"),
         "code": code_digest(),
         "code_name": code_name(),
-        "fingerprints": run.fingerprints,
+        "fingerprints": fingerprints(run, stage),
     }
     return json.dumps(request, sort_keys=True).encode()
+
+
+def fingerprints(run: Run, stage: str) -> dict[str, str]:
+    """What the stage's models and settings come to on this machine; on another one with other files, to something else.
+
+    Beside the stages' own: of a training all of the base, of an evaluation what it draws and measures with.
+    """
+    more = {"train": lambda: run.inputs_digest([]), "evaluate": lambda: run.evaluation_fingerprint("")}
+    return {**run.fingerprints, **({stage: more[stage]()} if stage in more else {})}
 
 
 def latest(store: ObjectStore, name: str) -> Attempt | None:

@@ -29,7 +29,7 @@ from infra.ray_jobs import JobServer, JobState
 from tests.faults.lost_connection import Relay
 from tests.faults.training_driver import prepare
 from tests.ray_head import RayHead
-from tests.tiny_world import tiny_changes, write_people, write_photos
+from tests.tiny_world import tiny_changes, write_people, write_photos, write_world
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -225,6 +225,22 @@ def test_what_the_training_refuses_is_one_sentence(root: Path, head: RayHead) ->
 def test_a_copy_of_the_project_is_uploaded(root: Path, head: RayHead, calm: dict[str, Any]) -> None:
     training = Training(root, "uploaded", head.address, {"ray.working_dir": str(REPOSITORY)})
     assert training.goes_well(training.start()) == calm
+
+
+def test_the_whole_journey_goes_through_jobs(tmp_path: Path, head: RayHead) -> None:
+    """Every stage, two of them side by side; the second time there is nothing to send but the look for new photos."""
+    world = write_world(tmp_path / "world", photos=8)
+    words = [sys.executable, "-m", "flows.cli", "retrain", "--workspace", str(tmp_path / "w")]
+    changes = {**tiny_changes(world), "ray.address": head.address}
+    words += [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    first, second = (
+        subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=600) for _ in range(2)
+    )
+    assert first.returncode == 0, first.stderr[-4000:]
+    sent = [line.split("moa-")[1].split("-")[0] for line in first.stderr.splitlines() if "submitted as" in line]
+    assert sent[:1] + sorted(sent[1:3]) + sent[3:] == ["ingest", "caption", "segment", "shard", "train", "evaluate"]
+    assert second.returncode == 0 and "Nothing new" in second.stdout, second.stderr[-4000:]
+    assert [line for line in second.stderr.splitlines() if "submitted as" in line and "moa-ingest" not in line] == []
 
 
 @pytest.fixture(scope="module")

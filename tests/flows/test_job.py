@@ -69,6 +69,8 @@ def test_other_models_are_refused(
     request = {**request_there, "fingerprints": {**request_there["fingerprints"], "segment": "another"}}
     assert _main(settings, request, monkeypatch) == 2
     assert "other model files for 'segment'" in _refused(settings)
+    of_training, of_evaluation = (job_records.fingerprints(Run(settings), name) for name in ("train", "evaluate"))
+    assert set(of_training) - set(of_evaluation) == {"train"} and set(of_evaluation) - set(of_training) == {"evaluate"}
 
 
 def test_a_workspace_of_another_machine_is_replaced(settings: Settings, request_there: dict[str, Any]) -> None:
