@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 from rich.console import Console
@@ -46,6 +46,29 @@ class _Bars:
 _bars = _Bars()
 
 
+class Board(Protocol):
+    """Where a job on a cluster keeps what it would show: `flows/job_page.py`."""
+
+    def open_bar(self, title: str, total: float) -> dict[str, Any]: ...
+    def open_table(self, key: str, description: str) -> dict[str, Any]: ...
+    def close(self, part: dict[str, Any]) -> None: ...
+    def put(self, kind: str, content: dict[str, Any]) -> None: ...
+
+
+_board: Board | None = None  # None: in the terminal and on the run's page
+
+
+@contextmanager
+def shown_on(board: Board) -> Iterator[None]:
+    """Within the block all that this process shows goes to `board`; what it prints does not."""
+    global _board
+    _board = board
+    try:
+        yield
+    finally:
+        _board = None
+
+
 class Track:
     """A bar in the terminal and a progress artifact on the run's page. Use as a context manager."""
 
@@ -55,19 +78,29 @@ class Track:
         self._says, self._shown = title, -1.0
         self._seconds, self._told = seconds, time.monotonic()
         self._artifact: Any = None
+        self._on_board: dict[str, Any] | None = None
 
     def __enter__(self) -> "Track":
+        if _board is not None:
+            self._on_board = _board.open_bar(self.title, self.total)
+            return self
         self._bar, self._task = _bars.add(self.title, self.total)
         self._artifact = _in_run() and _create_progress(self.title)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._on_board is not None and _board is not None:
+            _board.close(self._on_board)
+            return
         self._tell()
         _bars.leave()
 
     def to(self, done: float, title: str = "") -> None:
         """Set how much is done."""
         self.done, self._says = done, title or self.title
+        if self._on_board is not None:
+            self._on_board.update(done=self.done, says=self._says)
+            return
         self._bar.update(self._task, completed=done, description=self._says)
         # The page is told in steps of a twentieth, or of some seconds: a call takes longer than a training step.
         if done - self._shown >= self.total / 20 or time.monotonic() - self._told >= self._seconds:
@@ -96,16 +129,25 @@ class LiveTable:
         self._rows: list[dict[str, Any]] = []
         self._artifact: Any = None
         self._told: float | None = None
+        self._on_board: dict[str, Any] | None = None
 
     def __enter__(self) -> "LiveTable":
+        if _board is not None:
+            self._on_board = _board.open_table(self._key, self._description)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._tell()
+        if self._on_board is not None and _board is not None:
+            _board.close(self._on_board)
+        else:
+            self._tell()
 
     def show(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """These rows in place of those before."""
         self._rows = [dict(row) for row in rows]
+        if self._on_board is not None:
+            self._on_board["rows"] = self._rows
+            return
         if self._told is None or time.monotonic() - self._told >= self._seconds:
             self._tell()
 
@@ -150,48 +192,57 @@ def tracked(items: Iterable[_Item], total: int, title: str) -> Iterator[_Item]:
 
 def table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
     """A table on the run's page; an empty one is left out."""
-    if rows and _in_run():
-        from prefect.artifacts import create_table_artifact
-
-        create_table_artifact(table=[dict(row) for row in rows], key=_key(key), description=description)
+    if rows:
+        put("table", {"table": [dict(row) for row in rows], "key": _key(key), "description": description})
 
 
 def markdown(key: str, text: str, description: str = "") -> None:
     """A text on the run's page."""
-    if _in_run():
-        from prefect.artifacts import create_markdown_artifact
-
-        create_markdown_artifact(markdown=text, key=_key(key), description=description)
+    put("markdown", {"markdown": text, "key": _key(key), "description": description})
 
 
 def link(key: str, address: str, text: str) -> None:
     """A link on the run's page."""
-    if _in_run():
-        from prefect.artifacts import create_link_artifact
-
-        create_link_artifact(link=address, link_text=text, key=_key(key))
+    put("link", {"link": address, "link_text": text, "key": _key(key)})
 
 
 def pictures(key: str, images: Sequence[Image.Image], description: str, columns: int = 8) -> None:
     """A contact sheet on the run's page, inside the artifact itself, so that it outlives the run's files."""
-    if images and _in_run():
+    if images and (_board is not None or _in_run()):
         _show(key, contact_sheet(images, columns), description)
 
 
 def picture(key: str, png: bytes, description: str) -> None:
     """A picture of our own on the run's page, also inside the artifact."""
-    if _in_run():
+    if _board is not None or _in_run():
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image, _page_may_be_away():
             _show(key, image.convert("RGB"), description)
 
 
 def _show(key: str, image: Image.Image, description: str) -> None:
-    from prefect.artifacts import create_image_artifact
-
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=88)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    create_image_artifact(image_url=f"data:image/jpeg;base64,{data}", key=_key(key), description=description)
+    address = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    put("image", {"image_url": address, "key": _key(key), "description": description})
+
+
+def note(line: str) -> None:
+    """A line in the terminal and in the run's log."""
+    console.print(line, markup=False, style="dim", soft_wrap=True)
+    if _in_run():
+        from prefect.logging import get_run_logger
+
+        get_run_logger().info(line.strip())
+
+
+def put(kind: str, content: dict[str, Any]) -> None:
+    """One of Prefect's artifacts (table, markdown, link, image) with the arguments of its `create_…_artifact`."""
+    if _board is not None:
+        _board.put(kind, content)
+    elif _in_run():
+        import prefect.artifacts
+
+        getattr(prefect.artifacts, f"create_{kind}_artifact")(**content)
 
 
 class Refusals:

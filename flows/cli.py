@@ -7,6 +7,7 @@ import sys
 import threading
 import traceback
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,6 +36,8 @@ _STOPPED = "moa: stopped; the same command continues where it was."
 _MODULES = {"duplicates": "near_duplicates"}  # where a stage's module has another name
 _INTERRUPTED = 130  # the exit code that shells know
 _PATIENCE_SECONDS = 5.0  # for Prefect to note that the run was stopped
+_CLUSTER_SECONDS = 15.0  # for a cluster to note that a job is to be stopped
+_stopping: Callable[[float], str] | None = None  # waits so long for that, and says what came of it
 
 Source = Annotated[
     str | None,
@@ -278,21 +281,31 @@ def _interrupt(*_: object) -> None:
     A terminal sends Ctrl-C to Prefect's server and to Ray too, and their clients in this process would wait long for
     them. A run may be killed at any moment, so nothing is lost by leaving.
     """
-    signal.signal(signal.SIGINT, lambda *_: _leave())
+    global _stopping
+    signal.signal(signal.SIGINT, lambda *_: _leave(0.0))
+    if cluster_job := sys.modules.get("flows.cluster_job"):
+        _stopping = cluster_job.begin_to_stop()
     timer = threading.Timer(_PATIENCE_SECONDS, _leave)
     timer.daemon = True
     timer.start()
     raise KeyboardInterrupt
 
 
-def _leave() -> None:
+def _leave(patience: float = _CLUSTER_SECONDS) -> None:
     import psutil
 
+    said = _farewell(patience)
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             child.kill()
-    os.write(2, f"{_STOPPED}\n".encode())
+    os.write(2, f"{said}\n".encode())
     os._exit(_INTERRUPTED)
+
+
+def _farewell(patience: float) -> str:
+    """That the command was stopped, and what of it goes on or does not elsewhere."""
+    said = _stopping(patience) if _stopping is not None else ""
+    return f"{_STOPPED}\n{said}".strip()
 
 
 def _run() -> int:
@@ -304,7 +317,7 @@ def _run() -> int:
         typer.echo(f"moa: {error}", err=True)
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo(_STOPPED, err=True)
+        typer.echo(_farewell(_CLUSTER_SECONDS), err=True)
         return _INTERRUPTED
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own: a wrong option or argument

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-from prefect import flow
-
 from flows import artifacts
+from flows.cancellation import stage_flow
+from flows.cluster_job import run_on_cluster, runs_on_cluster
 from flows.evaluation_people import read_people
 from flows.evaluation_split import check_split
 from flows.run import Run, StageResult, digest
@@ -24,13 +24,16 @@ from preprocessing.shards import decode_npy, encode_json, encode_npy, read_tar, 
 PICTURES = "pictures.tar"
 
 
-@flow(name="evaluate")
+@stage_flow("evaluate")
 def evaluate(settings: Settings, run_id: str = "", from_scratch: bool = False) -> StageResult:
     """Draw, measure and hold against the gate; `run_id` "" = the training of what the catalog holds now."""
     started, run = time.monotonic(), Run(settings)
     run_id = run_id or current_training(run, from_scratch)
     if not run.store.exists(f"runs/{run_id}/finished.json"):
         raise UserError(f"Training {run_id} is not finished: run moa train first.")
+    if runs_on_cluster(settings):
+        decides = [run_id, settings.evaluate.model_dump(mode="json"), run.fingerprints]
+        return run_on_cluster(run, "evaluate", decides, {"run_id": run_id})
     people = read_people(run)
     fingerprint = people_fingerprint(run, people)
     folder = evaluation_folder(run_id, fingerprint)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows import artifacts
+from flows import artifacts, job_records
 from flows.holdings import Holdings, holdings
 from flows.run import Run
 from flows.session import alone_in
@@ -30,7 +30,7 @@ def forget(
     """List what contains the photo or the person's photos; then, unless `dry_run`, forget them.
 
     ahead: what has not come yet is to be refused when it does. Raises UserError where nothing is found, and where
-    another run is at work in the workspace.
+    another run is at work in the workspace or a job on a cluster in the store.
     """
     if (photo is None) == (person is None):
         raise UserError("Name one photo or one person: moa forget PHOTO, or moa forget --person SOURCE:IDENTITY.")
@@ -40,6 +40,7 @@ def forget(
         return
     with alone_in(settings.workspace):
         run = Run(settings)
+        _nobody_writes(run)
         found, where = _looked_up(run, photo, person, ahead)
         _show(found, where)
         new = unforgotten(run.catalog, found)
@@ -59,6 +60,7 @@ def purge(settings: Settings, confirmed: bool) -> None:
     """List what still holds forgotten photos; delete it where that was confirmed."""
     with alone_in(settings.workspace):
         run = Run(settings)
+        _nobody_writes(run)
         keys = purgeable(run.store, run.catalog)
         unfinished = [] if "://" in settings.store_root else sorted(Path(settings.store_root).rglob(".partial-*"))
         # Runs' pages, the report and a training's pictures show photos; which ones is not written down.
@@ -69,15 +71,24 @@ def purge(settings: Settings, confirmed: bool) -> None:
             return
         _list("objects", [run.store.uri(key) for key in keys])
         _list("files that a killed run left half written", [str(path) for path in unfinished])
-        _list("pages and pictures that may show them", [*map(str, pages), *map(run.store.uri, grids)])
+        told = run.store.list(job_records.ROOT)  # what jobs showed goes to such pages
+        _list("pages and pictures that may show them", [*map(str, pages), *map(run.store.uri, [*grids, *told])])
         if not confirmed:
             _say("Nothing was deleted: add --yes. Older catalog versions cannot be trained on again afterwards.")
             return
         for key in artifacts.tracked([*keys, *grids], len(keys) + len(grids), "purge: objects"):
             run.store.delete(key)
+        for key in told:
+            run.store.delete(key)
         for path in [*unfinished, *pages]:
             _remove(path)
         _say(f"Deleted: {_count(len(keys) + len(grids), 'object')}. moa report writes the report again.")
+
+
+def _nobody_writes(run: Run) -> None:
+    """The workspace's lock holds no job on a cluster, whose driver may have been killed."""
+    if jobs := job_records.at_work(run.store):
+        raise UserError(f"The job {jobs[0].job_id} may be writing into {run.settings.store_root}: wait, or stop it.")
 
 
 def _looked_up(run: Run, photo: str | None, person: str | None, ahead: bool) -> tuple[Found, Holdings]:

@@ -6,9 +6,9 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from prefect import flow
-
 from flows import artifacts
+from flows.cancellation import stage_flow
+from flows.cluster_job import run_on_cluster, runs_on_cluster
 from flows.model_stages import written_down
 from flows.run import Run, StageResult
 from flows.workers import IngestWorker
@@ -24,10 +24,12 @@ from preprocessing.places import is_readable
 from preprocessing.sources import Record
 
 
-@flow(name="ingest")
+@stage_flow("ingest")
 def ingest(settings: Settings) -> StageResult:
     """Read what the catalog does not know of the source yet."""
     started, run = time.monotonic(), Run(settings)
+    if runs_on_cluster(settings):
+        return run_on_cluster(run, "ingest", [run.fingerprints["ingest"], settings.ingest.source], {})
     before = run.done("ingest")
     if run.catalog.shard_frame("ingest").height != before:
         raise UserError(

@@ -2,9 +2,9 @@
 
 import time
 
-from prefect import flow
-
 from flows import artifacts
+from flows.cancellation import stage_flow
+from flows.cluster_job import run_on_cluster, runs_on_cluster
 from flows.model_stages import run_stage
 from flows.run import Run, StageResult
 from flows.signature_workers import SignatureWorker
@@ -16,13 +16,15 @@ from preprocessing.shards import encode_json, write_tar
 from preprocessing.signatures import Signatures, joined, read_signatures
 
 
-@flow(name="duplicates")
+@stage_flow("duplicates")
 def duplicates(settings: Settings) -> StageResult:
     """Sign the shards that have no signatures yet and decide on the photos that were not decided on."""
     started, run = time.monotonic(), Run(settings)
     if not settings.near_duplicates.search:
         return StageResult(STAGE, 0, 0, note="near_duplicates.search is false")
     items = [{"row": row} for row in run.pending("signatures")]
+    if items and runs_on_cluster(settings):
+        return run_on_cluster(run, STAGE, run.fingerprints[STAGE], {})
     arguments = (settings.models.clip, settings.signatures)
     run_stage(run, "signatures", SignatureWorker, items, settings.signatures.workers, arguments)
     before = len(run.shards(STAGE))

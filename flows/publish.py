@@ -4,9 +4,8 @@ import json
 import time
 from typing import Any
 
-from prefect import flow
-
 from flows import artifacts
+from flows.cancellation import stage_flow
 from flows.evaluate import evaluation_folder, metric_table, people_fingerprint
 from flows.evaluation_people import read_people
 from flows.run import Run, StageResult
@@ -16,7 +15,7 @@ from infra.errors import UserError
 from infra.settings import Settings
 
 
-@flow(name="publish")
+@stage_flow("publish")
 def publish(settings: Settings, run_id: str = "", from_scratch: bool = False) -> StageResult:
     """Publish a training that was evaluated; `run_id` "" = the training of what the catalog holds now.
 

@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
 
-from prefect import flow
-
 from flows import artifacts
+from flows.cancellation import stage_flow
 from flows.caption import caption
 from flows.evaluate import evaluate
 from flows.ingest import ingest
+from flows.job_records import at_work
 from flows.near_duplicates import duplicates
 from flows.publish import publish
 from flows.run import COLUMNS, STAGES, Run, StageResult
@@ -41,12 +41,13 @@ class Journey:
     nothing_new: bool
 
 
-@flow(name="retrain")
+@stage_flow("retrain")
 def retrain(settings: Settings, from_scratch: bool = False) -> Journey:
     """Bring production up to date with the source's photos."""
     run = Run(settings)
     prepare_world(settings)
-    sweep(run.store, run.catalog, (*STAGES, *COLUMNS))  # what a killed run uploaded and never committed
+    if not at_work(run.store):  # a job whose driver was killed goes on, and has not committed all that it uploaded
+        sweep(run.store, run.catalog, (*STAGES, *COLUMNS))  # what a killed run uploaded and never committed
     searched = [duplicates] if settings.near_duplicates.search else []
     stages = [_say(stage(settings)) for stage in (ingest, *searched)]
     stages += [*map(_say, side_by_side(settings, [caption, segment])), _say(shard(settings))]

@@ -1,8 +1,8 @@
 """Stage 3: every photo gets the masks of its people."""
 
-from prefect import flow
-
 from flows import artifacts
+from flows.cancellation import stage_flow
+from flows.cluster_job import run_on_cluster, runs_on_cluster
 from flows.model_stages import run_stage
 from flows.run import Run, StageResult
 from flows.samples import shown_people
@@ -12,11 +12,13 @@ from preprocessing.catalog import load_shard
 from preprocessing.shards import read_tar
 
 
-@flow(name="segment")
+@stage_flow("segment")
 def segment(settings: Settings) -> StageResult:
     """Segment the shards that have no masks yet."""
     run = Run(settings)
     items = [{"row": row} for row in run.pending("segment")]
+    if items and runs_on_cluster(settings):
+        return run_on_cluster(run, "segment", run.fingerprints["segment"], {})
     arguments = (settings.models.segmenter, settings.segment, settings.filter.find_faces)
     result = run_stage(run, "segment", SegmentWorker, items, settings.segment.workers, arguments)
     if items:

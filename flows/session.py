@@ -11,6 +11,7 @@ from typing import IO
 
 from infra.errors import UserError
 from infra.prefect_server import embedded_prefect
+from infra.ray_jobs import is_dashboard
 from infra.ray_session import ray_session
 from infra.settings import Settings
 
@@ -36,21 +37,26 @@ _DYING_SECONDS = 10.0  # that a killed run may need to give its memory back, and
 
 @contextmanager
 def machinery(settings: Settings, ray: bool = True) -> Iterator[None]:
-    """A Prefect API and, unless `ray` is False, a Ray session for the block.
+    """A Prefect API and a Ray session for the block; no Ray where it is False, or where jobs are sent to a cluster.
 
     What a killed run left behind is not in the way: both have ports of their own, and Ray a new folder.
     """
     prepare_environment()
     with ExitStack() as stack:
         stack.enter_context(alone_in(settings.workspace))
-        if ray:
+        if ray := ray and not is_dashboard(settings.ray.address):  # jobs are asked for there, by whoever needs one
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="moa-", ignore_cleanup_errors=True))
             os.environ["RAY_TMPDIR"] = folder  # short: Ray's sockets have paths of at most 107 characters
             stack.callback(os.environ.pop, "RAY_TMPDIR", None)
         stack.enter_context(embedded_prefect(settings.workspace / "prefect"))
         if ray:
             stack.enter_context(ray_session(settings.ray))
-        yield
+        from prefect.exceptions import CancelledRun
+
+        try:
+            yield
+        except CancelledRun as error:
+            raise UserError(f"{error}.") from error
 
 
 @contextmanager

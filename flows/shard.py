@@ -1,8 +1,8 @@
 """Stage 4: words are bound to people, and all that training reads is computed once."""
 
-from prefect import flow
-
 from flows import artifacts
+from flows.cancellation import stage_flow
+from flows.cluster_job import run_on_cluster, runs_on_cluster
 from flows.model_stages import run_stage
 from flows.near_duplicates import repeated_photos
 from flows.run import COLUMNS, Run, StageResult
@@ -11,10 +11,12 @@ from infra.settings import Settings
 from preprocessing.dataset_index import store_index
 
 
-@flow(name="shard")
+@stage_flow("shard")
 def shard(settings: Settings) -> StageResult:
     """Build the training shards whose captions and masks are there, and the index of all that there are."""
     run = Run(settings)
+    if run.pending("shard") and runs_on_cluster(settings):
+        return run_on_cluster(run, "shard", run.fingerprints["shard"], {})
     captions = {row.shard: row for row in run.shards("caption")}
     segments = {row.shard: row for row in run.shards("segment")}
     columns = {name: {row.shard: row for row in run.shards(name)} for name in COLUMNS}

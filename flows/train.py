@@ -10,12 +10,13 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from prefect import flow
-
 from flows import artifacts, training_cluster
+from flows.cancellation import stage_flow
 from flows.checkpoints import RELEASED, fetch_checkpoint, folder_of, latest_step, patiently
+from flows.cluster_job import run_on_cluster, runs_on_cluster
 from flows.evaluation_people import read_people
 from flows.evaluation_split import check_split
+from flows.machine_watch import MachineWatch
 from flows.run import Run, StageResult, describe, digest
 from flows.training_continuity import continuity, course_for_card
 from flows.training_history import AttemptLog
@@ -28,13 +29,16 @@ from preprocessing.catalog import load_shard
 
 ADAPTER_FILES = ("adapter.safetensors", "adapter_config.json")
 SHIPPED_RELEASE = "release-1"
+# After a preempted machine's deadline: before it is gone, Ray counts it as one that new workers could have, and then
+# waits a minute for it in vain.
+_GONE_SECONDS = 10.0
 _MOST_FAILURES = 8  # of workers and machines in one attempt; the same command starts the next one
 
 
-@flow(name="train")
+@stage_flow("train")
 def train(settings: Settings, from_scratch: bool = False) -> StageResult:
     """Train on what the catalog holds now and leave the adapter in the run's folder of the store."""
-    started, run = time.monotonic(), Run(settings)
+    run = Run(settings)
     settled = run.settled(from_scratch)
     if settled is not None:
         facts = {"run_id": run.releases.manifest(settled)["lineage"]["run_id"]}
@@ -44,6 +48,14 @@ def train(settings: Settings, from_scratch: bool = False) -> StageResult:
     if run.store.exists(_key(plan["run_id"], "finished.json")):
         _let_go(run, plan["run_id"])
         return StageResult("train", 0, 1, note="this training was finished before", facts=plan)
+    if runs_on_cluster(settings):
+        return run_on_cluster(run, "train", plan["run_id"], {"plan": plan})
+    return train_planned(settings, plan)
+
+
+def train_planned(settings: Settings, plan: dict[str, Any]) -> StageResult:
+    """What `plan_training` planned, from its latest checkpoint on. Needs a `ray_session`."""
+    started, run = time.monotonic(), Run(settings)
     check_split(run, plan)
     continued = latest_step(run.store, plan["run_id"])
     plan |= {"damaged": damaged_shards(run, plan)}
@@ -211,19 +223,20 @@ def _fit(run: Run, job: TrainingJob, log: AttemptLog, continued: int) -> frozens
             name=f"{log.number:04d}",  # a new one each time: Ray must not take up what the old driver left
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=_MOST_FAILURES),
+            failure_config=FailureConfig(max_failures=_MOST_FAILURES, preemption_grace_s=_GONE_SECONDS),
             worker_runtime_env=training_cluster.worker_environment(settings),
         ),
     )
     pictures = LivePictures(run.store, job.run_id, settings.pictures_every, continued)
     with LiveMetrics(job.run_id, settings.steps, continued, run.settings.monitoring.prometheus_port) as live:
         future, ended = _in_background(trainer.fit), False
+        machines = MachineWatch(settings.min_workers or settings.workers, gpu)
         while not ended:
             ended = bool(wait([future], timeout=1.0).done)
             news: News = ray.get(reporter.ask.remote())
             for start in news.starts:
                 log.started(**start)
-            for sentence in news.said:
+            for sentence in filter(None, (*news.said, machines.look(news.row))):
                 artifacts.console.print(f"train: {sentence}", markup=False, style="yellow")
             if news.refusal:  # trying again, as Ray would, does not mend it
                 raise UserError(news.refusal)

@@ -43,6 +43,7 @@ _PROBED = 16  # batches: on the run's first ones the losses before and after tra
 _PRECISION = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of the weights
 _FROZEN = {"fp32": None, "bf16": torch.bfloat16}  # to what the prior's are changed
 _BAD_IN_A_ROW = 10  # steps that are skipped: more than that is no bad luck
+_NOTICED_SECONDS = 5.0  # after which a preemption is noticed at the latest; Ray itself looks so often
 _USUAL_STEPS = 100  # that the loss's running mean remembers, and before which no loss is a spike
 
 
@@ -108,6 +109,7 @@ class _Worker:
             curves = f"runs/{job.run_id}/tensorboard"
             self.curves = EventFiles(job.store, curves, self.first, tell=reporter.say.remote)
         self.leaving = frozenset[str]()  # machines that will be taken away
+        self.ask_every = 1  # steps between two questions about that
         place = self.first, self.rank, self.workers
         self.pictures = TrainingPictures.open(job, self.module, *place, watchdog.alive, reporter.say.remote)
 
@@ -170,9 +172,9 @@ class _Worker:
             self.watchdog.alive()
             done = step + 1
             keep = done % options.checkpoint_every == 0 or done == options.steps
+            keep = keep or (done % self.ask_every == 0 and self._preempted())
             if done % _ROW_EVERY == 0 or keep:  # a checkpoint holds no half-summed row
                 self._end_row(done)
-                keep = keep or self._preempted()
             if done == options.steps:
                 with self.ema.applied():
                     self.history["after"] = self._probe()
@@ -278,10 +280,18 @@ class _Worker:
             self.history["curve"].append(row)
             rate = self.optimizer.param_groups[0]["lr"]
             measured = measure(done, losses, norm, shares, rate, self.clock, self.device, self.workers)
+            self._ask_in_time(self.options.batch_size / measured.images_per_second)
             if self.curves is not None:
                 self.curves.add(measured.as_row())
                 self.reporter.tell.remote(measured.as_row())
         self.row, self.in_row = self._zeros(2), 0
+
+    def _ask_in_time(self, seconds: float) -> None:
+        """How often to ask for preemptions where a step takes so long: all workers ask at the same steps."""
+        slowest = torch.tensor([seconds], dtype=torch.float64, device=self.device)
+        if self.workers > 1:
+            distributed.all_reduce(slowest, distributed.ReduceOp.MAX)
+        self.ask_every = min(_ROW_EVERY, max(1, int(_NOTICED_SECONDS / max(slowest.item(), 1e-6))))
 
     def _preempted(self) -> bool:
         """Whether a machine has just been told that it will be taken away; asked by all workers, told once."""

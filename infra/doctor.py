@@ -12,10 +12,12 @@ from urllib.parse import urlsplit
 import psutil
 
 from infra.backends import Backend, captioner_backends, segmenter_backends
+from infra.code_version import code_name
 from infra.errors import UserError
 from infra.model_files import resolve
 from infra.model_index import read_model_index
 from infra.model_mirror import is_mirror, mirror_files, mirror_folder
+from infra.ray_jobs import Away, JobServer, is_dashboard
 from infra.settings import ModelReference, Settings
 from infra.storage import S3Store, open_store
 
@@ -58,7 +60,9 @@ def diagnose(settings: Settings) -> list[Check]:
     checks.append(_backends("captioners", models.captioner.backend, captioner_backends()))
     checks.append(_backends("segmenters", models.segmenter.backend, segmenter_backends()))
     checks += [_source("ingest.source", settings.ingest.source), _source("evaluate.source", settings.evaluate.source)]
-    return [*checks, _storage(settings), _ray(settings), _accelerator(settings), _memory(settings), _disk(settings)]
+    # Where stages are sent to a cluster elsewhere, this machine only waits.
+    works_here = [] if is_dashboard(settings.ray.address) else [_accelerator(settings), _memory(settings)]
+    return [*checks, _storage(settings), _ray(settings), *works_here, _disk(settings)]
 
 
 def _models(settings: Settings) -> Iterator[tuple[str, ModelReference]]:
@@ -169,6 +173,8 @@ def _ray(settings: Settings) -> Check:
     address = settings.ray.address
     if not address:
         return Check("ray", True, f"started here with {settings.ray.num_cpus} logical CPUs")
+    if is_dashboard(address):
+        return _job_server(settings)
     if address == "auto":
         running = Path("/tmp/ray/ray_current_cluster").is_file()
         return Check("ray", running, "a cluster runs here" if running else "no cluster runs here: `ray start --head`")
@@ -178,6 +184,19 @@ def _ray(settings: Settings) -> Check:
     except OSError as error:
         return Check("ray", False, f"{address} does not answer ({error}): start the cluster or mend ray.address")
     return Check("ray", True, f"{address} answers")
+
+
+def _job_server(settings: Settings) -> Check:
+    address = settings.ray.address
+    try:
+        JobServer(address).connect()
+    except Away as error:
+        return Check("ray", False, f"{address} does not answer ({error}): start the cluster or mend ray.address")
+    except UserError as error:
+        return Check("ray", False, str(error))
+    code = f"uploads {settings.ray.working_dir}" if settings.ray.working_dir else f"must have {code_name()} installed"
+    shared = "" if "://" in settings.store_root else f"; every machine of it must see {settings.store_root}"
+    return Check("ray", True, f"{address} takes jobs; it {code}{shared}")
 
 
 def _accelerator(settings: Settings) -> Check:

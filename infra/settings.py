@@ -181,7 +181,14 @@ class PublishSettings(FrozenSettings):
 
 
 class RaySettings(FrozenSettings):
-    address: str = Field(description='"" = a Ray of its own on this machine; otherwise the cluster\'s address')
+    address: str = Field(
+        description='"" = a Ray of its own on this machine; "auto" or HOST:PORT = the cluster that this machine is in; '
+        '"http://HOST:8265" = a cluster elsewhere, to which the stages are sent as jobs'
+    )
+    working_dir: str = Field(
+        description='for jobs: a copy of this project to upload; "" = the cluster has it installed'
+    )
+    environment: list[str] = Field(description="for jobs: variables of this machine that they get, as credentials")
     num_cpus: Count = Field(description="logical CPUs that a local Ray believes in: how many actors live at once")
     gpus_per_worker: float = Field(
         ge=0, description="GPUs that each captioner, segmenter or precomputer asks for, where the cluster has any"

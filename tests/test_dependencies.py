@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "infra": {"infra"},
 }
 # The only rooms that know who orchestrates and who computes.
-ORCHESTRATION = {"infra/ray_session.py", "infra/prefect_server.py", "infra/shard_feed.py"}
+ORCHESTRATION = {"infra/ray_session.py", "infra/ray_jobs.py", "infra/prefect_server.py", "infra/shard_feed.py"}
 SAYS_NOTHING = {"utils", "util", "helpers", "helper", "common", "base", "misc", "stuff"}
 NEEDS_OPERATORS = {"torchvision", "transformers", "diffusers", "facenet_pytorch"}
 

@@ -1,16 +1,19 @@
 """`moa forget` as people type it: what it lists, what it changes, and what it refuses."""
 
+import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from flows import ingest as ingest_stage
-from flows import session
+from flows import job_records, session
 from flows.forget import forget, purge
 from flows.holdings import holdings, versions_holding
 from flows.ingest import ingest, new_photos
+from flows.job_records import Attempt
 from flows.run import Run
 from infra.errors import UserError
 from infra.settings import Settings
@@ -188,3 +191,17 @@ def test_one_thing_at_a_time(settings: Settings, photo: str | None, person: str 
 def test_an_empty_workspace_is_one_sentence(world: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no catalog"):
         forget(tiny_settings(world, tmp_path / "nothing"), "a.png", None, "x")
+
+
+def test_a_job_on_a_cluster_is_not_worked_against(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its driver may have been killed, so that the workspace's lock says nothing."""
+    run, attempt = Run(settings), Attempt("moa-shard-0", 1)
+    run.store.put(attempt.key("progress.json"), json.dumps({"time": time.time(), "parts": []}).encode())
+    for work in (lambda: forget(settings, FIRST, None, "asked for"), lambda: purge(settings, True)):
+        with pytest.raises(UserError, match="moa-shard-0-0001 may be writing"):
+            work()
+    job_records.write_outcome(run.store, attempt, {"result": {}, "left": []})
+    forget(settings, FIRST, None, "asked for")
+    purge(settings, True)
+    assert "outcome.json" in capsys.readouterr().out
+    assert run.store.list(job_records.ROOT) == []  # what it showed may show photos

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from infra.ray_session import map_shards, ray_session
-from infra.settings import RaySettings
+from infra.settings import load_settings
 
 
 class Noting:
@@ -40,7 +40,9 @@ def test_a_lost_node_costs_its_shards_in_flight(tmp_path: Path, monkeypatch: pyt
     try:
         second = cluster.add_node(num_cpus=1, object_store_memory=80 * 10**6)
         cluster.wait_for_nodes()
-        settings = RaySettings(address=cluster.address, num_cpus=1, gpus_per_worker=0, object_store_mb=80)
+        settings = load_settings("demo").ray.model_copy(
+            update={"address": cluster.address, "num_cpus": 1, "object_store_mb": 80}
+        )
         with ray_session(settings):
             import ray
 

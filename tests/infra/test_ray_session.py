@@ -15,9 +15,9 @@ from ray.exceptions import RayError
 from infra import ray_session as ray_session_module
 from infra.errors import UserError
 from infra.ray_session import StagedWorker, map_shards, ray_session
-from infra.settings import RaySettings
+from infra.settings import load_settings
 
-LOCAL = RaySettings(address="", num_cpus=2, gpus_per_worker=0, object_store_mb=80)
+LOCAL = load_settings("demo").ray.model_copy(update={"address": "", "num_cpus": 2, "object_store_mb": 80})
 
 
 @pytest.fixture(scope="module")
