@@ -2,6 +2,8 @@
 
 import contextlib
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,10 @@ _MEMORY = {"object_store_memory": 80 * 10**6}
 
 
 class RayCluster:
-    """`nodes` of one CPU each; the driver is to attach to the first one's `address`."""
+    """`nodes` of one CPU each; the driver is to attach to the first one's `address`. `head_cpus` 0: no worker there."""
 
-    def __init__(self, nodes: int) -> None:
-        self.nodes = nodes
+    def __init__(self, nodes: int, head_cpus: int = 1) -> None:
+        self.nodes, self._head_cpus = nodes, head_cpus
 
     def __enter__(self) -> "RayCluster":
         from ray.cluster_utils import Cluster
@@ -26,7 +28,7 @@ class RayCluster:
         self._environment.setenv("RAY_TMPDIR", self._temporary)
         self._environment.setenv("RAY_worker_niceness", "0")
         self._environment.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-        head = {"num_cpus": 1, "include_dashboard": False, **_MEMORY}
+        head = {"num_cpus": self._head_cpus, "include_dashboard": False, **_MEMORY}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._others: dict[str, Any] = {}
         for _ in range(self.nodes - 1):
@@ -58,6 +60,13 @@ class RayCluster:
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+    def announce(self, name: str, seconds: int) -> None:
+        """Let Ray tell the node's workers that it will be taken away, as autoscalers do with spot machines."""
+        words = ["drain-node", "--address", self.address, "--node-id", name]
+        words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "wanted elsewhere"]
+        words += ["--deadline-remaining-seconds", str(seconds)]
+        subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *words], check=True, capture_output=True)
 
     def __exit__(self, *_: object) -> None:
         self._cluster.shutdown()

@@ -27,7 +27,7 @@ from flows.run import Run
 from flows.train import loss_curve, plan_training, trained_adapter
 from infra.ray_jobs import JobServer, JobState
 from tests.faults.lost_connection import Relay
-from tests.faults.training_driver import prepare
+from tests.faults.training_runs import prepare
 from tests.ray_head import RayHead
 from tests.tiny_world import tiny_changes, write_people, write_photos, write_world
 

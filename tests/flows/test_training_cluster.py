@@ -23,7 +23,7 @@ from infra.errors import UserError
 from infra.ray_session import ray_session
 from infra.settings import RaySettings, Settings, load_settings
 from infra.storage import DirectoryStore
-from tests.faults.training_driver import prepare
+from tests.faults.training_runs import prepare
 
 CPUS = 4  # of each node
 
