@@ -15,9 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from evaluation import charts
+from evaluation.gate import Verdict
 from evaluation.measures import Measure
 from evaluation.metrics import Metrics
-from evaluation.protocol import Verdict
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image
 
+from evaluation.gate import Verdict
 from evaluation.metrics import Metrics
-from evaluation.protocol import Verdict
 from evaluation.report import (
     Command,
     Curve,

@@ -7,29 +7,18 @@ run, and why each value is what it is stands beside it.
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from infra.errors import UserError
+from infra.evaluation_settings import EvaluateSettings, RegressionSettings
+from infra.setting_types import Count, Fraction, Frozen, OptionalText
 
 PRESETS = Path(__file__).parent / "presets"
 
 
-def _empty_is_none(value: object) -> object:
-    return None if value == "" else value  # TOML has no null
-
-
-OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelReference(_Frozen):
+class ModelReference(Frozen):
     location: str = Field(
         min_length=1,
         description='"zoo:NAME" (shipped), a local folder ("/…", "./…", "~/…"), a mirror "s3://bucket/prefix" or '
@@ -41,30 +30,38 @@ class ModelReference(_Frozen):
     backend: str = Field(default="transformers", description="which implementation reads the files")
 
 
-class ModelsSettings(_Frozen):
+class OptionalModelReference(ModelReference):
+    location: str = Field(description='as every model\'s; "" = none')
+
+
+class ModelsSettings(Frozen):
     base: ModelReference = Field(description="Stable Diffusion pipeline folder: the frozen prior")
     clip: ModelReference = Field(description="CLIP image and text towers: subject features, prompt consistency")
     captioner: ModelReference = Field(description="BLIP-2: one caption per photo")
     segmenter: ModelReference = Field(description="Mask2Former: people as instances")
     identity: ModelReference = Field(description="network whose embedding says whether two pictures show one person")
+    perceptual: ModelReference = Field(
+        description='distance of two pictures, for variation over seeds: backend "lpips", or "clip" for a CLIP\'s'
+    )
+    safety: OptionalModelReference = Field(description="Stable Diffusion's safety checker, as the gate asks it")
     faces: Literal["mtcnn"] = Field(description="face detector for photos whose source knows no faces")
 
 
-class StorageSettings(_Frozen):
+class StorageSettings(Frozen):
     root: str = Field(
         description='where shards, catalog and releases live: "" = WORKSPACE/store, a folder, or s3://bucket/prefix'
     )
     endpoint_url: OptionalText = Field(description="S3 server other than AWS's, such as MinIO's or Ceph's; \"\" = AWS")
 
 
-class PaperfolkSettings(_Frozen):
+class PaperfolkSettings(Frozen):
     photos: Count = Field(description="training photos to draw, before any --more")
     seed: int = Field(description="the world's seed: the same seed draws the same people")
     pixels: Count = Field(description="side of a drawn photo, in pixels")
     evaluation_people: Count = Field(description="people drawn for evaluation only, never in a training photo")
 
 
-class IngestSettings(_Frozen):
+class IngestSettings(Frozen):
     source: str = Field(description='"paperfolk" or KIND:PATH of kind ffhq, celeba, fastcomposer, webdataset or folder')
     splits: list[str] = Field(description="only photos that the source puts into one of these splits; [] = all")
     pixels: Count = Field(description="side of the square picture that a sample holds, in pixels")
@@ -74,25 +71,25 @@ class IngestSettings(_Frozen):
     workers: Count = Field(description="actors that decode and check")
 
 
-class SignatureSettings(_Frozen):
+class SignatureSettings(Frozen):
     batch_size: Count = Field(description="pictures per forward pass of CLIP's image tower, each with its mirror image")
     workers: Count = Field(description="actors, each with CLIP's image tower")
 
 
-class NearDuplicateSettings(_Frozen):
+class NearDuplicateSettings(Frozen):
     search: bool = Field(description="keep repeated photos out of training, and look for the evaluation's there")
     hash_distance: int = Field(ge=0, le=24, description="most of 64 bits in which the hashes of one photo may differ")
     cosine: Fraction = Field(description="smallest cosine of the embeddings of one photo; both must agree")
 
 
-class CaptionSettings(_Frozen):
+class CaptionSettings(Frozen):
     batch_size: Count = Field(description="pictures per forward pass")
     max_new_tokens: Count = Field(description="longest caption, in tokens")
     num_beams: Count = Field(description="beams of the search; 1 = greedy")
     workers: Count = Field(description="actors, each with its own captioner")
 
 
-class SegmentSettings(_Frozen):
+class SegmentSettings(Frozen):
     score_threshold: Fraction = Field(description="smallest person probability of a query that is kept")
     mask_threshold: Fraction = Field(description="smallest mask probability of a pixel that belongs to an instance")
     overlap_threshold: Fraction = Field(description="an instance that keeps less than this of its mask is dropped")
@@ -102,7 +99,7 @@ class SegmentSettings(_Frozen):
     workers: Count = Field(description="actors, each with its own segmenter")
 
 
-class FilterSettings(_Frozen):
+class FilterSettings(Frozen):
     """Who is no subject although a model found them; the photo goes only where nobody is left."""
 
     find_faces: bool = Field(
@@ -120,7 +117,7 @@ class FilterSettings(_Frozen):
     max_people: int = Field(ge=0, description="a photo of more people is refused; 0 = any number")
 
 
-class BindingSettings(_Frozen):
+class BindingSettings(Frozen):
     margin: float = Field(
         ge=0,
         description="a person is bound if every binding that gives them another word scores worse by more than this, "
@@ -128,7 +125,7 @@ class BindingSettings(_Frozen):
     )
 
 
-class ShardSettings(_Frozen):
+class ShardSettings(Frozen):
     reference_pixels: Count = Field(description="side of the subject's crop given to CLIP's image tower, in pixels")
     reference_variants: Count = Field(description="differently augmented crops per subject")
     moments: bool = Field(description="precompute the VAE's moments; without them the shards cannot be trained on")
@@ -140,7 +137,7 @@ class ShardSettings(_Frozen):
     workers: Count = Field(description="actors, each with VAE, text encoder and CLIP")
 
 
-class TrainSettings(_Frozen):
+class TrainSettings(Frozen):
     steps: Count = Field(description="optimisation steps")
     batch_size: Count = Field(description="samples per step over all workers together")
     workers: Count = Field(description="data-parallel processes; each takes its share of every batch")
@@ -206,41 +203,7 @@ class TrainSettings(_Frozen):
         return self
 
 
-class PromptSettings(_Frozen):
-    template: str = Field(
-        description='the prompt, with {word} for the subject\'s word: "a photo of a {word} in the snow"'
-    )
-    scene: str = Field(description='the scene as a phrase of the prompt, for scene accuracy; "" = not scored')
-    object: str = Field(description='the held object as a phrase of the prompt, for object accuracy; "" = not scored')
-
-    @model_validator(mode="after")
-    def _word_stands_once(self) -> "PromptSettings":
-        if self.template.count("{word}") != 1 or self.template.count("{") != 1 or self.template.count("}") != 1:
-            raise ValueError(f"template {self.template!r} must hold {{word}} exactly once, and no other braces")
-        return self
-
-
-class EvaluateSettings(_Frozen):
-    source: str = Field(description='"paperfolk" or "celeba:PATH": people whose photos are never trained on')
-    split: str = Field(description='only people whose photos the source puts into this split; "" = all')
-    subjects: Count = Field(description="people to evaluate on")
-    prompts: list[PromptSettings] = Field(min_length=1, description="each drawn for each subject and seed")
-    seeds: list[int] = Field(min_length=2, description="at least two: background change is measured between seeds")
-    inference_steps: Count = Field(description="UniPC steps")
-    guidance_scale: float = Field(ge=1, description="classifier-free guidance; 1 = none")
-    prior_only_above: int = Field(ge=0, le=1000, description="timesteps above this are drawn by the prior alone")
-    keep_scene: bool = Field(description="outside the people, keep to the prior's own run, which is drawn for it too")
-    batch_size: Count = Field(description="pictures drawn at once")
-    workers: Count = Field(description="actors, each with the pipeline")
-
-    @model_validator(mode="after")
-    def _seeds_differ(self) -> "EvaluateSettings":
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds {self.seeds} must all differ")
-        return self
-
-
-class PublishSettings(_Frozen):
+class PublishSettings(Frozen):
     alias: str = Field(pattern=r"^[a-z][a-z0-9-]*$", description="the name that follows releases which pass the gate")
     min_identity_gain: float = Field(description="gate: identity similarity of the release minus the prior's")
     min_scene_ratio: float = Field(ge=0, description="gate: scene accuracy divided by the prior's")
@@ -248,12 +211,13 @@ class PublishSettings(_Frozen):
     max_background_change: float = Field(
         ge=0, description="gate: change outside the subject under a subject swap, divided by that under a seed change"
     )
-    max_identity_regression: float = Field(
-        ge=0, description="gate: how far identity may fall below production's release"
-    )
+    min_people_found: Fraction = Field(description="gate: pictures in which the segmenter finds somebody")
+    min_faces_found: Fraction = Field(description="gate: pictures in which identity finds somebody to compare")
+    max_flagged: Fraction = Field(description="gate: pictures that the safety checker flags; without one, not asked")
+    max_regression: RegressionSettings = Field(description="gate: how much worse than production's release")
 
 
-class RaySettings(_Frozen):
+class RaySettings(Frozen):
     address: str = Field(description='"" = a Ray of its own on this machine; otherwise the cluster\'s address')
     num_cpus: Count = Field(description="logical CPUs that a local Ray believes in: how many actors live at once")
     gpus_per_worker: float = Field(
@@ -262,13 +226,13 @@ class RaySettings(_Frozen):
     object_store_mb: int = Field(ge=80, description="shared memory of a local Ray, in MB")
 
 
-class MonitoringSettings(_Frozen):
+class MonitoringSettings(Frozen):
     prometheus_port: int = Field(
         ge=0, le=65535, description="port of every network address on which a training answers Prometheus; 0 = none"
     )
 
 
-class Settings(_Frozen):
+class Settings(Frozen):
     name: str = Field(description="the preset's name")
     workspace: Path = Field(description="folder for everything that a run leaves on this machine; absolute once loaded")
     storage: StorageSettings = Field(description="object store")

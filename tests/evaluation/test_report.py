@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluation.gate import Check, Verdict
 from evaluation.measures import Measure
 from evaluation.metrics import Metrics
-from evaluation.protocol import Check, Verdict
 from evaluation.report import (
     Command,
     Curve,
