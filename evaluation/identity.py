@@ -2,7 +2,7 @@
 
 identity = max(0, cos(embed(person cropped from the generated picture), embed(person cropped from the reference))),
 and 0 where nobody is found in the generated picture: a picture without the subject preserves no identity, and it counts
-(FastComposer, arXiv 2305.10431, §4.1, as its released evaluation computes it; MoA, arXiv 2404.11565, app. D).
+(FastComposer, arXiv 2305.10431, as its released evaluation computes it; MoA, arXiv 2404.11565, app. D).
 
 There, and here with backend "facenet", people are faces as MTCNN finds and cuts them (`evaluation.faces`), the first
 one of a picture counts, and the embedding is that of InceptionResnetV1 trained on VGGFace2 (Schroff et al., arXiv

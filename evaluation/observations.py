@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from evaluation.disentanglement import background_difference
+from evaluation.background import background_difference
 from evaluation.identity import embed_everybody
 from evaluation.instruments import Instruments
 from evaluation.people import Found, Locate

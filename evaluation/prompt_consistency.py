@@ -1,7 +1,7 @@
 """Prompt consistency (PC): does the picture show what the prompt says? CLIP's cosine, scene and held-object accuracy.
 
 The cosine (CLIPScore, Hessel et al., arXiv 2104.08718, without its factor 2.5 and its clamp) is the published number:
-FastComposer (arXiv 2305.10431, §4.1) and MoA (arXiv 2404.11565, app. D) take CLIP ViT-L/14's, of the bare prompt. It
+FastComposer (arXiv 2305.10431) and MoA (arXiv 2404.11565, app. D) take CLIP ViT-L/14's, of the bare prompt. It
 moves little; which scene and which object a picture shows is what a person would look for. Both classifiers are CLIP's
 own text embeddings, averaged over every way to say the rest of the sentence, so that "on the beach" is not confused
 with "a man".

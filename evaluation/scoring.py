@@ -6,7 +6,6 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
-from evaluation.disentanglement import centre_blob, score_map
 from evaluation.identity import identity_similarity
 from evaluation.instruments import Instruments
 from evaluation.observations import Observations
@@ -14,6 +13,7 @@ from evaluation.people import people_mask
 from evaluation.perceptual import PerceptualDistance
 from evaluation.prompt_consistency import PromptScorer, consistency, object_sentences, scene_sentences
 from evaluation.protocol import Cell, Drawings, Subject
+from evaluation.router_maps import centre_blob, score_map
 from evaluation.scores import Column, Scores
 from evaluation.subject_mixing import subject_mixing
 from evaluation.variation import variation

@@ -1,7 +1,7 @@
 """Variation: how different are the pictures of one subject and prompt when only the seed changes?
 
 A model that always falls back on its training set's pose draws the same picture for every seed. Published figures of
-diversity are the mean pairwise LPIPS (BicycleGAN, Zhu et al., arXiv 1711.11586, §4); the distance here is whichever
+diversity are the mean pairwise LPIPS (BicycleGAN, Zhu et al., arXiv 1711.11586); the distance here is whichever
 `evaluation.perceptual` was opened. Compare it with the prior's own variation, never across distances.
 """
 

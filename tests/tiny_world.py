@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from infra.evaluation_settings import RegressionSettings
 from infra.settings import Settings, load_settings
 from preprocessing.sources.paperfolk_drawing import draw
 from preprocessing.sources.paperfolk_world import picture_at
@@ -98,6 +99,7 @@ def write_people(root: Path, people: int = 4, photos_each: int = 2) -> Path:
 def tiny_changes(world: Path) -> dict[str, str]:
     """What of the demo's preset is changed: the world's models and photos, and a few steps of everything."""
     models = {f"models.{name}.location": str(world / "models" / name) for name in MODELS}
+    models["models.perceptual.location"] = models["models.clip.location"]
     return {
         **models,
         "ingest.source": f"ffhq:{world / 'ffhq'}",
@@ -120,14 +122,16 @@ def tiny_changes(world: Path) -> dict[str, str]:
         "evaluate.subjects": "2",
         "evaluate.seeds": "[1, 2]",
         "evaluate.inference_steps": "3",
-        "evaluate.prompts": '[{template = "a photo of a {word} holding roses", scene = "", object = "roses"},'
-        ' {template = "a {word} on the beach", scene = "on the beach", object = ""}]',
+        "evaluate.prompts": '[{template = "a photo of a {word} holding roses", scene = "", object = "roses",'
+        ' group = "held"}, {template = "a {word} on the beach", scene = "on the beach", object = "", group = "there"}]',
         # Random models pass the gate, whatever they draw.
         "publish.min_identity_gain": "-1.0",
         "publish.min_scene_ratio": "0.0",
         "publish.min_object_ratio": "0.0",
         "publish.max_background_change": "1000.0",
-        "publish.max_identity_regression": "1.0",
+        "publish.min_people_found": "0.0",
+        "publish.min_faces_found": "0.0",
+        **{f"publish.max_regression.{name}": "1000.0" for name in RegressionSettings.model_fields},
     }
 
 

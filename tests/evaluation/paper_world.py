@@ -21,7 +21,7 @@ from tests.tiny_models import tiny_clip
 
 SIDE = 32
 # The person always stands here, a second one there; pixels (0, 0) and (0, 1) tell whether there is one.
-PLACE, BESIDE = (slice(8, 32), slice(10, 22)), (slice(10, 32), slice(22, 32))
+PLACE, BESIDE = (slice(8, 32), slice(8, 20)), (slice(8, 32), slice(20, 32))
 SHOWN, EMPTY = (255, 255, 255), (0, 0, 0)
 
 SETTINGS = EvaluateSettings(
@@ -61,9 +61,8 @@ def paint(
         patch = np.random.default_rng(1000 + person).integers(0, 255, (6, 3, 3), np.uint8)
         pixels[PLACE] = np.repeat(np.repeat(patch, 4, axis=0), 4, axis=1)
     if partner is not None:
-        # The first rows of what `PLACE` shows of the same person, and as many columns as there is room for.
         patch = np.random.default_rng(1000 + partner).integers(0, 255, (6, 3, 3), np.uint8)
-        pixels[BESIDE] = np.repeat(np.repeat(patch, 4, axis=0), 4, axis=1)[:22, :10]
+        pixels[BESIDE] = np.repeat(np.repeat(patch, 4, axis=0), 4, axis=1)
     pixels[0, 0] = SHOWN if shown else EMPTY
     pixels[0, 1] = EMPTY if partner is None else SHOWN
     return Image.fromarray(pixels)

@@ -61,7 +61,7 @@ def test_only_pictures_that_both_have_are_compared() -> None:
     assert found.pictures == len(known.cells)
     identity, pair = found.of("identity"), found.of("pair_identity")
     assert identity is not None and identity.difference.mean == 0
-    assert pair is not None and pair.difference.mean == 0 and pair.difference.samples == 2
+    assert pair is not None and pair.difference.mean == 0 and pair.difference.samples == 4
     whole = compare(first, second).of("identity")
     assert whole is not None and whole.difference.mean > 0, "where the stranger was, the first is better"
     assert found.of("unheard of") is None

@@ -48,7 +48,7 @@ def test_lpips_is_the_packages_own(trunk: Path, pictures: list[Image.Image]) -> 
             module.load_state_dict(weights[int(number)].state_dict())
     pixels = [torch.from_numpy(np.asarray(one).copy()).permute(2, 0, 1)[None] / 127.5 - 1 for one in pictures]
     for one, other in ((0, 1), (1, 2), (0, 2)):
-        assert found[one, other] == pytest.approx(float(model(pixels[one], pixels[other])), abs=1e-6)
+        assert found[one, other] == pytest.approx(model(pixels[one], pixels[other]).item(), abs=1e-6)
         assert found[one, other] > 1e-4
 
 

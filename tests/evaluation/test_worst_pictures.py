@@ -15,7 +15,7 @@ def test_the_worst_are_those_without_a_person_then_a_stranger() -> None:
 
 def test_pairs_and_prompts_have_their_own_lists() -> None:
     scores = scored(World(lost=("000002",))).scores
-    pairs = worst_pictures(scores, "pair_identity", 4)
+    pairs = worst_pictures(scores, "pair_identity", 2)
     assert all("000002" in one.cell.names and one.note == "not everybody is found" for one in pairs)
     prompts = worst_pictures(scores, "prompt_consistency")
     assert len(prompts) == 10 and [one.value for one in prompts] == sorted(one.value for one in prompts)
