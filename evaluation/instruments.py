@@ -26,6 +26,13 @@ class InstrumentRecord(BaseModel):
     sha256: str = ""
 
 
+class About(BaseModel):
+    """What the numbers of an evaluation were measured with, as its metrics keep it."""
+
+    perceptual_distance: str
+    instruments: dict[str, InstrumentRecord]
+
+
 @dataclass(frozen=True)
 class Instruments:
     """What pictures are measured with; `locate_face` (sd15: MTCNN) finds what identity looks at, if not people.
@@ -40,3 +47,8 @@ class Instruments:
     locate_face: Locate | None = None
     safety: SafetyChecker | None = None
     records: Mapping[str, InstrumentRecord] = field(default_factory=dict)
+
+    @property
+    def about(self) -> About:
+        """Name and digest of everything."""
+        return About(perceptual_distance=self.perceptual.name, instruments=dict(self.records))

@@ -1,6 +1,6 @@
-"""All that is looked up once per picture: who is in it, and what the identity network and CLIP say of it."""
+"""All that is looked up once per picture or photo: who is in it, and what the identity network and CLIP say of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,9 @@ from evaluation.identity import embed_everybody
 from evaluation.instruments import Instruments
 from evaluation.people import Found, Locate
 from evaluation.protocol import Cell, Drawing, Drawings, Subject
+
+Photographed = Mapping[str, Float[np.ndarray, "P D"]]
+"""By subject, the person on each of their photos as a unit vector, the reference first."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,10 @@ class Observations:
     identities: dict[Cell, Float[np.ndarray, "P D"]]
     clips: dict[Cell, Float[np.ndarray, " D"]]
     references: dict[str, Float[np.ndarray, " D"]]
-    others: dict[str, Float[np.ndarray, "P D"]]
 
     @classmethod
-    def of(cls, release: Drawings, prior: Drawings, subjects: Sequence[Subject], tools: Instruments) -> "Observations":
-        """Look at everything."""
+    def of(cls, release: Drawings, prior: Drawings, photos: Photographed, tools: Instruments) -> "Observations":
+        """Look at every picture; `photos` are what `photographed` made of the subjects."""
         ordered = sorted(release, key=lambda cell: (cell.is_pair, cell.names, cell.prompt, cell.seed))
         drawings = {cell: release[cell] for cell in ordered}
         drawings |= {cell.prior: prior[cell.prior] for cell in ordered}
@@ -40,15 +42,13 @@ class Observations:
         faces = people if tools.locate_face is None else list(_in_batches(tools.locate_face, pictures))
         wanted = [found[: 2 if cell.is_pair else 1] for cell, found in zip(drawings, faces, strict=True)]
 
-        rows = _photographed(subjects, tools)
         return cls(
             cells=ordered,
             drawings=drawings,
             people=dict(zip(drawings, people, strict=True)),
             identities=dict(zip(drawings, embed_everybody(pictures, wanted, tools.identity), strict=True)),
             clips=dict(zip(drawings, tools.prompts.images(pictures), strict=True)),
-            references={name: row[0] for name, row in rows.items()},
-            others={name: row[1:] for name, row in rows.items()},
+            references={name: row[0] for name, row in photos.items()},
         )
 
     def difference(self, first: Cell, second: Cell) -> float | None:
@@ -69,8 +69,8 @@ class Observations:
         return np.stack([vectors[0] if len(vectors := self.identities[cell]) else nobody for cell in cells])
 
 
-def _photographed(subjects: Sequence[Subject], tools: Instruments) -> dict[str, Float[np.ndarray, "P D"]]:
-    """By subject, the person on each of their photos, the reference first."""
+def photographed(subjects: Sequence[Subject], tools: Instruments) -> Photographed:
+    """Look at the subjects' photos."""
     by_face = tools.locate_face is not None
     photos = [
         photo

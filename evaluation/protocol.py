@@ -7,7 +7,7 @@ production; every number compares pictures of the same prompt and seed.
     subjects = [Subject("000181", "man", photo), …]
     release = draw_cells(cells(settings, subjects), draw, subjects)
     prior = draw_cells(prior_cells(settings, subjects), draw, subjects)
-    scores = scoring.score_pictures(release, prior, subjects, settings, instruments)
+    scores = scoring.score_pictures(release, prior, observations.photographed(subjects, …), settings, instruments)
     metrics = summary.summarise(scores, …)
     verdict = gate.gate(metrics, publish_settings, comparison.compare(scores, production_scores))
 

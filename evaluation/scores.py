@@ -45,6 +45,18 @@ class Scores:
                 grouped.setdefault((str(cell.subject), str(cell.partner)), []).append(value)
         return grouped
 
+    @staticmethod
+    def joined(parts: Sequence["Scores"]) -> "Scores":
+        """All pictures of several tables, in an order of their own: by subjects, prompt and seed, pairs last."""
+        names = sorted({name for part in parts for name in part.values})
+        rows = [
+            (cell, {name: column[place] for name, column in part.values.items()})
+            for part in parts
+            for place, cell in enumerate(part.cells)
+        ]
+        rows.sort(key=lambda row: (row[0].is_pair, row[0].names, row[0].prompt, row[0].seed))
+        return Scores([cell for cell, _ in rows], {name: [values.get(name) for _, values in rows] for name in names})
+
     def where(self, wanted: Callable[[Cell], bool]) -> "Scores":
         """The rows of the cells that are wanted."""
         keep = [wanted(cell) for cell in self.cells]

@@ -1,18 +1,17 @@
 """From drawn pictures to numbers: every measure of the protocol, for every picture, beside the prior's."""
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 import numpy as np
 
 from evaluation.identity import identity_similarity
 from evaluation.instruments import Instruments
-from evaluation.observations import Observations
+from evaluation.observations import Observations, Photographed
 from evaluation.people import people_mask
 from evaluation.perceptual import PerceptualDistance
 from evaluation.prompt_consistency import PromptScorer, consistency, object_sentences, scene_sentences
-from evaluation.protocol import Cell, Drawings, Subject
+from evaluation.protocol import Cell, Drawings
 from evaluation.router_maps import centre_blob, score_map
 from evaluation.scores import Column, Scores
 from evaluation.subject_mixing import subject_mixing
@@ -23,49 +22,45 @@ Values = dict[str, dict[Cell, float]]
 """Measure → the value of each picture to which it applies."""
 
 
-@dataclass(frozen=True)
-class Scored:
-    """What was measured: of the pictures, and of the subjects' other photos (similarity to their reference)."""
-
-    scores: Scores
-    real_photos: Column
-
-
 def score_pictures(
-    release: Drawings, prior: Drawings, subjects: Sequence[Subject], settings: EvaluateSettings, tools: Instruments
-) -> Scored:
+    release: Drawings, prior: Drawings, photos: Photographed, settings: EvaluateSettings, tools: Instruments
+) -> Scores:
     """Measure every picture of one release beside the prior's of the same prompt and seed.
 
-    `release` and `prior` are what `protocol.draw_cells` drew.
+    `release` and `prior` are what `protocol.draw_cells` drew, `photos` what `observations.photographed` saw. The pictures
+    of one prompt belong together, and those of two do not: an evaluation can be measured prompt by prompt, anywhere, and
+    `Scores.joined`.
 
     ValueError when `prior` lacks the picture of one of the release's cells.
     """
     missing = [cell for cell in release if cell.prior not in prior]
     if missing:
         raise ValueError(f"the prior's picture of '{missing[0].text}' with seed {missing[0].seed} was not drawn.")
-    seen = Observations.of(release, prior, subjects, tools)
+    seen = Observations.of(release, prior, photos, tools)
     alone = [cell for cell in seen.cells if not cell.is_pair]
     together = [cell for cell in seen.cells if cell.is_pair]
     values: Values = {}
-    _identity(seen, alone, values)
-    _prompt(seen, alone, settings, tools.prompts, values)
-    _background(seen, alone, values)
-    _variation(seen, alone, tools.perceptual, values)
-    _router(seen, alone, values)
+    if alone:
+        _identity(seen, alone, values)
+        _prompt(seen, alone, settings, tools.prompts, values)
+        _background(seen, alone, values)
+        _variation(seen, alone, tools.perceptual, values)
+        for group in _groups(alone, lambda cell: cell.prompt):
+            _router(seen, group, values)
     if together:
         _pairs(seen, together, tools.prompts, values)
     if tools.safety is not None:
         flagged = tools.safety.flagged([seen.drawings[cell].picture for cell in seen.cells])
         values["flagged"] = {cell: float(one) for cell, one in zip(seen.cells, flagged, strict=True)}
-    scores = Scores(seen.cells, {name: [column.get(cell) for cell in seen.cells] for name, column in values.items()})
-    return Scored(scores, _real_photos(seen))
+    return Scores(seen.cells, {name: [column.get(cell) for cell in seen.cells] for name, column in values.items()})
 
 
-def _real_photos(seen: Observations) -> Column:
+def real_photos(photos: Photographed) -> Column:
+    """By subject, the similarity of each of their other photos to the reference: what can be reached."""
     return {
-        name: identity_similarity(rows, np.repeat(seen.references[name][None], len(rows), axis=0)).tolist()
-        for name, rows in seen.others.items()
-        if len(rows)
+        name: identity_similarity(rows[1:], np.repeat(rows[:1], len(rows) - 1, axis=0)).tolist()
+        for name, rows in photos.items()
+        if len(rows) > 1
     }
 
 
@@ -170,7 +165,7 @@ def _variation(seen: Observations, cells: Sequence[Cell], perceptual: Perceptual
 
 
 def _router(seen: Observations, cells: Sequence[Cell], values: Values) -> None:
-    """Router maps against the people of their own picture, beside a blob and another picture's map."""
+    """Router maps against the people of their own picture, beside a blob and the map of the next one of the prompt."""
     mapped = [cell for cell in cells if seen.drawings[cell].router is not None and seen.people[cell]]
     for place, cell in enumerate(mapped):
         drawing = seen.drawings[cell]

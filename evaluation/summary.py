@@ -2,16 +2,14 @@
 
 import numpy as np
 
-from evaluation.instruments import Instruments
+from evaluation.instruments import About
 from evaluation.measures import Measure, measure, measure_pairs, measure_ratio
 from evaluation.metrics import RATIOS, Metrics
-from evaluation.scores import Scores
-from evaluation.scoring import Scored
+from evaluation.scores import Column, Scores
 
 
-def summarise(scored: Scored, tools: Instruments) -> Metrics:
-    """All numbers of one release."""
-    scores = scored.scores
+def summarise(scores: Scores, real_photos: Column, about: About) -> Metrics:
+    """All numbers of one release; `real_photos` as `scoring.real_photos` gives them, `about` the instruments."""
     values = summarise_columns(scores)
     identity = scores.column("identity")
     return Metrics(
@@ -21,10 +19,10 @@ def summarise(scored: Scored, tools: Instruments) -> Metrics:
         pair_pictures=sum(cell.is_pair for cell in scores.cells),
         faces_missing=sum(found.count(0.0) for found in scores.column("face_found").values()),
         pictures_flagged=sum(map(bool, scores.values["flagged"])) if "flagged" in scores.values else None,
-        perceptual_distance=tools.perceptual.name,
-        instruments=dict(tools.records),
+        perceptual_distance=about.perceptual_distance,
+        instruments=about.instruments,
         identity_by_subject={name: float(np.mean(found)) for name, found in identity.items()},
-        identity_real_photos=measure(scored.real_photos),
+        identity_real_photos=measure(real_photos),
         **values,
     )
 

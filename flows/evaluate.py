@@ -152,13 +152,32 @@ def _draw_and_measure(run: Run, adapter: dict[str, bytes], people: Sequence[dict
         tracked = artifacts.tracked(results, len(items), "evaluate: batches")
         drawn = [one for result in tracked for one in result["drawn"]]
     drawn.sort(key=lambda one: one[0].model_dump_json())
-    release = [one for one in drawn if one[0].subject is not None]
-    prior = [one for one in drawn if one[0].subject is None]
-    item = {"release": release, "prior": prior, "people": list(people)}
-    judged = next(map_shards(JudgeWorker, [item], 1, (run.settings,)))
     run.store.put(f"{folder}/{PICTURES}", write_tar((f"{i:06d}", _parts(*one)) for i, one in enumerate(drawn)))
-    run.store.put(f"{folder}/{SCORES}", judged["scores"])
-    run.store.put(f"{folder}/{METRICS}", encode_json(judged["metrics"]))
+    scores, metrics = _measure(run, drawn, people)
+    run.store.put(f"{folder}/{SCORES}", scores)
+    run.store.put(f"{folder}/{METRICS}", encode_json(metrics))
+
+
+def _measure(
+    run: Run, drawn: Sequence[tuple[Any, bytes, Any]], people: Sequence[dict[str, Any]]
+) -> tuple[bytes, dict[str, Any]]:
+    """Every picture's values as Parquet, and the metrics; prompt by prompt: no pictures of two are compared."""
+    from evaluation.instruments import About
+    from evaluation.scores import Scores
+    from evaluation.summary import summarise
+
+    prompts: dict[int, dict[str, Any]] = {}
+    for one in drawn:
+        item = prompts.setdefault(one[0].prompt, {"release": [], "prior": []})
+        item["release" if one[0].names else "prior"].append(one)
+    # Each judge loads every instrument: it is worth it for a thousand pictures.
+    judges = max(1, min(run.settings.evaluate.workers, len(drawn) // 1000))
+    results = map_shards(JudgeWorker, list(prompts.values()), judges, (run.settings, list(people)))
+    with closing(results):
+        judged = list(artifacts.tracked(results, len(prompts), "evaluate: prompts"))
+    scores = Scores.joined([Scores.from_parquet(one["scores"]) for one in judged])
+    metrics = summarise(scores, judged[0]["real_photos"], About.model_validate(judged[0]["about"]))
+    return scores.to_parquet(), metrics.model_dump(mode="json")
 
 
 def _check_references(run: Run, people: Sequence[dict[str, Any]]) -> None:

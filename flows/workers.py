@@ -230,28 +230,34 @@ class ReferenceWorker:
 
 
 class JudgeWorker:
-    """Measures a release's pictures.
+    """Measures a prompt's pictures.
 
-    {"release", "prior": as PaintWorker's "drawn", "people"} -> {"metrics": dict, "scores": Parquet of every picture}.
+    {"release", "prior": as PaintWorker's "drawn"} -> {"scores": Parquet of every picture, "real_photos": similarities
+    of the people's other photos, "about": the instruments}. `people` as `read_people` gives them.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, people: Sequence[dict[str, Any]]) -> None:
+        from evaluation.observations import photographed
+        from evaluation.scoring import real_photos
         from flows.judging import open_instruments
+        from flows.painting import as_subjects
 
         limit_threads()
         self.settings = settings
         self.instruments = open_instruments(settings)
+        self.photos = photographed(as_subjects(people), self.instruments)
+        self.told = {
+            "real_photos": real_photos(self.photos),
+            "about": self.instruments.about.model_dump(mode="json"),
+        }
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         from evaluation.scoring import score_pictures
-        from evaluation.summary import summarise
-        from flows.painting import as_drawings, as_subjects
+        from flows.painting import as_drawings
 
         release, prior = as_drawings(item["release"]), as_drawings(item["prior"])
-        subjects = as_subjects(item["people"])
-        scored = score_pictures(release, prior, subjects, self.settings.evaluate, self.instruments)
-        metrics = summarise(scored, self.instruments)
-        return {"metrics": metrics.model_dump(mode="json"), "scores": scored.scores.to_parquet()}
+        scores = score_pictures(release, prior, self.photos, self.settings.evaluate, self.instruments)
+        return {"scores": scores.to_parquet(), **self.told}
 
 
 class _LazyDetector:

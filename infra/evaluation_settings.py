@@ -4,10 +4,10 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from infra.setting_types import Count, Frozen
+from infra.settings_fields import Count, FrozenSettings
 
 
-class PairPromptSettings(Frozen):
+class PairPromptSettings(FrozenSettings):
     template: str = Field(
         description='the prompt, with {word} for the subject\'s word: "a photo of a {word} in the snow"'
     )
@@ -25,12 +25,12 @@ class PromptSettings(PairPromptSettings):
     object: str = Field(description='the held object as a phrase of the prompt, for object accuracy; "" = not scored')
 
 
-class PersonSettings(Frozen):
+class PersonSettings(FrozenSettings):
     identity: str = Field(min_length=1, description="whom the source calls so")
     word: str = Field(min_length=1, description="their class word, whatever the source thinks")
 
 
-class EvaluateSettings(Frozen):
+class EvaluateSettings(FrozenSettings):
     source: str = Field(description='"paperfolk" or "celeba:PATH": people whose photos are never trained on')
     split: str = Field(description='only people whose photos the source puts into this split; "" = all')
     people: list[PersonSettings] = Field(description="the first of these are evaluated on; [] = any of the source's")
@@ -61,7 +61,7 @@ class EvaluateSettings(Frozen):
         return self
 
 
-class RegressionSettings(Frozen):
+class RegressionSettings(FrozenSettings):
     """By how much a release may be worse than production's on the same people, prompts and seeds.
 
     More than that *and* beyond the 95 % interval of the difference, and the gate stops it.

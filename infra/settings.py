@@ -13,12 +13,12 @@ from pydantic import Field, ValidationError, model_validator
 
 from infra.errors import UserError
 from infra.evaluation_settings import EvaluateSettings, RegressionSettings
-from infra.setting_types import Count, Fraction, Frozen, OptionalText
+from infra.settings_fields import Count, Fraction, FrozenSettings, OptionalText
 
 PRESETS = Path(__file__).parent / "presets"
 
 
-class ModelReference(Frozen):
+class ModelReference(FrozenSettings):
     location: str = Field(
         min_length=1,
         description='"zoo:NAME" (shipped), a local folder ("/…", "./…", "~/…"), a mirror "s3://bucket/prefix" or '
@@ -34,7 +34,7 @@ class OptionalModelReference(ModelReference):
     location: str = Field(description='as every model\'s; "" = none')
 
 
-class ModelsSettings(Frozen):
+class ModelsSettings(FrozenSettings):
     base: ModelReference = Field(description="Stable Diffusion pipeline folder: the frozen prior")
     clip: ModelReference = Field(description="CLIP image and text towers: subject features, prompt consistency")
     captioner: ModelReference = Field(description="BLIP-2: one caption per photo")
@@ -47,21 +47,21 @@ class ModelsSettings(Frozen):
     faces: Literal["mtcnn"] = Field(description="face detector for photos whose source knows no faces")
 
 
-class StorageSettings(Frozen):
+class StorageSettings(FrozenSettings):
     root: str = Field(
         description='where shards, catalog and releases live: "" = WORKSPACE/store, a folder, or s3://bucket/prefix'
     )
     endpoint_url: OptionalText = Field(description="S3 server other than AWS's, such as MinIO's or Ceph's; \"\" = AWS")
 
 
-class PaperfolkSettings(Frozen):
+class PaperfolkSettings(FrozenSettings):
     photos: Count = Field(description="training photos to draw, before any --more")
     seed: int = Field(description="the world's seed: the same seed draws the same people")
     pixels: Count = Field(description="side of a drawn photo, in pixels")
     evaluation_people: Count = Field(description="people drawn for evaluation only, never in a training photo")
 
 
-class IngestSettings(Frozen):
+class IngestSettings(FrozenSettings):
     source: str = Field(description='"paperfolk" or KIND:PATH of kind ffhq, celeba, fastcomposer, webdataset or folder')
     splits: list[str] = Field(description="only photos that the source puts into one of these splits; [] = all")
     pixels: Count = Field(description="side of the square picture that a sample holds, in pixels")
@@ -71,25 +71,25 @@ class IngestSettings(Frozen):
     workers: Count = Field(description="actors that decode and check")
 
 
-class SignatureSettings(Frozen):
+class SignatureSettings(FrozenSettings):
     batch_size: Count = Field(description="pictures per forward pass of CLIP's image tower, each with its mirror image")
     workers: Count = Field(description="actors, each with CLIP's image tower")
 
 
-class NearDuplicateSettings(Frozen):
+class NearDuplicateSettings(FrozenSettings):
     search: bool = Field(description="keep repeated photos out of training, and look for the evaluation's there")
     hash_distance: int = Field(ge=0, le=24, description="most of 64 bits in which the hashes of one photo may differ")
     cosine: Fraction = Field(description="smallest cosine of the embeddings of one photo; both must agree")
 
 
-class CaptionSettings(Frozen):
+class CaptionSettings(FrozenSettings):
     batch_size: Count = Field(description="pictures per forward pass")
     max_new_tokens: Count = Field(description="longest caption, in tokens")
     num_beams: Count = Field(description="beams of the search; 1 = greedy")
     workers: Count = Field(description="actors, each with its own captioner")
 
 
-class SegmentSettings(Frozen):
+class SegmentSettings(FrozenSettings):
     score_threshold: Fraction = Field(description="smallest person probability of a query that is kept")
     mask_threshold: Fraction = Field(description="smallest mask probability of a pixel that belongs to an instance")
     overlap_threshold: Fraction = Field(description="an instance that keeps less than this of its mask is dropped")
@@ -99,7 +99,7 @@ class SegmentSettings(Frozen):
     workers: Count = Field(description="actors, each with its own segmenter")
 
 
-class FilterSettings(Frozen):
+class FilterSettings(FrozenSettings):
     """Who is no subject although a model found them; the photo goes only where nobody is left."""
 
     find_faces: bool = Field(
@@ -117,7 +117,7 @@ class FilterSettings(Frozen):
     max_people: int = Field(ge=0, description="a photo of more people is refused; 0 = any number")
 
 
-class BindingSettings(Frozen):
+class BindingSettings(FrozenSettings):
     margin: float = Field(
         ge=0,
         description="a person is bound if every binding that gives them another word scores worse by more than this, "
@@ -125,7 +125,7 @@ class BindingSettings(Frozen):
     )
 
 
-class ShardSettings(Frozen):
+class ShardSettings(FrozenSettings):
     reference_pixels: Count = Field(description="side of the subject's crop given to CLIP's image tower, in pixels")
     reference_variants: Count = Field(description="differently augmented crops per subject")
     moments: bool = Field(description="precompute the VAE's moments; without them the shards cannot be trained on")
@@ -137,7 +137,7 @@ class ShardSettings(Frozen):
     workers: Count = Field(description="actors, each with VAE, text encoder and CLIP")
 
 
-class TrainSettings(Frozen):
+class TrainSettings(FrozenSettings):
     steps: Count = Field(description="optimisation steps")
     batch_size: Count = Field(description="samples per step over all workers together")
     workers: Count = Field(description="data-parallel processes; each takes its share of every batch")
@@ -203,7 +203,7 @@ class TrainSettings(Frozen):
         return self
 
 
-class PublishSettings(Frozen):
+class PublishSettings(FrozenSettings):
     alias: str = Field(pattern=r"^[a-z][a-z0-9-]*$", description="the name that follows releases which pass the gate")
     min_identity_gain: float = Field(description="gate: identity similarity of the release minus the prior's")
     min_scene_ratio: float = Field(ge=0, description="gate: scene accuracy divided by the prior's")
@@ -217,7 +217,7 @@ class PublishSettings(Frozen):
     max_regression: RegressionSettings = Field(description="gate: how much worse than production's release")
 
 
-class RaySettings(Frozen):
+class RaySettings(FrozenSettings):
     address: str = Field(description='"" = a Ray of its own on this machine; otherwise the cluster\'s address')
     num_cpus: Count = Field(description="logical CPUs that a local Ray believes in: how many actors live at once")
     gpus_per_worker: float = Field(
@@ -226,13 +226,13 @@ class RaySettings(Frozen):
     object_store_mb: int = Field(ge=80, description="shared memory of a local Ray, in MB")
 
 
-class MonitoringSettings(Frozen):
+class MonitoringSettings(FrozenSettings):
     prometheus_port: int = Field(
         ge=0, le=65535, description="port of every network address on which a training answers Prometheus; 0 = none"
     )
 
 
-class Settings(Frozen):
+class Settings(FrozenSettings):
     name: str = Field(description="the preset's name")
     workspace: Path = Field(description="folder for everything that a run leaves on this machine; absolute once loaded")
     storage: StorageSettings = Field(description="object store")

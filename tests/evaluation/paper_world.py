@@ -11,11 +11,13 @@ from transformers import ResNetConfig, ResNetModel
 
 from evaluation.identity import CropRule
 from evaluation.instruments import InstrumentRecord, Instruments
+from evaluation.observations import photographed
 from evaluation.people import Found
 from evaluation.perceptual import ClipDistance
 from evaluation.prompt_consistency import PromptScorer
 from evaluation.protocol import Drawing, Drawings, Subject, cells, draw_cells, prior_cells
-from evaluation.scoring import Scored, score_pictures
+from evaluation.scores import Scores
+from evaluation.scoring import score_pictures
 from infra.evaluation_settings import EvaluateSettings, PairPromptSettings, PromptSettings
 from tests.tiny_models import tiny_clip
 
@@ -117,9 +119,10 @@ def drawn(world: World, prior: World | None = None) -> tuple[Drawings, Drawings]
     return release, draw_cells(prior_cells(SETTINGS, SUBJECTS), prior or World(), SUBJECTS)
 
 
-def scored(world: World) -> Scored:
+def scored(world: World) -> Scores:
     """Every picture of a release, measured."""
-    return score_pictures(*drawn(world), SUBJECTS, SETTINGS, instruments())
+    tools = instruments()
+    return score_pictures(*drawn(world), photographed(SUBJECTS, tools), SETTINGS, tools)
 
 
 class TinyIdentity:

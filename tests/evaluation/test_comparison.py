@@ -45,7 +45,7 @@ def test_two_releases_that_differ_by_chance_are_rarely_called_worse() -> None:
 
 
 def test_the_same_release_has_no_difference_at_all() -> None:
-    scores = scored(World(shift=2)).scores
+    scores = scored(World(shift=2))
     same = compare(scores, scores)
     assert same.pictures == len(scores.cells)
     assert {one.measure for one in same.differences} > {"identity", "background_change", "pair_identity"}
@@ -55,7 +55,7 @@ def test_the_same_release_has_no_difference_at_all() -> None:
 
 
 def test_only_pictures_that_both_have_are_compared() -> None:
-    first, second = scored(World()).scores, scored(World(strange=("000003",))).scores
+    first, second = scored(World()), scored(World(strange=("000003",))).scores
     known = second.where(lambda cell: "000003" not in cell.names)
     found = compare(first, known)
     assert found.pictures == len(known.cells)
@@ -68,7 +68,7 @@ def test_only_pictures_that_both_have_are_compared() -> None:
 
 
 def test_a_worse_background_is_one_that_changes_more() -> None:
-    still, moving = scored(World()).scores, scored(World(shift=4)).scores
+    still, moving = scored(World()), scored(World(shift=4))
     found = compare(moving, still).of("background_change")
     assert found is not None and found.better == "lower" and found.is_worse and found.loss > 0
     back = compare(still, moving).of("background_change")
@@ -76,7 +76,7 @@ def test_a_worse_background_is_one_that_changes_more() -> None:
 
 
 def test_releases_without_a_common_picture_cannot_be_compared() -> None:
-    scores = scored(World()).scores
+    scores = scored(World())
     with pytest.raises(ValueError, match="no picture of the same"):
         compare(scores.where(lambda cell: cell.seed == 1), scores.where(lambda cell: cell.seed == 2))
 

@@ -5,7 +5,7 @@ from tests.evaluation.paper_world import World, scored
 
 
 def test_each_group_has_the_numbers_of_its_own_pictures() -> None:
-    scores = scored(World(shift=3)).scores
+    scores = scored(World(shift=3))
     held, context = group_tables(scores)
     assert (held.group, held.prompts, held.pictures) == ("held", 1, 8)
     assert (context.group, context.prompts, context.pictures) == ("context", 2, 8 + 6), (

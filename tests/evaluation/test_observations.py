@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.observations import Observations, missing_references
+from evaluation.observations import Observations, missing_references, photographed
 from evaluation.people import Found
 from evaluation.protocol import Subject
 from tests.evaluation.paper_world import SUBJECTS, World, drawn, instruments, locate
 
 
 def looked(world: World, subjects: Sequence[Subject] = SUBJECTS, **changed: object) -> Observations:
-    return Observations.of(*drawn(world), subjects, replace(instruments(), **changed))  # type: ignore[arg-type]
+    tools = replace(instruments(), **changed)  # type: ignore[arg-type]
+    return Observations.of(*drawn(world), photographed(subjects, tools), tools)
 
 
 def test_of_a_picture_as_many_people_are_embedded_as_the_prompt_names() -> None:
@@ -39,10 +40,11 @@ def test_nobody_has_no_row_and_counts_as_zeros() -> None:
 def test_where_faces_are_looked_at_the_reference_is_looked_at_before_it_was_cut() -> None:
     other = SUBJECTS[1].reference
     subjects = [replace(SUBJECTS[0], original=other), *SUBJECTS[1:]]
-    by_people, by_faces = looked(World(), subjects), looked(World(), subjects, locate_face=locate)
-    assert np.allclose(by_faces.references["000001"], by_faces.references["000002"])
-    assert not np.allclose(by_people.references["000001"], by_people.references["000002"], atol=1e-4)
-    assert np.allclose(by_faces.others["000001"], by_people.others["000001"])
+    by_people = photographed(subjects, instruments())
+    by_faces = photographed(subjects, replace(instruments(), locate_face=locate))
+    assert np.allclose(by_faces["000001"][0], by_faces["000002"][0])
+    assert not np.allclose(by_people["000001"][0], by_people["000002"][0], atol=1e-4)
+    assert np.allclose(by_faces["000001"][1], by_people["000001"][1])
 
 
 def test_references_without_a_face_are_named() -> None:
@@ -52,6 +54,6 @@ def test_references_without_a_face_are_named() -> None:
 
 
 def test_a_photo_without_a_person_is_compared_whole() -> None:
-    blind = looked(World(), locate=lambda pictures: [[] for _ in pictures])
-    assert set(blind.references) == {subject.name for subject in SUBJECTS}
-    assert np.linalg.norm(blind.references["000001"]) == pytest.approx(1, abs=1e-5)
+    blind = photographed(SUBJECTS, replace(instruments(), locate=lambda pictures: [[] for _ in pictures]))
+    assert {name: len(rows) for name, rows in blind.items()} == {subject.name: 2 for subject in SUBJECTS}
+    assert np.linalg.norm(blind["000001"][0]) == pytest.approx(1, abs=1e-5)

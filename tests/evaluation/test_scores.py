@@ -13,7 +13,7 @@ from tests.evaluation.paper_world import World, scored
 
 @pytest.fixture(scope="module")
 def scores() -> Scores:
-    return scored(World(router=True)).scores
+    return scored(World(router=True))
 
 
 def test_the_file_has_every_picture_and_exactly_its_values(scores: Scores) -> None:

@@ -1,18 +1,28 @@
 """Every measure on painted pictures whose numbers are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from evaluation.instruments import Instruments
 from evaluation.metrics import RATIOS, Metrics
-from evaluation.protocol import Cell, Drawing, cells, draw_cells
-from evaluation.scoring import score_pictures
+from evaluation.observations import photographed
+from evaluation.protocol import Drawings, cells, draw_cells
+from evaluation.scores import Scores
+from evaluation.scoring import real_photos, score_pictures
 from evaluation.summary import summarise
 from tests.evaluation.paper_world import SETTINGS, SUBJECTS, World, drawn, instruments, scored
 
 
 def run(release: World) -> Metrics:
-    return summarise(scored(release), instruments())
+    tools = instruments()
+    return summarise(scored(release), real_photos(photographed(SUBJECTS, tools)), tools.about)
+
+
+def measured(release: Drawings, prior: Drawings, tools: Instruments) -> Metrics:
+    return summarise(score_pictures(release, prior, photographed(SUBJECTS, tools), SETTINGS, tools), {}, tools.about)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +82,7 @@ def test_accuracies_are_of_prompts_that_name_something(perfect: Metrics) -> None
 def test_a_release_that_draws_the_prior_s_pictures_has_ratio_one() -> None:
     _, prior = drawn(World())
     release = {cell: prior[cell.prior] for cell in cells(SETTINGS, SUBJECTS)}
-    same = summarise(score_pictures(release, prior, SUBJECTS, SETTINGS, instruments()), instruments())
+    same = measured(release, prior, instruments())
     assert mean(same, "identity_gain") == 0
     assert mean(same, "prior_fidelity") == 0
     for ratio in (same.scene_ratio, same.object_ratio):
@@ -84,18 +94,15 @@ def test_a_release_that_draws_the_prior_s_pictures_has_ratio_one() -> None:
 def test_variation_is_the_priors_for_the_priors_pictures_and_zero_for_one_picture_again_and_again() -> None:
     _, prior = drawn(World())
 
-    def varied(release: dict[Cell, Drawing]) -> Metrics:
-        return summarise(score_pictures(release, prior, SUBJECTS, SETTINGS, instruments()), instruments())
-
     todo = cells(SETTINGS, SUBJECTS)
-    same = varied({cell: prior[cell.prior] for cell in todo})
+    same = measured({cell: prior[cell.prior] for cell in todo}, prior, instruments())
     assert mean(same, "variation") == pytest.approx(mean(same, "prior_variation")) and mean(same, "variation") > 0
-    stuck = varied({cell: prior[todo[0].prior] for cell in todo})
+    stuck = measured({cell: prior[todo[0].prior] for cell in todo}, prior, instruments())
     assert mean(stuck, "variation") == pytest.approx(0, abs=1e-5)
 
 
 def test_the_columns_are_what_the_summary_summarises(perfect: Metrics) -> None:
-    found = scored(World(router=True)).scores
+    found = scored(World(router=True))
     assert not found.values.keys() & RATIOS.keys()
     for name in found.values.keys() & Metrics.model_fields.keys():
         column = found.pair_column(name) if "pair_" in name else found.column(name)
@@ -112,10 +119,26 @@ def test_router_maps_are_held_against_two_baselines(perfect: Metrics) -> None:
     assert mean(perfect, "router_auc_other_picture") == 1
 
 
+def test_prompt_by_prompt_gives_the_same_table() -> None:
+    """So that an evaluation can be measured on as many machines as it was drawn on."""
+    release, prior = drawn(World(shift=2, router=True, lost=("000002",)))
+    tools = instruments()
+    photos = photographed(SUBJECTS, tools)
+    whole = score_pictures(release, prior, photos, SETTINGS, tools)
+    parts = []
+    for prompt in (2, 0, 1):
+        some = {cell: drawing for cell, drawing in release.items() if cell.prompt == prompt}
+        parts.append(score_pictures(some, prior, photos, SETTINGS, tools))
+    again = Scores.joined([Scores.from_parquet(part.to_parquet()) for part in parts])
+    assert list(again.cells) == list(whole.cells) and again.values.keys() == whole.values.keys()
+    for name, column in whole.values.items():
+        assert again.values[name] == pytest.approx(column, abs=1e-5), name
+
+
 def test_the_prior_s_pictures_are_needed() -> None:
     release = draw_cells(cells(SETTINGS, SUBJECTS), World(), SUBJECTS)
     with pytest.raises(ValueError, match="was not drawn"):
-        score_pictures(release, dict[Cell, Drawing](), SUBJECTS, SETTINGS, instruments())
+        measured(release, {}, instruments())
 
 
 def test_two_people_who_look_like_their_references(perfect: Metrics) -> None:
@@ -144,7 +167,7 @@ def test_a_pair_of_which_one_is_missing_scores_zero_and_is_counted() -> None:
 
 
 def test_pairs_do_not_count_among_the_pictures_of_one_subject() -> None:
-    found = scored(World()).scores
+    found = scored(World())
     alone = found.where(lambda cell: not cell.is_pair)
     for name in found.values:
         if "pair_" not in name:
@@ -157,7 +180,5 @@ def test_what_the_safety_checker_flags_is_counted_of_all_pictures() -> None:
         def flagged(self, pictures: list[Image.Image]) -> list[bool]:
             return [place % 2 == 0 for place in range(len(pictures))]
 
-    tools = instruments()
-    asked = type(tools)(**{**vars(tools), "safety": Nervous()})
-    metrics = summarise(score_pictures(*drawn(World()), SUBJECTS, SETTINGS, asked), asked)
+    metrics = measured(*drawn(World()), replace(instruments(), safety=Nervous()))
     assert metrics.pictures_flagged == 11 and run(World()).pictures_flagged is None

@@ -9,7 +9,8 @@ from tests.evaluation.paper_world import World, instruments, scored
 
 def test_metrics_name_their_instruments_and_survive_json() -> None:
     tools = instruments()
-    metrics = summarise(scored(World()), tools)
+    metrics = summarise(scored(World()), {"000001": [0.5, 0.7]}, tools.about)
+    assert metrics.identity_real_photos is not None and metrics.identity_real_photos.mean == pytest.approx(0.6)
     assert metrics.instruments["identity"] == tools.records["identity"]
     assert metrics.perceptual_distance == "1 − cosine of CLIP's image embeddings"
     assert Metrics.model_validate_json(metrics.model_dump_json()) == metrics
@@ -21,7 +22,7 @@ def test_metrics_of_earlier_versions_are_read() -> None:
 
 
 def test_some_pictures_have_their_own_numbers() -> None:
-    scores = scored(World(shift=4)).scores
+    scores = scored(World(shift=4))
     whole, part = summarise_columns(scores), summarise_columns(scores.where(lambda cell: cell.subject == "000001"))
     assert whole["prior_fidelity"] is not None and part["prior_fidelity"] is not None
     assert part["prior_fidelity"].mean == pytest.approx(4, rel=0.05) and whole["prior_fidelity"].mean > 8

@@ -14,9 +14,10 @@ from PIL import Image
 
 from evaluation.identity import embed_everybody
 from evaluation.instruments import Instruments
+from evaluation.observations import photographed
 from evaluation.protocol import Cell, Drawing, Drawings, batches, cells, prior_cells
 from evaluation.protocol import Subject as Person
-from evaluation.scoring import score_pictures
+from evaluation.scoring import real_photos, score_pictures
 from evaluation.subject_mixing import subject_mixing
 from flows.judging import open_instruments
 from flows.painting import Painter, as_subjects, locate_people, open_image_encoder, open_pipeline
@@ -126,9 +127,9 @@ class Gallery:
             release = {cell: drawn[cell.prior] for cell in cells(settings.evaluate, people)}
         else:
             prior, release = self._prior(item.protocol), drawn
-        scored = score_pictures(release, prior, people, settings.evaluate, self.instruments)
-        columns = {name: scored.scores.column(name) for name in scored.scores.values}
-        columns["identity_real_photos"] = scored.real_photos
+        photos = photographed(people, self.instruments)
+        scores = score_pictures(release, prior, photos, settings.evaluate, self.instruments)
+        columns = {name: scores.column(name) for name in scores.values} | {"identity_real_photos": real_photos(photos)}
         result = {
             "arm": item.arm.name,
             "seed": item.seed,

@@ -1,4 +1,4 @@
-"""What the settings' groups are made of: frozen models that know every field, and a few kinds of values."""
+"""What the settings' groups are made of: their kind of model, and fields that several of them have."""
 
 from typing import Annotated
 
@@ -14,7 +14,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class Frozen(BaseModel):
-    """A group of settings; an unknown field is an error."""
+class FrozenSettings(BaseModel):
+    """A group of settings that nothing changes and that knows no other names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,10 +1,10 @@
 import pytest
 from pydantic import ValidationError
 
-from infra.setting_types import Count, Fraction, Frozen, OptionalText
+from infra.settings_fields import Count, Fraction, FrozenSettings, OptionalText
 
 
-class Group(Frozen):
+class Group(FrozenSettings):
     name: OptionalText
     count: Count
     share: Fraction
