@@ -27,9 +27,9 @@ def score_pictures(
 ) -> Scores:
     """Measure every picture of one release beside the prior's of the same prompt and seed.
 
-    `release` and `prior` are what `protocol.draw_cells` drew, `photos` what `observations.photographed` saw. The pictures
-    of one prompt belong together, and those of two do not: an evaluation can be measured prompt by prompt, anywhere, and
-    `Scores.joined`.
+    `release` and `prior` are what `protocol.draw_cells` drew, `photos` what `observations.photographed` saw. The
+    pictures of one prompt belong together, and those of two do not: an evaluation can be measured prompt by prompt,
+    anywhere, and `Scores.joined`.
 
     ValueError when `prior` lacks the picture of one of the release's cells.
     """

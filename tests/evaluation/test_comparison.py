@@ -55,7 +55,7 @@ def test_the_same_release_has_no_difference_at_all() -> None:
 
 
 def test_only_pictures_that_both_have_are_compared() -> None:
-    first, second = scored(World()), scored(World(strange=("000003",))).scores
+    first, second = scored(World()), scored(World(strange=("000003",)))
     known = second.where(lambda cell: "000003" not in cell.names)
     found = compare(first, known)
     assert found.pictures == len(known.cells)

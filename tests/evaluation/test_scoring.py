@@ -155,14 +155,14 @@ def test_two_people_who_look_like_their_references(perfect: Metrics) -> None:
 def test_of_two_people_the_worse_one_counts(perfect: Metrics) -> None:
     strange = run(World(strange=("000002",)))
     assert mean(strange, "pair_identity") < mean(perfect, "pair_identity") - 1e-3
-    found = scored(World(strange=("000002",))).scores.pair_column("pair_identity")
+    found = scored(World(strange=("000002",))).pair_column("pair_identity")
     assert {pair for pair, values in found.items() if min(values) < 0.9999} == {("000001", "000002")}
 
 
 def test_a_pair_of_which_one_is_missing_scores_zero_and_is_counted() -> None:
     lost = run(World(lost=("000001",)))
     assert mean(lost, "pair_people_found") == pytest.approx(1 / 3), "two of the three pairs have lost somebody"
-    values = scored(World(lost=("000001",))).scores.pair_column("pair_identity")
+    values = scored(World(lost=("000001",))).pair_column("pair_identity")
     assert [pair for pair, found in values.items() if found != [0.0, 0.0]] == [("000003", "000004")]
 
 

@@ -5,7 +5,7 @@ from tests.evaluation.paper_world import World, scored
 
 
 def test_the_worst_are_those_without_a_person_then_a_stranger() -> None:
-    scores = scored(World(lost=("000002",), strange=("000003",))).scores
+    scores = scored(World(lost=("000002",), strange=("000003",)))
     worst = worst_pictures(scores, count=6)
     assert [one.cell.subject for one in worst] == ["000002"] * 4 + ["000003"] * 2
     assert [one.note for one in worst] == ["nobody is found"] * 4 + [""] * 2
@@ -14,7 +14,7 @@ def test_the_worst_are_those_without_a_person_then_a_stranger() -> None:
 
 
 def test_pairs_and_prompts_have_their_own_lists() -> None:
-    scores = scored(World(lost=("000002",))).scores
+    scores = scored(World(lost=("000002",)))
     pairs = worst_pictures(scores, "pair_identity", 2)
     assert all("000002" in one.cell.names and one.note == "not everybody is found" for one in pairs)
     prompts = worst_pictures(scores, "prompt_consistency")
