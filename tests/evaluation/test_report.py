@@ -168,6 +168,12 @@ def test_numbers_intervals_and_production_stand_in_the_table() -> None:
     assert all(row.production == "" for row in metric_rows(METRICS))
 
 
+def test_the_table_names_the_distance_of_which_variation_is_a_mean() -> None:
+    varied = METRICS.model_copy(update={"variation": measure(0.3), "perceptual_distance": "LPIPS 0.1 (AlexNet)"})
+    (row,) = [row for row in metric_rows(varied) if row.label == "Variation"]
+    assert row.note == "between seeds of one subject and prompt: LPIPS 0.1 (AlexNet)"
+
+
 def test_the_verdict_is_said_in_words(page: str) -> None:
     text = Page(page).text
     assert "Kept, not promoted" in text
