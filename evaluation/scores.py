@@ -4,7 +4,7 @@ It is kept beside the pictures as Parquet, in exact floating point, so that a la
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 
@@ -27,7 +27,7 @@ class Scores:
     """
 
     cells: Sequence[Cell]
-    values: dict[str, Sequence[float | None]]
+    values: Mapping[str, Sequence[float | None]]
 
     def column(self, name: str) -> Column:
         """A measure's values by subject, of pictures of one subject; what does not apply is left out."""
