@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
-from evaluation.disentanglement import resize_map
+from evaluation.router_maps import resize_map
 
 # Paper colours, one per person or curve; readable on cream and on night.
 PAPER = ("#d2553a", "#2a8a83", "#e0a126", "#5b6bb5", "#b5527f", "#6f8f3a")

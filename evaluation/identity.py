@@ -1,8 +1,12 @@
-"""Identity preservation: is the person in the generated picture the person in the reference photo?
+"""Identity preservation (IP): is the person in the generated picture the person in the reference photo?
 
 identity = max(0, cos(embed(person cropped from the generated picture), embed(person cropped from the reference))),
-and 0 where nobody is found in the generated picture: a picture without the subject preserves no identity
-(FastComposer's protocol; the encoder is FaceNet there and any folder of an image model here).
+and 0 where nobody is found in the generated picture: a picture without the subject preserves no identity, and it counts
+(FastComposer, arXiv 2305.10431, as its released evaluation computes it; MoA, arXiv 2404.11565, app. D).
+
+There, and here with backend "facenet", people are faces as MTCNN finds and cuts them (`evaluation.faces`), the first
+one of a picture counts, and the embedding is that of InceptionResnetV1 trained on VGGFace2 (Schroff et al., arXiv
+1503.03832). With backend "transformers" people are the segmenter's and any image model embeds them.
 """
 
 from collections.abc import Sequence
@@ -20,7 +24,7 @@ from safetensors.torch import load_file
 
 from evaluation.people import Found
 from infra.errors import UserError
-from infra.model_files import facenet_file, resolve
+from infra.model_files import converted_file, resolve, weights_needed
 from infra.settings import ModelReference
 
 GREY = (127, 127, 127)
@@ -31,21 +35,25 @@ class CropRule:
     """How a person is cut out before being embedded: the square around the box, `margin` of its side added all round.
 
     `background="grey"` paints everything outside the mask (where there is one) grey, so that a scene can neither earn
-    nor cost identity. An encoder's `config.json` may carry `"crop": {"margin": …, "background": …}`: then the crop is
-    the one it was trained on.
+    nor cost identity. `shape="box"` takes the box as it is, its edges cut to whole pixels inside the picture, which is
+    how MTCNN cuts; then `margin` does nothing. An encoder's `config.json` may carry
+    `"crop": {"margin": …, "background": …}`: then the crop is the one it was trained on.
     """
 
     margin: float = 0.05
     background: Literal["grey", "keep"] = "grey"
+    shape: Literal["square", "box"] = "square"
 
 
 def crop_person(image: Image.Image, person: Found | None, rule: CropRule) -> Image.Image:
-    """The square RGB crop of `person`; what lies outside the picture is grey. `None` = all of the picture."""
+    """The RGB crop of `person`; of a square, what lies outside the picture is grey. `None` = all of the picture."""
     picture = image.convert("RGB")
     if person is None:
         return picture
     if rule.background == "grey" and person.mask is not None:
         picture = Image.composite(picture, Image.new("RGB", picture.size, GREY), Image.fromarray(person.mask))
+    if rule.shape == "box":
+        return picture.crop(person.edges(image))
     x1, y1, x2, y2 = person.box
     side = max(1, round(max(x2 - x1, y2 - y1) * (1 + 2 * rule.margin)))
     left, top = round((x1 + x2 - side) / 2), round((y1 + y2 - side) / 2)
@@ -74,33 +82,27 @@ def embed_people(
     images: Sequence[Image.Image], people: Sequence[Sequence[Found]], encoder: IdentityEncoder, batch_size: int = 32
 ) -> Float[np.ndarray, "N D"]:
     """The first person of each picture as a unit vector; zeros where the picture shows nobody."""
-    shown = [index for index, found in enumerate(people) if found]
-    if not shown:
-        return np.zeros((len(images), 1), np.float32)
-    crops = [crop_person(images[index], people[index][0], encoder.crop) for index in shown]
+    if not images:
+        return np.zeros((0, 1), np.float32)
+    first = embed_everybody(images, [found[:1] for found in people], encoder, batch_size)
+    width = max((vectors_PD.shape[1] for vectors_PD in first), default=1)
+    return np.stack([vectors_PD[0] if len(vectors_PD) else np.zeros(width, np.float32) for vectors_PD in first])
+
+
+def embed_everybody(
+    images: Sequence[Image.Image], people: Sequence[Sequence[Found]], encoder: IdentityEncoder, batch_size: int = 32
+) -> list[Float[np.ndarray, "P D"]]:
+    """Of each picture all its people as unit vectors, in their order; no row where the picture shows nobody."""
+    crops = [
+        crop_person(image, person, encoder.crop)
+        for image, found in zip(images, people, strict=True)
+        for person in found
+    ]
+    if not crops:
+        return [np.zeros((0, 1), np.float32) for _ in images]
     batches = [encoder.embed(crops[start : start + batch_size]) for start in range(0, len(crops), batch_size)]
-    embedded = np.concatenate(batches)
-    vectors_ND = np.zeros((len(images), embedded.shape[1]), np.float32)
-    vectors_ND[shown] = embedded
-    return vectors_ND
-
-
-def matched_identity(
-    generated_PD: Float[np.ndarray, "P D"], references_SD: Float[np.ndarray, "S D"]
-) -> tuple[float, list[int | None]]:
-    """Several subjects: match people to references greedily, best pair first; the score is the *worst* matched pair.
-
-    Returns (score, for each subject the number of its person or None). A subject without a person makes the score 0.
-    """
-    similarity_SP = np.clip(_unit(references_SD) @ _unit(generated_PD).T, 0.0, 1.0)
-    free = similarity_SP.copy()
-    match: list[int | None] = [None] * len(references_SD)
-    for _ in range(min(similarity_SP.shape)):
-        subject, person = np.unravel_index(np.argmax(free), free.shape)
-        match[int(subject)] = int(person)
-        free[subject, :] = free[:, person] = -1.0
-    scores = [0.0 if person is None else float(similarity_SP[s, person]) for s, person in enumerate(match)]
-    return min(scores), match
+    ends = np.cumsum([len(found) for found in people])
+    return np.split(np.concatenate(batches), ends[:-1])
 
 
 def open_identity_encoder(reference: ModelReference, device: str = "cpu") -> IdentityEncoder:
@@ -123,8 +125,9 @@ class TransformersIdentity:
 
         location, options = resolve(reference, "identity")
         extra: dict[str, Any] = dict(options)
-        self._processor = AutoImageProcessor.from_pretrained(location, **extra)
-        self._model = AutoModel.from_pretrained(location, use_safetensors=True, **extra).eval().to(device)
+        with weights_needed(reference, "identity"):
+            self._processor = AutoImageProcessor.from_pretrained(location, **extra)
+            self._model = AutoModel.from_pretrained(location, use_safetensors=True, **extra).eval().to(device)
         self._device = device
         self.crop = CropRule(**(getattr(self._model.config, "crop", None) or {}))
 
@@ -136,18 +139,22 @@ class TransformersIdentity:
 
 
 class FaceNetIdentity:
-    """facenet-pytorch's InceptionResnetV1, 512 dimensions, on 160 × 160 face crops without margin (the paper's metric).
+    """facenet-pytorch's InceptionResnetV1, 512 dimensions, on 160 × 160 faces without margin (the paper's metric).
 
     The published weights are a pickle, which this project never loads: `weights` is a safetensors conversion of them
     (a file, or a folder with `vggface2.safetensors`). evaluation/README.md has the command that converts.
     """
 
-    crop = CropRule(margin=0.0, background="keep")
+    crop = CropRule(margin=0.0, background="keep", shape="box")
 
     def __init__(self, weights: Path, device: str = "cpu") -> None:
         from facenet_pytorch import InceptionResnetV1
 
-        state = {name: tensor for name, tensor in load_file(facenet_file(weights)).items() if "logits" not in name}
+        state = {
+            name: tensor
+            for name, tensor in load_file(converted_file(weights, "facenet", "identity")).items()
+            if "logits" not in name
+        }
         model = InceptionResnetV1(pretrained=None, classify=False)
         # The head that classifies the training set's people is not part of the embedding.
         missing, unexpected = model.load_state_dict(state, strict=False)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 from scipy.stats import rankdata
 
@@ -53,11 +53,35 @@ def bootstrap(
     rows_SK: Float[np.ndarray, "S K"], statistic: Statistic = first_column, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
     """95 % percentile interval of `statistic(mean over subjects)`, resampling the S subjects with replacement."""
-    subjects = len(rows_SK)
-    if subjects == 0:
+    if len(rows_SK) == 0:
         raise ValueError("bootstrap needs at least one subject.")
-    chosen_BS = np.random.default_rng(seed).integers(0, subjects, size=(draws, subjects))
-    values_B = statistic(rows_SK[chosen_BS].mean(axis=1))
+    values_B = statistic(rows_SK[_resampled(len(rows_SK), draws, seed)].mean(axis=1))
+    return _interval(values_B)
+
+
+def bootstrap_pairs(
+    rows_P: Float[np.ndarray, " P"], people_P2: Int[np.ndarray, "P 2"], draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of the mean over pairs, resampling the *people*: pairs of one person go together.
+
+    A pair counts as often as the product of how often its two people were drawn (the pigeonhole bootstrap, Owen 2007).
+    """
+    if len(rows_P) == 0:
+        raise ValueError("bootstrap needs at least one pair.")
+    people, place = np.unique(people_P2, return_inverse=True)
+    chosen_BS = _resampled(len(people), draws, seed)
+    drawn_BS = np.stack([np.bincount(chosen, minlength=len(people)) for chosen in chosen_BS])
+    first_P, second_P = place.reshape(people_P2.shape).T
+    weight_BP = drawn_BS[:, first_P] * drawn_BS[:, second_P]
+    weight_BP = weight_BP[weight_BP.sum(axis=1) > 0]  # a draw without any of the pairs says nothing
+    return _interval(weight_BP @ rows_P / weight_BP.sum(axis=1))
+
+
+def _resampled(subjects: int, draws: int, seed: int) -> Int[np.ndarray, "B S"]:
+    return np.random.default_rng(seed).integers(0, subjects, size=(draws, subjects))
+
+
+def _interval(values_B: Float[np.ndarray, " B"]) -> tuple[float, float]:
     # "nearest" takes an observed value: interpolation between two infinite ratios would give nan.
     low, high = np.percentile(values_B, [2.5, 97.5], method="nearest")
     return float(low), float(high)
@@ -72,6 +96,18 @@ def measure(by_subject: Mapping[str, Sequence[float]]) -> Measure | None:
     every = np.concatenate(list(kept.values()))
     low, high = bootstrap(rows_S1)
     return Measure(mean=float(rows_S1.mean()), std=float(every.std()), low=low, high=high, samples=len(every))
+
+
+def measure_pairs(by_pair: Mapping[tuple[str, str], Sequence[float]]) -> Measure | None:
+    """Mean over pairs of each pair's own mean, with an interval over people; `None` where nothing was measured."""
+    kept = {pair: np.asarray(values, float) for pair, values in by_pair.items() if len(values)}
+    if not kept:
+        return None
+    rows_P = np.array([values.mean() for values in kept.values()])
+    names = {name: number for number, name in enumerate(dict.fromkeys(name for pair in kept for name in pair))}
+    low, high = bootstrap_pairs(rows_P, np.array([[names[name] for name in pair] for pair in kept]))
+    every = np.concatenate(list(kept.values()))
+    return Measure(mean=float(rows_P.mean()), std=float(every.std()), low=low, high=high, samples=len(every))
 
 
 def measure_ratio(top: Mapping[str, Sequence[float]], bottom: Mapping[str, Sequence[float]]) -> Measure | None:

@@ -29,6 +29,11 @@ class Found:
         box = (float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1))
         return cls(box=box, mask=mask_HW.astype(bool), score=score)
 
+    def edges(self, image: Image.Image) -> tuple[int, int, int, int]:
+        """The box's edges, cut to whole pixels inside the picture as MTCNN cuts a face."""
+        x1, y1, x2, y2 = self.box
+        return int(max(x1, 0)), int(max(y1, 0)), int(min(x2, image.width)), int(min(y2, image.height))
+
     def region(self, image: Image.Image) -> Bool[np.ndarray, "H W"]:
         """The mask, or the box's pixels where there is no mask."""
         if self.mask is not None:

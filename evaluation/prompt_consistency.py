@@ -1,8 +1,14 @@
-"""Does the picture show what the prompt says? CLIP's cosine, and zero-shot scene and held-object accuracy.
+"""Prompt consistency (PC): does the picture show what the prompt says? CLIP's cosine, scene and held-object accuracy.
 
-The cosine is the published number (FastComposer: no template, unscaled), but it moves little; which scene and which
-object a picture shows is what a person would look for. Both classifiers are CLIP's own text embeddings, averaged over
-every way to say the rest of the sentence, so that "on the beach" is not confused with "a man".
+The cosine (CLIPScore, Hessel et al., arXiv 2104.08718, without its factor 2.5 and its clamp) is the published number:
+FastComposer (arXiv 2305.10431) and MoA (arXiv 2404.11565, app. D) take CLIP ViT-L/14's, of the bare prompt. It
+moves little; which scene and which object a picture shows is what a person would look for. Both classifiers are CLIP's
+own text embeddings, averaged over every way to say the rest of the sentence, so that "on the beach" is not confused
+with "a man".
+
+Pictures are scaled as FastComposer's code scales them: in floating point, antialiased, not rounded to grey levels.
+transformers' processor, and so torchmetrics' CLIPScore, rounds: the same to 1e-5 where nothing is scaled, but not where
+it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +21,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
-from infra.model_files import resolve
+from infra.model_files import resolve, weights_needed
 from infra.settings import ModelReference
 
 NOTHING = ""
@@ -30,25 +36,41 @@ class PromptScorer:
         self._device = device
 
     @classmethod
-    def open(cls, reference: ModelReference, device: str = "cpu") -> "PromptScorer":
-        """The CLIP that `models.clip` names (a `CLIPModel` with its processor)."""
+    def open(cls, reference: ModelReference, device: str = "cpu", kind: str = "clip") -> "PromptScorer":
+        """The CLIP that `models.clip`, or `models.{kind}`, names: a `CLIPModel` with its processor.
+
+        UserError where its files are not to be had.
+        """
         from transformers import CLIPModel, CLIPProcessor
 
-        location, options = resolve(reference, "clip")
+        location, options = resolve(reference, kind)
         extra: dict[str, Any] = dict(options)
-        model = CLIPModel.from_pretrained(location, use_safetensors=True, **extra)
-        return cls(model, CLIPProcessor.from_pretrained(location, **extra), device)
+        with weights_needed(reference, kind):
+            model = CLIPModel.from_pretrained(location, use_safetensors=True, **extra)
+            processor = CLIPProcessor.from_pretrained(location, **extra)
+        return cls(model, processor, device)
 
     @torch.inference_mode()
     def images(self, pictures: Sequence[Image.Image], batch_size: int = 32) -> Float[np.ndarray, "N D"]:
         """One unit vector per picture."""
         batches = []
         for start in range(0, len(pictures), batch_size):
-            batch = [picture.convert("RGB") for picture in pictures[start : start + batch_size]]
-            pixels = self._processor(images=batch, return_tensors="pt")["pixel_values"].to(self._device)
+            scaled = [self._scaled(picture) for picture in pictures[start : start + batch_size]]
+            pixels = torch.stack(scaled).to(self._device)
             pooled = self._model.vision_model(pixel_values=pixels).pooler_output
             batches.append(self._model.visual_projection(pooled))
         return _unit(batches)
+
+    def _scaled(self, picture: Image.Image) -> Float[torch.Tensor, "3 H W"]:
+        """What CLIP's image tower reads: shorter side and crop as its processor says, mean and deviation likewise."""
+        from torchvision.transforms.v2 import functional as transforms
+
+        about = self._processor.image_processor
+        pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
+        bicubic = transforms.InterpolationMode.BICUBIC
+        pixels = transforms.resize(pixels, [about.size["shortest_edge"]], interpolation=bicubic, antialias=True)
+        pixels = transforms.center_crop(pixels, [about.crop_size["height"], about.crop_size["width"]])
+        return transforms.normalize(pixels, about.image_mean, about.image_std)
 
     @torch.inference_mode()
     def texts(self, sentences: Sequence[str], batch_size: int = 64) -> Float[np.ndarray, "N D"]:

@@ -1,45 +1,53 @@
-"""The protocol: which pictures are drawn, what is measured of them, and whether the result may become production.
+"""The protocol: which pictures are drawn, of whom, from which prompts and seeds.
 
-A *cell* is one picture: prompt × seed × subject, or prompt × seed × class word for the prior alone. The same cells are
-drawn with the candidate, with the prior and (if there is one) with the release in production; every number compares
-pictures of the same prompt and seed.
+A *cell* is one picture: prompt × seed × subject, prompt × seed × two subjects, or, for the prior alone, prompt × seed ×
+class words. The same cells are drawn with the candidate, with the prior and (if there is one) with the release in
+production; every number compares pictures of the same prompt and seed.
 
     subjects = [Subject("000181", "man", photo), …]
     release = draw_cells(cells(settings, subjects), draw, subjects)
     prior = draw_cells(prior_cells(settings, subjects), draw, subjects)
-    metrics = scoring.score(release, prior, subjects, settings, instruments)
-    verdict = gate(metrics, production_metrics, publish_settings)
+    scores = scoring.score_pictures(release, prior, observations.photographed(subjects, …), settings, instruments)
+    metrics = summary.summarise(scores, …)
+    verdict = gate.gate(metrics, publish_settings, comparison.compare(scores, production_scores))
+
+FastComposer's protocol, which the MoA paper follows, is `cells` of 15 CelebA identities × 40 prompts × 4 seeds. Of two
+subjects it published results and no protocol; here the pairs of those 15 people, 105 in all, are drawn with the prompts
+of the 40 that say what both can do.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import chain
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from evaluation.identity import IdentityEncoder
-from evaluation.measures import Measure
-from evaluation.metrics import Metrics
-from evaluation.people import Locate
-from evaluation.prompt_consistency import PromptScorer
-from infra.settings import EvaluateSettings, PublishSettings
+from infra.evaluation_settings import EvaluateSettings, PairPromptSettings
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A person never seen in training: a name, a class word, a reference photo, and other photos of them if any."""
+    """A person never seen in training: a name, a class word, a reference photo, and other photos of them if any.
+
+    `original` is the reference before it was cropped, in which a face detector looks for the face, as FastComposer's
+    does; None where the reference is all there is.
+    """
 
     name: str
     word: str
     reference: Image.Image
     others: tuple[Image.Image, ...] = ()
+    original: Image.Image | None = None
 
 
 class Cell(BaseModel):
-    """One picture to draw; `subject=None` means the prior alone."""
+    """One picture to draw. `subject=None` means the prior alone; `partner_word`, that the prompt names two people.
+
+    `prompt` is its number among `prompts` and, going on from there, `pair_prompts`.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -48,11 +56,32 @@ class Cell(BaseModel):
     prompt: int
     seed: int
     text: str
+    group: str = ""
+    partner: str | None = None
+    partner_word: str = ""
 
     @property
     def prior(self) -> "Cell":
         """The cell that the prior alone draws for the same prompt and seed."""
-        return self.model_copy(update={"subject": None})
+        return self.model_copy(update={"subject": None, "partner": None})
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether the prompt names two people."""
+        return bool(self.partner_word)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Who is to be in the picture, in the prompt's order; () for the prior alone."""
+        return tuple(name for name in (self.subject, self.partner) if name is not None)
+
+    @property
+    def cast(self) -> dict[str, list[str]]:
+        """Class word → the names bound to it, in the prompt's order: two of one word share it."""
+        cast: dict[str, list[str]] = {}
+        for name, word in zip(self.names, (self.word, self.partner_word), strict=False):
+            cast.setdefault(word, []).append(name)
+        return cast
 
 
 @dataclass(frozen=True)
@@ -64,33 +93,50 @@ class Drawing:
 
 
 Drawings = Mapping[Cell, Drawing]
-# Prompts, subjects (None: the prior alone) and seeds of one batch in; one drawing each out.
-Draw = Callable[[Sequence[str], Sequence[Subject | None], Sequence[int]], Sequence[Drawing]]
-
-
-@dataclass(frozen=True)
-class Instruments:
-    """What pictures are measured with; `locate_face` (sd15: MTCNN) finds what identity looks at, if not people."""
-
-    identity: IdentityEncoder
-    prompts: PromptScorer
-    locate: Locate
-    locate_face: Locate | None = None
+# Prompts, the subjects in each (none: the prior alone) and seeds of one batch in; one drawing each out.
+Draw = Callable[[Sequence[str], Sequence[Sequence[Subject]], Sequence[int]], Sequence[Drawing]]
 
 
 def cells(settings: EvaluateSettings, subjects: Sequence[Subject]) -> list[Cell]:
-    """Every subject × prompt × seed, all subjects of one prompt and seed next to each other."""
+    """Every subject × prompt × seed, all subjects of one prompt and seed side by side; then the pairs', likewise."""
+    couples = pairs(subjects, settings.pairs)
     return [
-        _cell(settings, subject.name, subject.word, prompt, seed)
-        for prompt in range(len(settings.prompts))
-        for seed in settings.seeds
-        for subject in subjects
+        *(
+            _cell(number, prompt, seed, subject)
+            for number, prompt in enumerate(settings.prompts)
+            for seed in settings.seeds
+            for subject in subjects
+        ),
+        *(
+            _cell(number, prompt, seed, *couple)
+            for number, prompt in enumerate(settings.pair_prompts, len(settings.prompts))
+            for seed in settings.seeds
+            for couple in couples
+        ),
     ]
 
 
 def prior_cells(settings: EvaluateSettings, subjects: Sequence[Subject]) -> list[Cell]:
-    """What the prior alone has to draw: every prompt × seed, once per class word."""
+    """What the prior alone has to draw: every prompt × seed, once per class word or two words."""
     return list(dict.fromkeys(cell.prior for cell in cells(settings, subjects)))
+
+
+def pairs(subjects: Sequence[Subject], count: int) -> list[tuple[Subject, Subject]]:
+    """The first `count` of all pairs, or all, in an order in which everybody comes as often as everybody else.
+
+    It is that of a round-robin tournament: in each round everybody has one partner, whom they never have again. In the
+    first round neighbours meet: a man and a woman, where the subjects are men and women in turn.
+    """
+    places: list[int | None] = [*range(len(subjects)), *([None] if len(subjects) % 2 else [])]
+    # The circle method: the first stands still, the others move on by one place a round.
+    circle = places[1::2] + places[-2:0:-2]
+    rounds = []
+    for turn in range(len(circle)):
+        row = [places[0], *circle[turn:], *circle[:turn]]
+        half = len(row) // 2
+        met = [(row[0], row[1]), *((row[-k], row[k + 1]) for k in range(1, half))]
+        rounds.append(sorted((min(a, b), max(a, b)) for a, b in met if a is not None and b is not None))
+    return [(subjects[a], subjects[b]) for a, b in chain.from_iterable(rounds)][:count]
 
 
 def batches(todo: Sequence[Cell], size: int) -> Iterator[list[Cell]]:
@@ -106,68 +152,23 @@ def draw_cells(
     by_name = {subject.name: subject for subject in subjects}
     drawn: dict[Cell, Drawing] = {}
     for batch in batches(todo, batch_size):
-        people = [None if cell.subject is None else by_name[cell.subject] for cell in batch]
+        people = [[by_name[name] for name in cell.names] for cell in batch]
         drawings = draw([cell.text for cell in batch], people, [cell.seed for cell in batch])
         drawn.update(zip(batch, drawings, strict=True))
     return drawn
 
 
-def _cell(settings: EvaluateSettings, subject: str | None, word: str, prompt: int, seed: int) -> Cell:
-    text = settings.prompts[prompt].template.format(word=word)
-    return Cell(subject=subject, word=word, prompt=prompt, seed=seed, text=text)
-
-
-class Check(BaseModel):
-    """One question of the gate. `value=None`: nothing to measure it on (no prompt names an object, say)."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    value: float | None
-    limit: float
-    better: Literal["higher", "lower"]
-    passed: bool
-    sentence: str
-
-
-class Verdict(BaseModel):
-    """May the release be promoted? `reasons` says it in sentences: what failed, or that nothing did."""
-
-    promote: bool
-    reasons: list[str]
-    checks: list[Check]
-
-
-def gate(metrics: Metrics, production: Metrics | None, publish: PublishSettings) -> Verdict:
-    """Hold a release's metrics against the limits of `publish` and against the release in production, if there is one.
-
-    A measure that does not apply passes and says so; identity always applies: unmeasured, it fails.
-    """
-    checks = [
-        _check("identity gain over the prior", metrics.identity_gain, publish.min_identity_gain, "higher", needed=True),
-        _check("scene accuracy relative to the prior", metrics.scene_ratio, publish.min_scene_ratio, "higher"),
-        _check("held-object accuracy relative to the prior", metrics.object_ratio, publish.min_object_ratio, "higher"),
-        _check(
-            "background change under a subject swap", metrics.background_change, publish.max_background_change, "lower"
-        ),
-    ]
-    if production is not None and production.identity is not None:
-        least = production.identity.mean - publish.max_identity_regression
-        checks.append(_check("identity beside production's release", metrics.identity, least, "higher", needed=True))
-    failed = [check.sentence for check in checks if not check.passed]
-    return Verdict(promote=not failed, reasons=failed or ["Every check of the gate passed."], checks=checks)
-
-
-def _check(
-    name: str, measured: Measure | None, limit: float, better: Literal["higher", "lower"], needed: bool = False
-) -> Check:
-    bound = "at least" if better == "higher" else "at most"
-    title = name[0].upper() + name[1:]
-    if measured is None or not np.isfinite(measured.mean):
-        # An infinite ratio has a divisor of zero: the prior scored nothing, or no two seeds differ.
-        passed = measured is None and not needed
-        why = "does not apply to these prompts and seeds" if passed else "could not be measured"
-        return Check(name=name, value=None, limit=limit, better=better, passed=passed, sentence=f"{title} {why}.")
-    passed = measured.mean >= limit if better == "higher" else measured.mean <= limit
-    sentence = f"{title} is {measured.mean:.3f}; {bound} {limit:.3f} is {'required' if not passed else 'asked for'}."
-    return Check(name=name, value=measured.mean, limit=limit, better=better, passed=passed, sentence=sentence)
+def _cell(
+    prompt: int, described: PairPromptSettings, seed: int, subject: Subject, partner: Subject | None = None
+) -> Cell:
+    words = subject.word if partner is None else f"{subject.word} and a {partner.word}"
+    return Cell(
+        subject=subject.name,
+        word=subject.word,
+        prompt=prompt,
+        seed=seed,
+        text=described.template.format(word=words),
+        group=described.group,
+        partner=None if partner is None else partner.name,
+        partner_word="" if partner is None else partner.word,
+    )

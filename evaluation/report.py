@@ -15,9 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from evaluation import charts
+from evaluation.gate import Verdict
 from evaluation.measures import Measure
 from evaluation.metrics import Metrics
-from evaluation.protocol import Verdict
 
 
 @dataclass(frozen=True)
@@ -236,6 +236,7 @@ _ROWS: tuple[tuple[str, str, Literal["higher", "lower", ""], str, str, str], ...
         "{:.3f}",
     ),
     ("People found", "pictures in which somebody is found", "higher", "people_found", "", "{:.1%}"),
+    ("Faces to compare", "the others score no identity", "higher", "face_found", "", "{:.1%}"),
     (
         "Subject area",
         "share of the picture; small subjects score lower identity",
@@ -288,12 +289,25 @@ _ROWS: tuple[tuple[str, str, Literal["higher", "lower", ""], str, str, str], ...
         "",
         "{:.1f}",
     ),
+    ("Variation", "between seeds of one subject and prompt", "higher", "variation", "prior_variation", "{:.3f}"),
     ("Router AUC", "map against the person's mask", "higher", "router_auc", "", "{:.3f}"),
     ("… of a plain centre blob", "what a map that knows nothing gets", "", "router_auc_centre_blob", "", "{:.3f}"),
     ("… of another picture's map", "", "", "router_auc_other_picture", "", "{:.3f}"),
     ("Router IoU", "the map's strongest pixels, as many as the mask has", "higher", "router_iou", "", "{:.3f}"),
     ("… of a plain centre blob", "", "", "router_iou_centre_blob", "", "{:.3f}"),
     ("Router contrast", "mean weight inside minus outside", "higher", "router_contrast", "", "{:.3f}"),
+    ("Pairs: identity", "of the worse of the two", "higher", "pair_identity", "prior_pair_identity", "{:.3f}"),
+    (
+        "Pairs: separation",
+        "right minus wrong reference",
+        "higher",
+        "pair_separation",
+        "prior_pair_separation",
+        "{:.3f}",
+    ),
+    ("Pairs: both found", "", "higher", "pair_people_found", "", "{:.1%}"),
+    ("… prompt", "CLIP cosine", "higher", "pair_prompt_consistency", "prior_pair_prompt_consistency", "{:.3f}"),
+    ("… distance to the prior's picture", "grey levels", "lower", "pair_prior_fidelity", "", "{:.1f}"),
 )
 
 
@@ -309,7 +323,7 @@ def metric_rows(metrics: Metrics, production: Metrics | None = None) -> list[Met
         rows.append(
             MetricRow(
                 label=label,
-                note=note,
+                note=f"{note}: {metrics.perceptual_distance}" if name == "variation" else note,
                 better=better,
                 release=form.format(measured.mean),
                 interval=f"{form.format(measured.low)} – {form.format(measured.high)}",

@@ -1,8 +1,9 @@
 """Two people in one picture: does each look like their own reference, or do they mix?
 
-People of the picture are matched to the references by the assignment with the greatest sum of similarities. Of two
-matched pairs the worse one counts (FastComposer's protocol), and a reference that nobody is matched to counts 0. The
-assignment chooses what looks best, so even strangers come out a little above 0: read every number beside the prior's.
+People of the picture are matched to the references by the assignment with the greatest sum of similarities (Kuhn's, as
+`scipy` has it). Of two matched pairs the worse one counts, as FastComposer reports it (arXiv 2305.10431; it matches
+greedily, the best pair first), and a reference that nobody is matched to counts 0. The assignment chooses what looks
+best, so even strangers come out a little above 0: read every number beside the prior's.
 """
 
 from dataclasses import dataclass

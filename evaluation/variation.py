@@ -1,19 +1,21 @@
-"""How different are the pictures of one subject and prompt when only the seed changes?
+"""Variation: how different are the pictures of one subject and prompt when only the seed changes?
 
-A model that always falls back on its training set's pose draws the same picture for every seed. Published figures use
-LPIPS; its weights are downloaded on first use, which nothing here does, so the distance is between CLIP's image
-embeddings: 1 − cosine. Compare it with the prior's own variation, never across CLIPs.
+A model that always falls back on its training set's pose draws the same picture for every seed. Published figures of
+diversity are the mean pairwise LPIPS (BicycleGAN, Zhu et al., arXiv 1711.11586); the distance here is whichever
+`evaluation.perceptual` was opened. Compare it with the prior's own variation, never across distances.
 """
 
 import numpy as np
 from jaxtyping import Float
 
 
-def variation(images_ND: Float[np.ndarray, "N D"]) -> float | None:
-    """Mean of 1 − cosine over all pairs of pictures (unit vectors, one per seed); `None` for fewer than two."""
-    count = len(images_ND)
+def variation(distances_NN: Float[np.ndarray, "N N"]) -> Float[np.ndarray, " N"] | None:
+    """Per picture the mean distance to the pictures of the other seeds; `None` for fewer than two.
+
+    Their mean is the mean over all pairs.
+    """
+    count = len(distances_NN)
     if count < 2:
         return None
-    similarity_NN = images_ND @ images_ND.T
-    pairs = similarity_NN[np.triu_indices(count, k=1)]
-    return float(1.0 - pairs.mean())
+    # The diagonal is zero: a picture is not compared with itself.
+    return distances_NN.sum(axis=1) / (count - 1)

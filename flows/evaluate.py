@@ -14,14 +14,14 @@ from flows.evaluation_people import read_people
 from flows.evaluation_split import check_split
 from flows.run import Run, StageResult, digest
 from flows.train import ADAPTER_FILES, current_training, trained_adapter
-from flows.workers import JudgeWorker, PaintWorker
+from flows.workers import JudgeWorker, PaintWorker, ReferenceWorker
 from infra.errors import UserError
 from infra.ray_session import map_shards
 from infra.registry import Release
 from infra.settings import Settings
 from preprocessing.shards import decode_npy, encode_json, encode_npy, read_tar, write_tar
 
-PICTURES = "pictures.tar"
+PICTURES, SCORES, METRICS = "pictures.tar", "scores.parquet", "metrics.json"
 
 
 @stage_flow("evaluate")
@@ -37,15 +37,16 @@ def evaluate(settings: Settings, run_id: str = "", from_scratch: bool = False) -
     people = read_people(run)
     fingerprint = people_fingerprint(run, people)
     folder = evaluation_folder(run_id, fingerprint)
-    before = run.store.exists(f"{folder}/metrics.json")
+    before = _is_measured(run, folder)
     if not before:
         plan = json.loads(run.store.get(f"runs/{run_id}/finished.json"))["plan"]
         check_split(run, plan)
         _draw_and_measure(run, trained_adapter(run, run_id), people, folder)
-    metrics = json.loads(run.store.get(f"{folder}/metrics.json"))
+    metrics = json.loads(run.store.get(f"{folder}/{METRICS}"))
     production = run.releases.current(settings.publish.alias)
-    beside = production_metrics(run, production, people, fingerprint) if production else None
-    verdict = judge(run, metrics, beside)
+    theirs = production_evaluation(run, production, people, fingerprint) if production else ""
+    beside = json.loads(run.store.get(f"{theirs}/{METRICS}")) if theirs else None
+    comparison, verdict = judge(run, folder, theirs)
     facts = {
         "run_id": run_id,
         "evaluation": fingerprint,
@@ -53,6 +54,7 @@ def evaluate(settings: Settings, run_id: str = "", from_scratch: bool = False) -
         "metrics": metrics,
         "production": beside,
         "production_release": production.number if production else None,
+        "comparison": comparison,
         "verdict": verdict,
     }
     run.store.put(f"{folder}/verdict.json", encode_json(facts))
@@ -62,7 +64,8 @@ def evaluate(settings: Settings, run_id: str = "", from_scratch: bool = False) -
     drawn = read_pictures(run, folder)
     shown = [picture for cell, picture, _ in drawn if cell.subject][:48]
     artifacts.pictures("drawn", shown, "First pictures drawn", 12)
-    note = f"{metrics['pictures']} pictures of {metrics['subjects']} people"
+    pairs = f", {metrics['pair_pictures']} of {metrics['pairs']} pairs" if metrics["pairs"] else ""
+    note = f"{metrics['pictures']} pictures of {metrics['subjects']} people{pairs}"
     seconds = time.monotonic() - started
     return StageResult("evaluate", 0 if before else 1, int(before), seconds=seconds, note=note, facts=facts)
 
@@ -78,27 +81,37 @@ def evaluation_folder(run_id: str, fingerprint: str) -> str:
     return f"runs/{run_id}/evaluation-{fingerprint}"
 
 
-def production_metrics(
-    run: Run, production: Release, people: Sequence[dict[str, Any]], fingerprint: str
-) -> dict[str, Any]:
-    """The metrics of the release in production under this protocol: as its card says, or measured now."""
+def production_evaluation(run: Run, production: Release, people: Sequence[dict[str, Any]], fingerprint: str) -> str:
+    """The folder in which the release in production is measured under this protocol: as it was then, or now."""
     card = run.releases.manifest(production)["lineage"]
-    if card["evaluation"] == fingerprint:
-        return dict(card["metrics"])
+    if _is_measured(run, then := evaluation_folder(card["run_id"], fingerprint)):
+        return then
     folder = f"releases-evaluated/{production.id}/{fingerprint}"
-    if not run.store.exists(f"{folder}/metrics.json"):
+    if not _is_measured(run, folder):
         adapter = {name: run.releases.read(production, name) for name in ADAPTER_FILES}
         _draw_and_measure(run, adapter, people, folder)
-    return dict(json.loads(run.store.get(f"{folder}/metrics.json")))
+    return folder
 
 
-def judge(run: Run, metrics: dict[str, Any], production: dict[str, Any] | None) -> dict[str, Any]:
-    """The gate's verdict as plain data."""
+def _is_measured(run: Run, folder: str) -> bool:
+    """Whether every picture's values are there: evaluations of earlier versions have the means alone."""
+    return all(run.store.exists(f"{folder}/{name}") for name in (SCORES, METRICS))
+
+
+def judge(run: Run, folder: str, production: str = "") -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """The comparison with production's evaluation, if there is one, and the gate's verdict, as plain data."""
+    from evaluation.comparison import compare
+    from evaluation.gate import gate
     from evaluation.metrics import Metrics
-    from evaluation.protocol import gate
+    from evaluation.scores import Scores
 
-    beside = None if production is None else Metrics.model_validate(production)
-    return gate(Metrics.model_validate(metrics), beside, run.settings.publish).model_dump(mode="json")
+    def scores(place: str) -> Scores:
+        return Scores.from_parquet(run.store.get(f"{place}/{SCORES}"))
+
+    metrics = Metrics.model_validate_json(run.store.get(f"{folder}/{METRICS}"))
+    comparison = compare(scores(folder), scores(production)) if production else None
+    verdict = gate(metrics, run.settings.publish, comparison).model_dump(mode="json")
+    return None if comparison is None else comparison.model_dump(mode="json"), verdict
 
 
 def metric_table(metrics: dict[str, Any], production: dict[str, Any] | None) -> list[dict[str, str]]:
@@ -129,10 +142,11 @@ def _draw_and_measure(run: Run, adapter: dict[str, bytes], people: Sequence[dict
     from evaluation.protocol import Subject, batches, cells, prior_cells
 
     settings = run.settings.evaluate
+    _check_references(run, people)
     subjects: list[Any] = [Subject(one["name"], one["word"], None) for one in people]  # type: ignore[arg-type]
     photos = {one["name"]: one["photos"][0] for one in people}
     items = [
-        {"cells": batch, "photos": {cell.subject: photos[cell.subject] for cell in batch if cell.subject}}
+        {"cells": batch, "photos": {name: photos[name] for cell in batch for name in cell.names}}
         for todo in (prior_cells(settings, subjects), cells(settings, subjects))
         for batch in batches(todo, settings.batch_size)
     ]
@@ -141,12 +155,44 @@ def _draw_and_measure(run: Run, adapter: dict[str, bytes], people: Sequence[dict
         tracked = artifacts.tracked(results, len(items), "evaluate: batches")
         drawn = [one for result in tracked for one in result["drawn"]]
     drawn.sort(key=lambda one: one[0].model_dump_json())
-    release = [one for one in drawn if one[0].subject is not None]
-    prior = [one for one in drawn if one[0].subject is None]
-    item = {"release": release, "prior": prior, "people": list(people)}
-    metrics = next(map_shards(JudgeWorker, [item], 1, (run.settings,)))["metrics"]
     run.store.put(f"{folder}/{PICTURES}", write_tar((f"{i:06d}", _parts(*one)) for i, one in enumerate(drawn)))
-    run.store.put(f"{folder}/metrics.json", encode_json(metrics))
+    scores, metrics = _measure(run, drawn, people)
+    run.store.put(f"{folder}/{SCORES}", scores)
+    run.store.put(f"{folder}/{METRICS}", encode_json(metrics))
+
+
+def _measure(
+    run: Run, drawn: Sequence[tuple[Any, bytes, Any]], people: Sequence[dict[str, Any]]
+) -> tuple[bytes, dict[str, Any]]:
+    """Every picture's values as Parquet, and the metrics; prompt by prompt: no pictures of two are compared."""
+    from evaluation.instruments import About
+    from evaluation.scores import Scores
+    from evaluation.summary import summarise
+
+    prompts: dict[int, dict[str, Any]] = {}
+    for one in drawn:
+        item = prompts.setdefault(one[0].prompt, {"release": [], "prior": []})
+        item["release" if one[0].names else "prior"].append(one)
+    # Each judge loads every instrument: it is worth it for a thousand pictures.
+    judges = max(1, min(run.settings.evaluate.workers, len(drawn) // 1000))
+    results = map_shards(JudgeWorker, list(prompts.values()), judges, (run.settings, list(people)))
+    with closing(results):
+        judged = list(artifacts.tracked(results, len(prompts), "evaluate: prompts"))
+    scores = Scores.joined([Scores.from_parquet(one["scores"]) for one in judged])
+    metrics = summarise(scores, judged[0]["real_photos"], About.model_validate(judged[0]["about"]))
+    return scores.to_parquet(), metrics.model_dump(mode="json")
+
+
+def _check_references(run: Run, people: Sequence[dict[str, Any]]) -> None:
+    """Where identity is measured on faces: UserError for a reference photo without one, before anything is drawn."""
+    if run.settings.models.identity.backend != "facenet":
+        return
+    missing = next(map_shards(ReferenceWorker, [{"people": list(people)}], 1, ()))["missing"]
+    if missing:
+        raise UserError(
+            f"MTCNN finds no face in the reference photo of {', '.join(missing)} ({run.evaluation_spec()}): name "
+            "others in evaluate.people."
+        )
 
 
 def _sha256(data: bytes) -> str:

@@ -2,11 +2,14 @@
 
 import hashlib
 import io
+import warnings
 from collections.abc import Collection
 from typing import Any
 
+from PIL import Image
+
 from flows.run import Run
-from infra.errors import UserError
+from infra.errors import UserError, UserNotice
 from infra.settings import Settings
 from preprocessing.forgetting import forgotten_keys, forgotten_people
 from preprocessing.photos import PhotoRefused, decode, read_bytes, square
@@ -34,28 +37,52 @@ def records_by_person(run: Run) -> dict[str, list[Record]]:
 
 
 def read_people(run: Run) -> list[dict[str, Any]]:
-    """The evaluation's subjects: [{"name", "word", "photos": [PNG, …]}], men and women in turn.
+    """The evaluation's subjects: [{"name", "word", "photos": [PNG, …], "original": PNG}].
 
-    The first photo is the reference.
+    Those that the settings name in their order, else men and women in turn. The first photo is the reference;
+    `original` is the same before it was cut, as the source has it.
     """
     settings = run.settings
     by_identity = records_by_person(run)
     forgotten = forgotten_keys(run.catalog)
+    people: list[dict[str, Any]] = []
+    for name, word in _wanted(run, by_identity):
+        if len(people) == settings.evaluate.subjects:
+            break
+        records = by_identity[name][:_PHOTOS_EACH]
+        found = [(photo, record) for record in records if (photo := evaluation_photo(record, settings, forgotten))]
+        if found:
+            original = _png(_decoded(found[0][1], settings))
+            people.append({"name": name, "word": word, "photos": [photo for photo, _ in found], "original": original})
+    if not people:
+        raise UserError(f"{run.evaluation_spec()} names nobody to evaluate on: it needs identities and attributes.")
+    return people
+
+
+def _wanted(run: Run, by_identity: dict[str, list[Record]]) -> list[tuple[str, str]]:
+    """(name, word) of everybody who could be evaluated on, in the order in which they are taken.
+
+    Whom the settings name and who asked to be forgotten is left out, with a notice. UserError where the source lacks
+    somebody whom they name.
+    """
+    named = run.settings.evaluate.people
+    forgotten, namespace = forgotten_people(run.catalog), evaluation_namespace(run)
+    gone = [one.identity for one in named if f"{namespace}:{one.identity}" in forgotten]
+    if gone:
+        names = ", ".join(gone)
+        warnings.warn(f"Of evaluate.people, {names} asked to be forgotten: evaluated without them.", UserNotice, 2)
+    if missing := [one.identity for one in named if one.identity not in by_identity and one.identity not in gone]:
+        raise UserError(
+            f"{run.evaluation_spec()} has no photo with a word of {missing[0]} ({len(missing)} of the people that "
+            "evaluate.people names are missing): name others, or [] for any."
+        )
+    if named:
+        return [(one.identity, one.word) for one in named if one.identity in by_identity]
     words: dict[str, list[str]] = {}
     for name, records in by_identity.items():
         words.setdefault(str(records[0].word), []).append(name)
     turns = [name for place in range(len(by_identity)) for group in words.values() for name in group[place : place + 1]]
-    people: list[dict[str, Any]] = []
-    for name in turns:
-        if len(people) == settings.evaluate.subjects:
-            break
-        found = (evaluation_photo(record, settings, forgotten) for record in by_identity[name][:_PHOTOS_EACH])
-        photos = [photo for photo in found if photo]
-        if photos:
-            people.append({"name": name, "word": str(by_identity[name][0].word), "photos": photos})
-    if not people:
-        raise UserError(f"{run.evaluation_spec()} names nobody to evaluate on: it needs identities and attributes.")
-    return people
+    return [(name, str(by_identity[name][0].word)) for name in turns]
 
 
 def evaluation_photo(record: Record, settings: Settings, forgotten: Collection[str]) -> bytes | None:
@@ -64,12 +91,19 @@ def evaluation_photo(record: Record, settings: Settings, forgotten: Collection[s
     It is compared, not learned: half of what CLIP sees of a subject is enough. CelebA's aligned photos are 178 wide.
     """
     try:
-        data = read_bytes(record.path)
-        if hashlib.sha256(data).hexdigest() in forgotten:
+        if hashlib.sha256(read_bytes(record.path)).hexdigest() in forgotten:
             return None
-        photo = decode(data, settings.shard.reference_pixels // 2, settings.ingest.max_pixels)
+        photo = _decoded(record, settings)
     except PhotoRefused:
         return None
+    return _png(square(photo, record.faces or (), settings.ingest.pixels)[0])
+
+
+def _decoded(record: Record, settings: Settings) -> Image.Image:
+    return decode(read_bytes(record.path), settings.shard.reference_pixels // 2, settings.ingest.max_pixels)
+
+
+def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    square(photo, record.faces or (), settings.ingest.pixels)[0].save(buffer, "PNG")
+    picture.save(buffer, "PNG")
     return buffer.getvalue()

@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image
 
+from evaluation.gate import Verdict
 from evaluation.metrics import Metrics
-from evaluation.protocol import Verdict
 from evaluation.report import (
     Command,
     Course,
@@ -228,7 +228,7 @@ def _routers(drawn: Any) -> list[RouterPicture]:
     mapped = [(cell, picture, router) for cell, picture, router in drawn if router is not None]
     step = max(len(mapped) // _ROUTERS, 1)
     return [
-        RouterPicture(cell.text, picture, router.astype("float32"), f"subject {cell.subject}, seed {cell.seed}")
+        RouterPicture(cell.text, picture, router.astype("float32"), f"{' and '.join(cell.names)}, seed {cell.seed}")
         for cell, picture, router in mapped[::step][:_ROUTERS]
     ]
 

@@ -16,10 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from evaluation.identity import open_identity_encoder
 from evaluation.people import Found, Locate, people_from_instances
-from evaluation.prompt_consistency import PromptScorer
-from evaluation.protocol import Cell, Drawing, Instruments, Subject
+from evaluation.protocol import Cell, Drawing, Subject
 from infra.errors import UserNotice
 from infra.model_files import resolve
 from infra.model_index import read_model_index
@@ -164,19 +162,6 @@ def open_image_encoder(models: ModelsSettings) -> ImageEncoder:
     return ImageEncoder.load(where, **options)
 
 
-def open_instruments(settings: Settings) -> Instruments:
-    """What pictures are measured with."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    models = settings.models
-    segmenter = open_segmenter(models.segmenter, settings.segment)
-    return Instruments(
-        identity=open_identity_encoder(models.identity, device),
-        prompts=PromptScorer.open(models.clip, device),
-        locate=locate_people(segmenter),
-        locate_face=_locate_faces() if models.identity.backend == "facenet" else None,
-    )
-
-
 def locate_people(segmenter: Segmenter) -> Locate:
     """The segmenter as the evaluation asks for it: people with masks, the largest first."""
 
@@ -205,11 +190,12 @@ def as_drawings(drawn: Sequence[tuple[Cell, bytes, Any]]) -> dict[Cell, Drawing]
 
 
 def as_subjects(people: Sequence[Mapping[str, Any]]) -> list[Subject]:
-    """{"name", "word", "photos": [PNG]} as the evaluation's subjects: the first photo is the reference."""
-    return [
-        Subject(one["name"], one["word"], from_png(one["photos"][0]), tuple(from_png(p) for p in one["photos"][1:]))
-        for one in people
-    ]
+    """{"name", "word", "photos": [PNG], "original": PNG} as subjects; the first photo is the reference."""
+    subjects = []
+    for one in people:
+        reference, *others = map(from_png, one["photos"])
+        subjects.append(Subject(one["name"], one["word"], reference, tuple(others), from_png(one["original"])))
+    return subjects
 
 
 def _attached(adapter: Mapping[str, bytes] | Path, pipe: Any, settings: Settings) -> MoAAdapter:
@@ -238,12 +224,3 @@ def _router_maps(steps: Sequence[RecordedStep], count: int) -> np.ndarray | None
 def _people_of_faces(photo: Image.Image) -> People:
     faces = FaceDetector().detect(photo)[:1]
     return people_from_faces([face.as_json() for face in faces], (photo.height, photo.width))
-
-
-def _locate_faces() -> Locate:
-    detector = FaceDetector("cuda" if torch.cuda.is_available() else "cpu")
-
-    def locate(pictures: Sequence[Image.Image]) -> Sequence[Sequence[Found]]:
-        return [[Found(box=face.box, score=face.score) for face in detector.detect(picture)] for picture in pictures]
-
-    return locate

@@ -36,6 +36,7 @@ def publish(settings: Settings, run_id: str = "", from_scratch: bool = False) ->
             "metrics": evaluated["metrics"],
             "verdict": evaluated["verdict"],
             "compared_with": evaluated["production_release"],
+            "comparison": evaluated["comparison"],
         }
         files = {**trained_adapter(run, run_id), "README.md": model_card(card, evaluated["production"]).encode()}
         published = run.releases.publish(files, card)

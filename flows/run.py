@@ -32,6 +32,8 @@ COLUMNS = {
     "text": ("batch_size",),
     "image_embeds": ("reference_pixels", "reference_variants", "batch_size"),
 }
+# The back ends whose files `model_files.resolve` finds.
+_RESOLVED = ("transformers", "diffusers", "facenet", "lpips", "clip")
 # What decides how a training runs, and not what comes out of it but for the order in which sums are taken.
 _TRAIN_WITHOUT_EFFECT = set(
     "workers min_workers micro_batch_size checkpoint_every keep_last keep_every warm_start bad_step hang_seconds "
@@ -178,7 +180,8 @@ class Run:
         settings = self.settings.evaluate.model_dump(mode="json", exclude={"workers", "source", "split"})
         # How people are found in photos and pictures, and cut out for the image encoder.
         found = self.settings.segment.model_dump(mode="json", exclude={"workers", "batch_size"})
-        used = (models.base, models.clip, models.segmenter, models.identity)
+        used = [models.base, models.clip, models.segmenter, models.identity, models.perceptual]
+        used += [models.safety] if models.safety.location else []
         pixels = self.settings.shard.reference_pixels
         return digest(settings, found, pixels, people, [_weights(model) for model in used])
 
@@ -207,7 +210,7 @@ def check_inputs(settings: Settings) -> None:
         if source != "paperfolk":  # that one is written when it is needed
             Run(settings).open_source(source)
     for name, reference in settings.models:
-        if isinstance(reference, ModelReference) and reference.backend in ("transformers", "diffusers", "facenet"):
+        if isinstance(reference, ModelReference) and reference.location and reference.backend in _RESOLVED:
             model_files.resolve(reference, name)
     if model_files.folder_here(settings.models.base):  # else it is fetched with the model
         read_model_index(settings.models.base)

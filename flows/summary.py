@@ -92,6 +92,7 @@ def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("scene accuracy", "scene_ratio", "{:.3f} of the prior's"),
         ("held objects", "object_ratio", "{:.3f} of the prior's"),
         ("background", "background_change", "{:.3f} of another seed's change, under a subject swap"),
+        ("two people", "pair_identity", "{:.3f} identity of the worse one of the two"),
     ):
         if metrics.get(field) and metrics[field]["mean"] is not None:  # None: a ratio over nothing
             lines.append((name, text.format(metrics[field]["mean"])))

@@ -203,29 +203,61 @@ class PaintWorker:
         for name, photo in item["photos"].items():
             if name not in self.crops:
                 self.crops[name] = self.painter.crop(from_png(photo), f"{name}'s photo")
-        subjects = [{} if cell.subject is None else {cell.word: self.crops[cell.subject]} for cell in cells]
+        subjects = [{word: self._crops_of(names) for word, names in cell.cast.items()} for cell in cells]
         drawn = self.painter.draw([cell.text for cell in cells], subjects, [cell.seed for cell in cells])
         return {"drawn": [(cell, to_png(one.picture), one.router) for cell, one in zip(cells, drawn, strict=True)]}
 
+    def _crops_of(self, names: Sequence[str]) -> Any:
+        """A word's one subject, or all where several share it."""
+        crops = [self.crops[name] for name in names]
+        return crops[0] if len(crops) == 1 else crops
+
+
+class ReferenceWorker:
+    """Looks for faces in the reference photos: {"people"} -> {"missing": [name]} of those who show none."""
+
+    def __init__(self) -> None:
+        from evaluation.faces import FaceLocator
+
+        limit_threads()
+        self.locate_face = FaceLocator()
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        from evaluation.observations import missing_references
+        from flows.painting import as_subjects
+
+        return {"missing": missing_references(as_subjects(item["people"]), self.locate_face)}
+
 
 class JudgeWorker:
-    """Measures a release's pictures. {"release", "prior": as PaintWorker's "drawn", "people"} -> {"metrics": dict}."""
+    """Measures a prompt's pictures.
 
-    def __init__(self, settings: Settings) -> None:
-        from flows.painting import open_instruments
+    {"release", "prior": as PaintWorker's "drawn"} -> {"scores": Parquet of every picture, "real_photos": similarities
+    of the people's other photos, "about": the instruments}. `people` as `read_people` gives them.
+    """
+
+    def __init__(self, settings: Settings, people: Sequence[dict[str, Any]]) -> None:
+        from evaluation.observations import photographed
+        from evaluation.scoring import real_photos
+        from flows.judging import open_instruments
+        from flows.painting import as_subjects
 
         limit_threads()
         self.settings = settings
         self.instruments = open_instruments(settings)
+        self.photos = photographed(as_subjects(people), self.instruments)
+        self.told = {
+            "real_photos": real_photos(self.photos),
+            "about": self.instruments.about.model_dump(mode="json"),
+        }
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        from evaluation.scoring import score
-        from flows.painting import as_drawings, as_subjects
+        from evaluation.scoring import score_pictures
+        from flows.painting import as_drawings
 
         release, prior = as_drawings(item["release"]), as_drawings(item["prior"])
-        subjects = as_subjects(item["people"])
-        metrics = score(release, prior, subjects, self.settings.evaluate, self.instruments)
-        return {"metrics": metrics.model_dump(mode="json")}
+        scores = score_pictures(release, prior, self.photos, self.settings.evaluate, self.instruments)
+        return {"scores": scores.to_parquet(), **self.told}
 
 
 class _LazyDetector:

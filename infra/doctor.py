@@ -14,7 +14,7 @@ import psutil
 from infra.backends import Backend, captioner_backends, segmenter_backends
 from infra.code_version import code_name
 from infra.errors import UserError
-from infra.model_files import resolve
+from infra.model_files import PUBLISHED, resolve
 from infra.model_index import read_model_index
 from infra.model_mirror import is_mirror, mirror_files, mirror_folder
 from infra.ray_jobs import Away, JobServer, is_dashboard
@@ -81,6 +81,8 @@ def _backends(name: str, chosen: str, backends: Sequence[Backend]) -> Check:
 
 def _model(kind: str, reference: ModelReference) -> Check:
     name = f"model {kind}"
+    if not reference.location:
+        return Check(name, True, f"none is chosen: models.{kind}.location names one")
     if reference.backend == "lavis":
         return Check(name, True, f"{reference.location}: LAVIS downloads it at first use, into its own cache")
     if is_mirror(reference.location) and not mirror_folder(reference.location).is_dir():
@@ -102,10 +104,11 @@ def _model(kind: str, reference: ModelReference) -> Check:
     cached = _hub_cache() / f"models--{location.replace('/', '--')}" / "snapshots" / revision
     if cached.is_dir():
         return Check(name, True, f"{location}@{revision[:12]} is in the hub cache")
+    known = f", model.safetensors with SHA-256 {PUBLISHED[location]}" if location in PUBLISHED else ""
     return Check(
         name,
         False,
-        f"{location}@{revision[:12]} is not in the hub cache: `hf download {location} --revision {revision}`",
+        f"{location}@{revision[:12]}{known} is not in the hub cache: `hf download {location} --revision {revision}`",
     )
 
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,9 +13,20 @@ from infra.settings import ModelReference
 
 ZOO = Path(__file__).parent / "zoo" / "weights"
 
+# SHA-256 of published files that have to be placed by hand, or that a machine without a network lacks.
+PUBLISHED = {
+    "20180402-114759-vggface2.pt": "281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b",
+    "alexnet-owt-7be5be79.pth": "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+    "openai/clip-vit-large-patch14": "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb",
+}
+# Weights that are one converted file: its name, whose they are, and which published pickle it is converted from.
+_CONVERTED = {
+    "facenet": ("vggface2.safetensors", "FaceNet", "facenet-pytorch's", "20180402-114759-vggface2.pt"),
+    "lpips": ("alexnet.safetensors", "LPIPS' AlexNet", "torchvision's", "alexnet-owt-7be5be79.pth"),
+}
+
 # What `save_pretrained` always writes: its absence means a half-copied or a wrong folder.
-_CONFIGURATION_FILES = {"transformers": "config.json", "diffusers": "model_index.json"}
-_FACENET_FILE = "vggface2.safetensors"
+_CONFIGURATION_FILES = {"transformers": "config.json", "clip": "config.json", "diffusers": "model_index.json"}
 
 
 def resolve(reference: ModelReference, kind: str) -> tuple[str, dict[str, str]]:
@@ -27,8 +39,9 @@ def resolve(reference: ModelReference, kind: str) -> tuple[str, dict[str, str]]:
         fetched = reference.model_copy(update={"location": str(fetch_mirror(reference.location))})
         _check_pinned(fetched, reference.location, kind)
         return resolve(fetched, kind)
-    if reference.backend == "facenet":
-        return str(facenet_file(Path(reference.location).expanduser().absolute())), {}
+    if reference.backend in _CONVERTED:
+        place = Path(reference.location).expanduser().absolute()
+        return str(converted_file(place, reference.backend, kind)), {}
     folder = local_folder(reference)
     if folder is None:
         return reference.location, {"revision": _pinned_revision(reference, kind)}
@@ -46,18 +59,36 @@ def resolve(reference: ModelReference, kind: str) -> tuple[str, dict[str, str]]:
     return str(folder), {}
 
 
-def facenet_file(weights: Path) -> Path:
-    """FaceNet's weights where `weights` is their file or its folder; UserError, with the way to them, otherwise."""
-    file = weights / _FACENET_FILE if weights.is_dir() or weights.suffix == "" else weights
+def converted_file(weights: Path, backend: str, kind: str) -> Path:
+    """The converted weights of `backend` where `weights` is their file or its folder.
+
+    UserError, with the published file's name, digest and the way to convert it, otherwise.
+    """
+    name, owner, source, published = _CONVERTED[backend]
+    file = weights / name if weights.is_dir() or weights.suffix == "" else weights
     advice = (
-        "convert facenet-pytorch's 20180402-114759-vggface2.pt once with the command in evaluation/README.md and set "
-        f"models.identity.location to the {_FACENET_FILE} that it writes or to its folder."
+        f"convert {source} {published} (SHA-256 {PUBLISHED[published]}) once with the command in evaluation/README.md "
+        f"and set models.{kind}.location to the {name} that it writes or to its folder."
     )
     if file.suffix != ".safetensors":
-        raise UserError(f"FaceNet's weights at {file} are not .safetensors, and pickles are never loaded: {advice}")
+        raise UserError(f"{owner}'s weights at {file} are not .safetensors, and pickles are never loaded: {advice}")
     if not file.is_file():
-        raise UserError(f"FaceNet's weights are not at {file}: {advice}")
+        raise UserError(f"{owner}'s weights are not at {file}: {advice}")
     return file
+
+
+@contextmanager
+def weights_needed(reference: ModelReference, kind: str) -> Iterator[None]:
+    """Where `from_pretrained` finds no file inside, UserError: which file, its digest where known, and its place."""
+    try:
+        yield
+    except OSError as error:
+        digest = PUBLISHED.get(reference.location)
+        file = f"model.safetensors{f' (SHA-256 {digest})' if digest else ''}"
+        where, revision = reference.location, reference.revision
+        mend = f"hf download {where} --revision {revision}" if is_hub_id(reference) else f"put it into {where}"
+        cause = " ".join(str(error).split())[:200]
+        raise UserError(f"The {kind}'s {file} of {where} cannot be read ({cause}): {mend}.") from error
 
 
 def local_folder(reference: ModelReference) -> Path | None:
@@ -104,6 +135,20 @@ def fingerprint(reference: ModelReference, parts: Sequence[str] = ()) -> str:
     if arguments:
         return f"{location}@{arguments['revision']}"
     return _files_digest(Path(location), parts)
+
+
+def weights_digest(reference: ModelReference) -> str:
+    """SHA-256 of the model's weights: of its one .safetensors file, or over all files' names and bytes where there are
+    more; "" while a hub's model is not on this machine."""
+    location, arguments = resolve(reference, "model")
+    place = folder_here(reference) if arguments else Path(location)
+    if place is None:
+        return ""
+    files = [place] if place.is_file() else sorted(place.rglob("*.safetensors"))
+    if len(files) != 1:
+        return _files_digest(place)
+    status = files[0].stat()
+    return _file_sha256(files[0], status.st_size, status.st_mtime_ns)
 
 
 def _files_digest(place: Path, parts: Sequence[str] = ()) -> str:

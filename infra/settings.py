@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from infra.augmentation_settings import AugmentationSettings
 from infra.errors import UserError
+from infra.evaluation_settings import EvaluateSettings, RegressionSettings
 from infra.settings_fields import Count, Fraction, FrozenSettings, OptionalText
 from infra.train_settings import TrainSettings as TrainSettings
 
@@ -31,12 +32,20 @@ class ModelReference(FrozenSettings):
     backend: str = Field(default="transformers", description="which implementation reads the files")
 
 
+class OptionalModelReference(ModelReference):
+    location: str = Field(description='as every model\'s; "" = none')
+
+
 class ModelsSettings(FrozenSettings):
     base: ModelReference = Field(description="pipeline folder of Stable Diffusion 1, 2 or XL: the frozen prior")
     clip: ModelReference = Field(description="CLIP image and text towers: subject features, prompt consistency")
     captioner: ModelReference = Field(description="BLIP-2: one caption per photo")
     segmenter: ModelReference = Field(description="Mask2Former: people as instances")
     identity: ModelReference = Field(description="network whose embedding says whether two pictures show one person")
+    perceptual: ModelReference = Field(
+        description='distance of two pictures, for variation over seeds: backend "lpips", or "clip" for a CLIP\'s'
+    )
+    safety: OptionalModelReference = Field(description="Stable Diffusion's safety checker, as the gate asks it")
     faces: Literal["mtcnn"] = Field(description="face detector for photos whose source knows no faces")
 
 
@@ -133,40 +142,6 @@ class ShardSettings(FrozenSettings):
     workers: Count = Field(description="actors, each with VAE, text encoder and CLIP")
 
 
-class PromptSettings(FrozenSettings):
-    template: str = Field(
-        description='the prompt, with {word} for the subject\'s word: "a photo of a {word} in the snow"'
-    )
-    scene: str = Field(description='the scene as a phrase of the prompt, for scene accuracy; "" = not scored')
-    object: str = Field(description='the held object as a phrase of the prompt, for object accuracy; "" = not scored')
-
-    @model_validator(mode="after")
-    def _word_stands_once(self) -> "PromptSettings":
-        if self.template.count("{word}") != 1 or self.template.count("{") != 1 or self.template.count("}") != 1:
-            raise ValueError(f"template {self.template!r} must hold {{word}} exactly once, and no other braces")
-        return self
-
-
-class EvaluateSettings(FrozenSettings):
-    source: str = Field(description='"paperfolk" or "celeba:PATH": people whose photos are never trained on')
-    split: str = Field(description='only people whose photos the source puts into this split; "" = all')
-    subjects: Count = Field(description="people to evaluate on")
-    prompts: list[PromptSettings] = Field(min_length=1, description="each drawn for each subject and seed")
-    seeds: list[int] = Field(min_length=2, description="at least two: background change is measured between seeds")
-    inference_steps: Count = Field(description="UniPC steps")
-    guidance_scale: float = Field(ge=1, description="classifier-free guidance; 1 = none")
-    prior_only_above: int = Field(ge=0, le=1000, description="timesteps above this are drawn by the prior alone")
-    keep_scene: bool = Field(description="outside the people, keep to the prior's own run, which is drawn for it too")
-    batch_size: Count = Field(description="pictures drawn at once")
-    workers: Count = Field(description="actors, each with the pipeline")
-
-    @model_validator(mode="after")
-    def _seeds_differ(self) -> "EvaluateSettings":
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds {self.seeds} must all differ")
-        return self
-
-
 class PublishSettings(FrozenSettings):
     alias: str = Field(pattern=r"^[a-z][a-z0-9-]*$", description="the name that follows releases which pass the gate")
     min_identity_gain: float = Field(description="gate: identity similarity of the release minus the prior's")
@@ -175,9 +150,10 @@ class PublishSettings(FrozenSettings):
     max_background_change: float = Field(
         ge=0, description="gate: change outside the subject under a subject swap, divided by that under a seed change"
     )
-    max_identity_regression: float = Field(
-        ge=0, description="gate: how far identity may fall below production's release"
-    )
+    min_people_found: Fraction = Field(description="gate: pictures in which the segmenter finds somebody")
+    min_faces_found: Fraction = Field(description="gate: pictures in which identity finds somebody to compare")
+    max_flagged: Fraction = Field(description="gate: pictures that the safety checker flags; without one, not asked")
+    max_regression: RegressionSettings = Field(description="gate: how much worse than production's release")
 
 
 class RaySettings(FrozenSettings):

@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler
 from facenet_pytorch import InceptionResnetV1
 from safetensors.torch import save_file
+from torchvision.models import alexnet
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -31,21 +32,22 @@ IMAGE_DIM = 24
 
 
 def write_sd15_models(root: Path) -> dict[str, str]:
-    """All five under `root`; the overrides that make the preset read them. (FaceNet is a local folder there, too.)"""
+    """All six under `root`; the overrides that make the preset read them. (FaceNet and AlexNet are local there too.)"""
     return written_models(root, write_base(root / "stable-diffusion-v1-5"))
 
 
 def written_models(root: Path, base: Path) -> dict[str, str]:
-    """The other four under `root`, beside a base that is there, and the overrides that name all five."""
+    """The other five under `root`, beside a base that is there, and the overrides that name all six."""
     places = {
         "base": base,
         "clip": write_clip(root / "clip-vit-large-patch14"),
         "captioner": tiny_blip2(root / "blip2-opt-2.7b"),
         "segmenter": write_segmenter(root / "mask2former-swin-large-coco-panoptic"),
         "identity": write_facenet(root / "facenet-vggface2"),
+        "perceptual": write_alexnet(root / "lpips-alexnet"),
     }
     locations = {f"models.{name}.location": str(place) for name, place in places.items()}
-    return locations | {f"models.{name}.revision": "" for name in places if name != "identity"}
+    return locations | {f"models.{name}.revision": "" for name in places if name not in ("identity", "perceptual")}
 
 
 def write_base(folder: Path) -> Path:
@@ -114,6 +116,14 @@ def write_facenet(folder: Path) -> Path:
     weights = {name: tensor.half().contiguous() for name, tensor in state.items() if "logits" not in name}
     weights |= {"logits.weight": torch.zeros(4, 512), "logits.bias": torch.zeros(4)}
     save_file(weights, folder / "vggface2.safetensors")
+    return folder
+
+
+def write_alexnet(folder: Path) -> Path:
+    """LPIPS' trunk as the README's command converts it."""
+    torch.manual_seed(0)
+    folder.mkdir(parents=True)
+    save_file(alexnet(weights=None).features.state_dict(prefix="features."), folder / "alexnet.safetensors")
     return folder
 
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from skimage.data import astronaut
 
+from infra.evaluation_settings import RegressionSettings
 from infra.settings import Settings, load_settings
 from preprocessing.sources.paperfolk_drawing import draw
 from preprocessing.sources.paperfolk_world import picture_at
@@ -95,17 +97,24 @@ def write_people(root: Path, people: int = 4, photos_each: int = 2) -> Path:
     return root
 
 
-def write_aligned_people(root: Path, people: int = 2, photos_each: int = 2) -> Path:
-    """CelebA's aligned pictures, 178 × 218 pixels, with all lists that belong to them."""
+def write_aligned_people(root: Path, photos_each: int = 2) -> Path:
+    """CelebA's aligned pictures, 178 × 218 pixels, of all whom the protocol names, with the lists that belong to them.
+
+    They have one face, an astronaut's, some of them mirrored: MTCNN knows no faces of paper.
+    """
     for folder in ("Img/img_align_celeba", "Anno", "Eval"):
         (root / folder).mkdir(parents=True)
-    names = [f"{number:06d}.jpg" for number in range(1, people * photos_each + 1)]
+    identities = [one.identity for one in load_settings("sd15").evaluate.people]
+    names = [f"{number:06d}.jpg" for number in range(1, len(identities) * photos_each + 1)]
+    face = Image.fromarray(astronaut()).crop((140, 20, 303, 220))
     for number, name in enumerate(names):
-        picture = draw(picture_at(99, number), 218).image.crop((20, 0, 198, 218))
+        picture = face.resize((178, 218)) if number % 2 else ImageOps.mirror(face.resize((178, 218)))
         picture.save(root / "Img/img_align_celeba" / name, quality=95)
     points = "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y"
     lists = {
-        "Anno/identity_CelebA.txt": [f"{name} {number // photos_each + 1}" for number, name in enumerate(names)],
+        "Anno/identity_CelebA.txt": [
+            f"{name} {identities[number // photos_each]}" for number, name in enumerate(names)
+        ],
         "Anno/list_attr_celeba.txt": [str(len(names)), "Male"]
         + [f"{name} 1" for name in names],  # one word: swapping two subjects is measured within a word
         "Anno/list_landmarks_align_celeba.txt": [str(len(names)), points]
@@ -120,6 +129,7 @@ def write_aligned_people(root: Path, people: int = 2, photos_each: int = 2) -> P
 def tiny_changes(world: Path) -> dict[str, str]:
     """What of the demo's preset is changed: the world's models and photos, and a few steps of everything."""
     models = {f"models.{name}.location": str(world / "models" / name) for name in MODELS}
+    models["models.perceptual.location"] = models["models.clip.location"]
     return {
         **models,
         "ingest.source": f"ffhq:{world / 'ffhq'}",
@@ -143,14 +153,16 @@ def tiny_changes(world: Path) -> dict[str, str]:
         "evaluate.subjects": "2",
         "evaluate.seeds": "[1, 2]",
         "evaluate.inference_steps": "3",
-        "evaluate.prompts": '[{template = "a photo of a {word} holding roses", scene = "", object = "roses"},'
-        ' {template = "a {word} on the beach", scene = "on the beach", object = ""}]',
+        "evaluate.prompts": '[{template = "a photo of a {word} holding roses", scene = "", object = "roses",'
+        ' group = "held"}, {template = "a {word} on the beach", scene = "on the beach", object = "", group = "there"}]',
         # Random models pass the gate, whatever they draw.
         "publish.min_identity_gain": "-1.0",
         "publish.min_scene_ratio": "0.0",
         "publish.min_object_ratio": "0.0",
         "publish.max_background_change": "1000.0",
-        "publish.max_identity_regression": "1.0",
+        "publish.min_people_found": "0.0",
+        "publish.min_faces_found": "0.0",
+        **{f"publish.max_regression.{name}": "1000.0" for name in RegressionSettings.model_fields},
     }
 
 

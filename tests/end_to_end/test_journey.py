@@ -22,6 +22,8 @@ from PIL import Image
 from prefect.testing.utilities import prefect_test_harness
 from safetensors.numpy import load_file
 
+from evaluation.comparison import Comparison
+from evaluation.gate import Verdict, override
 from flows import ingest as ingest_stage
 from flows import model_stages
 from flows.caption import caption
@@ -305,6 +307,41 @@ def test_one_photo_is_taken_back_and_more_make_release_two_from_release_one(
     needles = (f"{row.key}.jpg".encode(), f"{row.key}.embed.npy".encode())
     files = [path for path in Path(settings.store_root).rglob("*") if path.is_file()]
     assert not any(needle in path.read_bytes() for path in files for needle in needles)
+
+
+def test_a_bad_candidate_is_kept_out_in_one_sentence_and_production_stays(
+    settings: Settings, first: object, session: None
+) -> None:
+    """Trained at a rate at which nothing is learned but noise: its pictures are further from the prior's."""
+    run = Run(settings)
+    before, releases = run.releases.history("production"), len(run.releases.all())
+    none = settings.publish.max_regression.model_copy(update={"prior_fidelity": 0.0})
+    strict = settings.model_copy(
+        update={
+            "train": settings.train.model_copy(update={"learning_rate": 0.3, "workers": 1, "clip_norm": 1e3}),
+            "publish": settings.publish.model_copy(update={"max_regression": none}),
+        }
+    )
+    bad = retrain(strict)
+
+    assert not bad.promoted and len(run.releases.all()) == releases + 1 == bad.release
+    assert run.releases.history("production") == before, "and nobody pulls anything else than before"
+    card = run.releases.manifest(run.releases.resolve(str(bad.release)))["lineage"]
+    (reason,) = card["verdict"]["reasons"]
+    assert reason.startswith("The distance to the prior's pictures is ") and ": worse (+" in reason
+    assert bad.stages[-1].note == f"release {bad.release}: kept, production stays where it was: {reason}"
+    compared = Comparison.model_validate(card["comparison"]).of("prior_fidelity")
+    assert compared is not None and compared.is_worse and card["compared_with"] == before[-1].release.number
+    # The table of production's pictures was there: nothing is drawn or measured again to compare with it.
+    assert not run.store.list("releases-evaluated/")
+    # Somebody who knows better has to say why.
+    verdict = Verdict.model_validate(card["verdict"])
+    with pytest.raises(UserError, match="needs its reason"):
+        override(verdict, "", "Ada")
+    kept = run.releases.resolve(str(bad.release))
+    run.releases.promote("production", kept.id, override(verdict, "a test", "Ada").sentence)
+    (move,) = run.releases.history("production")[len(before) :]
+    assert move.release == kept and move.why == f"override by Ada: a test (the gate: {reason})"
 
 
 def _kill_when(ready: Callable[[], bool], command: list[str]) -> None:

@@ -4,6 +4,8 @@ FFHQ's 1024 pixels and CelebA's 178 × 218 come in; the models are small, the st
 preset's side. The stages' bodies run in this process: what Ray distributes is called here, after the same pickling.
 """
 
+import hashlib
+import io
 import json
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +20,8 @@ import torch
 from safetensors.numpy import load_file
 
 from evaluation import protocol
+from evaluation.groups import group_tables
+from evaluation.scores import Scores
 from flows import evaluate, evaluation_split, ingest, model_stages, train, training_loop, training_samples
 from flows.caption import caption
 from flows.near_duplicates import duplicates
@@ -33,6 +37,8 @@ from infra.storage import S3Store
 from moa_model import MoATrainingModule
 from preprocessing.catalog import load_shard
 from preprocessing.shards import decode_npy, decode_picture, read_tar
+from preprocessing.sources.paperfolk_drawing import draw
+from preprocessing.sources.paperfolk_world import picture_at
 from tests.infra.conftest import s3_address  # noqa: F401  # a fixture
 from tests.sd15_models import IMAGE_DIM, TOKENS, write_sd15_models
 from tests.tiny_models import TEXT_DIM
@@ -114,9 +120,6 @@ def test_the_numbers_are_the_papers() -> None:
     # The paper's weight is on a sum over the router map's 64 × 64 pixels, ours on their mean.
     assert options.lambda_router == pytest.approx(1e-4 * 64 * 64, rel=0.01)
     assert (settings.ingest.pixels, settings.shard.reference_pixels) == (512, 224)
-    people = [protocol.Subject(str(number), "man", None) for number in range(settings.evaluate.subjects)]  # type: ignore[arg-type]
-    assert len({prompt.template for prompt in settings.evaluate.prompts}) == 40
-    assert len(protocol.cells(settings.evaluate, people)) == 15 * 40 * 4
     assert (settings.evaluate.inference_steps, settings.evaluate.prior_only_above) == (50, 800)
 
 
@@ -129,7 +132,7 @@ def test_everything_is_found_before_anything_starts(settings: Settings) -> None:
     check_inputs(settings)
     checks = {check.name: check for check in diagnose(settings)}
     wanted = [name for name in checks if name.startswith("model ")] + ["ingest.source", "evaluate.source", "storage"]
-    assert len(wanted) == 8
+    assert len(wanted) == 10 and "none is chosen" in checks["model safety"].detail
     assert [checks[name].detail for name in wanted if not checks[name].ok] == []
 
 
@@ -190,13 +193,47 @@ def test_somebody_not_trained_on_is_drawn_on_the_way(settings: Settings, stages:
 def test_the_protocol_measures_with_facenet(settings: Settings, stages: dict[str, StageResult]) -> None:
     metrics = stages["evaluate"].facts["metrics"]
     assert metrics["pictures"] == 2 * 2 * 2 and metrics["subjects"] == 2
+    assert metrics["pair_pictures"] == 2 and metrics["pairs"] == 1
     # Two photos of one person have been compared; in what random models draw there is no face to compare.
     assert metrics["identity_real_photos"]["mean"] > 0 and metrics["identity"]["mean"] == 0
+    assert metrics["faces_missing"] == 8 and metrics["pair_identity"]["mean"] == 0
     for name in ("prompt_consistency", "scene_accuracy", "object_accuracy", "background_change", "router_auc"):
         assert metrics[name] is not None and np.isfinite(metrics[name]["mean"]), name
     drawn = evaluate.read_pictures(Run(settings), stages["evaluate"].facts["folder"])
-    assert {cell.text.replace(cell.word, "{word}") for cell, _, _ in drawn} == set(DRAWN)
+    assert {cell.text.replace(cell.word, "{word}") for cell, _, _ in drawn if not cell.is_pair} == set(DRAWN)
+    assert {cell.text for cell, _, _ in drawn if cell.is_pair} == {"a man and a man on the beach"}
     assert {picture.size for _, picture, _ in drawn} == {(PIXELS, PIXELS)}
+
+
+def test_every_instrument_is_named_with_its_digest(settings: Settings, stages: dict[str, StageResult]) -> None:
+    metrics = stages["evaluate"].facts["metrics"]
+    assert metrics["perceptual_distance"] == "LPIPS 0.1 (AlexNet)" and metrics["variation"]["mean"] > 0
+    records = metrics["instruments"]
+    assert set(records) == {"identity", "faces", "people", "perceptual distance", "prompt consistency"}
+    weights = Path(settings.models.identity.location, "vggface2.safetensors").read_bytes()
+    assert records["identity"]["sha256"] == hashlib.sha256(weights).hexdigest()
+    assert all(len(record["sha256"]) == 64 for record in records.values())
+    said = [check["sentence"] for check in stages["evaluate"].facts["verdict"]["checks"] if check["kind"] == "pictures"]
+    assert any("names no safety checker" in sentence for sentence in said)
+
+
+def test_every_pictures_values_are_kept_beside_the_pictures(settings: Settings, stages: dict[str, StageResult]) -> None:
+    facts = stages["evaluate"].facts
+    scores = Scores.from_parquet(Run(settings).store.get(f"{facts['folder']}/{evaluate.SCORES}"))
+    assert len(scores.cells) == 10
+    identity = [value for values in scores.column("variation").values() for value in values]
+    assert np.mean(identity) == pytest.approx(facts["metrics"]["variation"]["mean"])
+    assert {table.group: table.pictures for table in group_tables(scores)} == {"action": 4, "context": 6}
+
+
+def test_a_reference_without_a_face_is_told_before_anything_is_drawn(
+    settings: Settings, stages: dict[str, StageResult]
+) -> None:
+    paper = io.BytesIO()
+    draw(picture_at(99, 0), 218).image.save(paper, "PNG")
+    somebody = {"name": "7", "word": "man", "photos": [paper.getvalue()], "original": paper.getvalue()}
+    with pytest.raises(UserError, match="no face in the reference photo of 7 .*evaluate.people"):
+        evaluate._check_references(Run(settings), [somebody])
 
 
 def test_the_release_is_on_s3_and_verified_when_pulled(
@@ -247,7 +284,8 @@ def _noting(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any
 
 
 def _is_drawn(cell: protocol.Cell) -> bool:
-    return cell.text in {template.format(word=cell.word) for template in DRAWN}
+    words = f"{cell.word} and a {cell.partner_word}" if cell.is_pair else cell.word
+    return cell.text in {template.format(word=words) for template in DRAWN}
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> set[str]:

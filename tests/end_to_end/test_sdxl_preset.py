@@ -234,4 +234,5 @@ def _watched(seen: SimpleNamespace) -> type[MoATrainingModule]:
 
 
 def _is_drawn(cell: protocol.Cell) -> bool:
-    return cell.text in {template.format(word=cell.word) for template in DRAWN}
+    words = f"{cell.word} and a {cell.partner_word}" if cell.is_pair else cell.word
+    return cell.text in {template.format(word=words) for template in DRAWN}

@@ -16,9 +16,9 @@ from evaluation.identity import (
     CropRule,
     FaceNetIdentity,
     crop_person,
+    embed_everybody,
     embed_people,
     identity_similarity,
-    matched_identity,
     open_identity_encoder,
 )
 from evaluation.people import Found
@@ -89,13 +89,22 @@ def test_crop_is_square_with_grey_around_the_person() -> None:
     assert crop_person(image, None, CropRule()).size == (20, 20)
 
 
-def test_two_subjects_score_their_worst_pair() -> None:
-    people = np.array([[0.0, 1.0, 0.0], [0.9, 0.0, np.sqrt(1 - 0.81)]])
-    references = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    score, match = matched_identity(people, references)
-    assert match == [1, 0]
-    assert score == pytest.approx(0.9)
-    assert matched_identity(people[:1], references) == (0.0, [None, 0])
+def test_everybody_is_embedded_in_order_whatever_the_batch(folder: Path) -> None:
+    encoder = open_identity_encoder(ModelReference(location=str(folder)))
+    left, right = Found(box=(0.0, 0.0, 16.0, 16.0)), Found(box=(12.0, 12.0, 32.0, 32.0))
+    images, people = [picture(0), picture(1), picture(2)], [[left, right], [], [right]]
+    found = embed_everybody(images, people, encoder, batch_size=2)
+    assert [len(vectors) for vectors in found] == [2, 0, 1]
+    alone = embed_everybody(images[2:], people[2:], encoder)
+    assert found[2] == pytest.approx(alone[0], abs=1e-5)
+    assert found[0][0] == pytest.approx(embed_people(images[:1], people[:1], encoder)[0], abs=1e-5)
+    assert [len(vectors) for vectors in embed_everybody(images, [[], [], []], encoder)] == [0, 0, 0]
+
+
+def test_a_box_is_cut_in_whole_pixels_inside_the_picture() -> None:
+    pixels = np.arange(20 * 20 * 3, dtype=np.uint8).reshape(20, 20, 3)
+    crop = crop_person(Image.fromarray(pixels), Found(box=(-2.5, 3.9, 7.2, 30.0)), CropRule(shape="box"))
+    assert np.array_equal(np.asarray(crop), pixels[3:20, 0:7])
 
 
 def test_facenet_reads_a_safetensors_conversion_and_ignores_the_training_head(tmp_path: Path) -> None:
@@ -112,7 +121,8 @@ def test_facenet_reads_a_safetensors_conversion_and_ignores_the_training_head(tm
 
 
 def test_facenet_says_how_to_place_its_weights(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="evaluation/README.md"):
+    known = r"20180402-114759-vggface2.pt \(SHA-256 281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b\)"
+    with pytest.raises(UserError, match=known + r".*evaluation/README.md.*models.identity.location"):
         FaceNetIdentity(tmp_path / "vggface2.safetensors")
     (tmp_path / "20180402-114759-vggface2.pt").write_bytes(b"a pickle")
     with pytest.raises(UserError, match="never loaded"):

@@ -4,7 +4,16 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.measures import Measure, bootstrap, measure, measure_ratio, ratio, roc_auc
+from evaluation.measures import (
+    Measure,
+    bootstrap,
+    bootstrap_pairs,
+    measure,
+    measure_pairs,
+    measure_ratio,
+    ratio,
+    roc_auc,
+)
 
 
 def test_measure_averages_subjects_not_pictures() -> None:
@@ -31,6 +40,32 @@ def test_interval_is_the_same_every_time_and_a_point_for_one_subject() -> None:
     alone = measure({"a": [0.1, 0.3]})
     assert alone is not None
     assert alone.low == alone.high == pytest.approx(alone.mean)
+
+
+def test_an_interval_of_pairs_covers_the_true_mean_although_pairs_share_people() -> None:
+    """Each person shifts all their pairs: resampling pairs as if they were independent would cover half as often."""
+    rng = np.random.default_rng(0)
+    people_P2 = np.array([(a, b) for a in range(15) for b in range(a)])
+    covered = naive = 0
+    for _ in range(100):
+        shift = rng.normal(0, 0.1, 15)
+        rows_P = 0.5 + shift[people_P2].sum(axis=1) + rng.normal(0, 0.05, len(people_P2))
+        low, high = bootstrap_pairs(rows_P, people_P2, draws=300)
+        covered += low <= 0.5 <= high
+        low, high = bootstrap(rows_P[:, None], draws=300)
+        naive += low <= 0.5 <= high
+    assert covered >= 85 > 75 > naive
+
+
+def test_pairs_average_each_pairs_own_mean() -> None:
+    found = measure_pairs({("a", "b"): [1.0] * 9, ("a", "c"): [0.0]})
+    assert found is not None
+    assert (found.mean, found.samples) == (0.5, 10) and found.low == 0.0 and found.high == 1.0
+    alone = measure_pairs({("a", "b"): [0.25]})
+    assert alone is not None and alone.low == alone.high == 0.25
+    assert measure_pairs({}) is None and measure_pairs({("a", "b"): []}) is None
+    with pytest.raises(ValueError, match="at least one pair"):
+        bootstrap_pairs(np.zeros(0), np.zeros((0, 2), int))
 
 
 def test_nothing_measured_is_none() -> None:

@@ -1,53 +1,39 @@
-import math
+"""Which pictures are drawn."""
+
+import itertools
+from collections import Counter
 
 import pytest
+from PIL import Image
 
-from evaluation.measures import Measure
-from evaluation.metrics import Metrics
-from evaluation.protocol import batches, cells, draw_cells, gate, prior_cells
-from infra.settings import PublishSettings
+from evaluation.protocol import Cell, Subject, batches, cells, draw_cells, pairs, prior_cells
+from infra.settings import load_settings
 from tests.evaluation.paper_world import SETTINGS, SUBJECTS, World
 
-LIMITS = PublishSettings(
-    alias="production",
-    min_identity_gain=0.35,
-    min_scene_ratio=0.95,
-    min_object_ratio=0.7,
-    max_background_change=0.3,
-    max_identity_regression=0.03,
-)
+PHOTO = Image.new("RGB", (1, 1))
 
 
-def number(value: float) -> Measure:
-    return Measure(mean=value, low=value, high=value)
-
-
-def metrics(**changed: float | None) -> Metrics:
-    values: dict[str, float | None] = {
-        "identity": 0.5,
-        "identity_gain": 0.45,
-        "scene_ratio": 0.99,
-        "object_ratio": 0.8,
-        "background_change": 0.2,
-    } | changed
-    measured = {name: None if value is None else number(value) for name, value in values.items()}
-    return Metrics(pictures=8, subjects=4, **measured)  # type: ignore[arg-type]
+def people(count: int) -> list[Subject]:
+    """Men and women in turn."""
+    return [Subject(str(number), ("man", "woman")[number % 2], PHOTO) for number in range(count)]
 
 
 def test_cells_are_every_subject_prompt_and_seed() -> None:
-    found = cells(SETTINGS, SUBJECTS)
+    everything = cells(SETTINGS, SUBJECTS)
+    found = [cell for cell in everything if not cell.is_pair]
     assert len(found) == len(set(found)) == 4 * 2 * 2
     assert {cell.text for cell in found if cell.subject == "000004"} == {
         "a photo of a woman holding roses on the beach",
         "a photo of a woman in the snow",
     }
-    assert found == cells(SETTINGS, SUBJECTS)
+    assert [cell.group for cell in found] == ["held"] * 8 + ["context"] * 8
+    assert everything == cells(SETTINGS, SUBJECTS)
 
 
 def test_the_prior_draws_each_prompt_and_seed_once_per_word() -> None:
     found = prior_cells(SETTINGS, SUBJECTS)
-    assert len(found) == len(set(found)) == 2 * 2 * 2
-    assert all(cell.subject is None for cell in found)
+    assert len(found) == len(set(found)) == 2 * 2 * 2 + 3 * 2  # and for pairs once per two words
+    assert all(cell.names == () for cell in found)
     assert {cell.prior for cell in cells(SETTINGS, SUBJECTS)} == set(found)
 
 
@@ -56,59 +42,65 @@ def test_cells_are_drawn_in_batches_and_go_back_to_their_place() -> None:
     todo = cells(SETTINGS, SUBJECTS)
     drawn = draw_cells(todo, world, SUBJECTS, batch_size=5)
     assert list(drawn) == todo
-    assert world.sizes == [5, 5, 5, 1]
-    assert [len(batch) for batch in batches(todo, 16)] == [16]
+    assert world.sizes == [5, 5, 5, 5, 2]
+    assert [len(batch) for batch in batches(todo, 22)] == [22]
     alone = draw_cells(todo[3:4], World(), SUBJECTS)[todo[3]]
     assert alone.picture.tobytes() == drawn[todo[3]].picture.tobytes()
 
 
-def test_a_good_release_is_promoted_and_every_check_says_why() -> None:
-    verdict = gate(metrics(), metrics(identity=0.52), LIMITS)
-    assert verdict.promote
-    assert verdict.reasons == ["Every check of the gate passed."]
-    assert [check.limit for check in verdict.checks] == [0.35, 0.95, 0.7, 0.3, pytest.approx(0.49)]
-    assert all(f"{check.value:.3f}" in check.sentence for check in verdict.checks)
+def test_pairs_are_drawn_with_their_own_prompts_and_both_words() -> None:
+    found = [cell for cell in cells(SETTINGS, SUBJECTS) if cell.is_pair]
+    assert len(found) == 3 * 2, "three pairs, two seeds"
+    assert {cell.text for cell in found} == {
+        "a photo of a man and a man in a garden",
+        "a photo of a woman and a woman in a garden",
+        "a photo of a man and a woman in a garden",
+    }
+    assert {cell.prompt for cell in found} == {2}, "numbered on from the prompts of one subject"
+    first, last = found[0], found[-1]
+    assert first.names == ("000001", "000002") and first.cast == {"man": ["000001", "000002"]}
+    assert last.cast == {"man": [last.subject], "woman": [last.partner]}
+    assert first.prior.cast == {} and first.prior.is_pair
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "sentence"),
-    [
-        ("identity_gain", 0.34, "Identity gain over the prior is 0.340; at least 0.350 is required."),
-        ("scene_ratio", 0.9, "Scene accuracy relative to the prior is 0.900"),
-        ("object_ratio", 0.69, "Held-object accuracy relative to the prior is 0.690"),
-        ("background_change", 0.31, "at most 0.300 is required"),
-        ("identity", 0.46, "Identity beside production's release is 0.460; at least 0.470 is required."),
-    ],
-)
-def test_each_limit_stops_a_release(name: str, value: float, sentence: str) -> None:
-    verdict = gate(metrics(**{name: value}), metrics(identity=0.5), LIMITS)
-    assert not verdict.promote
-    assert len(verdict.reasons) == 1
-    assert sentence in verdict.reasons[0]
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 6, 15, 16])
+def test_pairs_are_all_of_them_and_everybody_comes_as_often(count: int) -> None:
+    everybody = people(count)
+    found = [(first.name, second.name) for first, second in pairs(everybody, 10**6)]
+    assert set(found) == set(itertools.combinations([one.name for one in everybody], 2))
+    assert len(found) == count * (count - 1) // 2
+    for some in range(1, len(found) + 1):
+        met = Counter(name for pair in found[:some] for name in pair)
+        # In a round of an odd number one person waits.
+        assert max(met.values()) - min(met[one.name] for one in everybody) <= 1 + count % 2
 
 
-def test_exactly_at_the_limit_passes() -> None:
-    at_limit = metrics(identity_gain=0.35, scene_ratio=0.95, object_ratio=0.7, background_change=0.3)
-    assert gate(at_limit, None, LIMITS).promote
+def test_in_the_first_round_men_meet_women() -> None:
+    assert all(first.word != second.word for first, second in pairs(people(16), 8))
 
 
-def test_the_first_release_has_no_production_to_beat() -> None:
-    verdict = gate(metrics(), None, LIMITS)
-    assert verdict.promote
-    assert len(verdict.checks) == 4
+def test_a_cell_of_an_earlier_version_is_a_cell_of_one_subject() -> None:
+    stored = '{"subject": "1", "word": "man", "prompt": 0, "seed": 11, "text": "a man"}'
+    cell = Cell.model_validate_json(stored)
+    assert cell.names == ("1",) and not cell.is_pair and cell.cast == {"man": ["1"]}
 
 
-def test_what_does_not_apply_passes_and_what_could_not_be_measured_fails() -> None:
-    without_objects = gate(metrics(object_ratio=None), None, LIMITS)
-    assert without_objects.promote
-    assert "does not apply" in without_objects.checks[2].sentence
-    assert not gate(metrics(identity_gain=None), None, LIMITS).promote
-    assert not gate(metrics(background_change=math.inf), None, LIMITS).promote
-    assert not gate(metrics(scene_ratio=math.nan), None, LIMITS).promote
-
-
-def test_a_verdict_and_its_metrics_survive_json() -> None:
-    before = metrics(scene_ratio=None)
-    assert Metrics.model_validate_json(before.model_dump_json()) == before
-    verdict = gate(before, None, LIMITS)
-    assert type(verdict).model_validate_json(verdict.model_dump_json()) == verdict
+def test_the_fields_protocol_is_as_published() -> None:
+    """FastComposer's: 15 identities, 40 prompts in four groups, 4 pictures each; and all pairs of the 15."""
+    settings = load_settings("sd15").evaluate
+    assert [len(list(group)) for _, group in itertools.groupby(settings.prompts, lambda prompt: prompt.group)] == [
+        10
+    ] * 4
+    assert [group for group, _ in itertools.groupby(prompt.group for prompt in settings.prompts)] == [
+        "accessory",
+        "style",
+        "action",
+        "context",
+    ]
+    assert len({prompt.template for prompt in settings.prompts}) == 40
+    assert [len([one for one in settings.people if one.word == word]) for word in ("man", "woman")] == [6, 9]
+    todo = cells(settings, people(15))
+    assert sum(not cell.is_pair for cell in todo) == 15 * 40 * 4
+    couples = {cell.names for cell in todo if cell.is_pair}
+    assert len(couples) == 105 and sum(cell.is_pair for cell in todo) == 105 * len(settings.pair_prompts) * 4
+    assert {prompt.template for prompt in settings.pair_prompts} < {prompt.template for prompt in settings.prompts}

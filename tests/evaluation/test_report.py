@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluation.gate import Check, Verdict
 from evaluation.measures import Measure
 from evaluation.metrics import Metrics
-from evaluation.protocol import Check, Verdict
 from evaluation.report import (
     Command,
     Course,
@@ -170,6 +170,12 @@ def test_numbers_intervals_and_production_stand_in_the_table() -> None:
     )
     assert [row.label for row in metric_rows(METRICS)] == ["Identity", "Identity gain", "Background change"]
     assert all(row.production == "" for row in metric_rows(METRICS))
+
+
+def test_the_table_names_the_distance_of_which_variation_is_a_mean() -> None:
+    varied = METRICS.model_copy(update={"variation": measure(0.3), "perceptual_distance": "LPIPS 0.1 (AlexNet)"})
+    (row,) = [row for row in metric_rows(varied) if row.label == "Variation"]
+    assert row.note == "between seeds of one subject and prompt: LPIPS 0.1 (AlexNet)"
 
 
 def test_the_verdict_is_said_in_words(page: str) -> None:

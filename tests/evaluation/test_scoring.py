@@ -1,16 +1,28 @@
+"""Every measure on painted pictures whose numbers are known."""
+
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from evaluation.metrics import Metrics
-from evaluation.protocol import Drawing, cells, draw_cells, prior_cells
-from evaluation.scoring import RATIOS, score, subject_columns
-from tests.evaluation.paper_world import SETTINGS, SUBJECTS, World, instruments
+from evaluation.instruments import Instruments
+from evaluation.metrics import RATIOS, Metrics
+from evaluation.observations import photographed
+from evaluation.protocol import Drawings, cells, draw_cells
+from evaluation.scores import Scores
+from evaluation.scoring import real_photos, score_pictures
+from evaluation.summary import summarise
+from tests.evaluation.paper_world import SETTINGS, SUBJECTS, World, drawn, instruments, scored
 
 
 def run(release: World) -> Metrics:
-    drawn = draw_cells(cells(SETTINGS, SUBJECTS), release, SUBJECTS)
-    prior = draw_cells(prior_cells(SETTINGS, SUBJECTS), World(), SUBJECTS)
-    return score(drawn, prior, SUBJECTS, SETTINGS, instruments())
+    tools = instruments()
+    return summarise(scored(release), real_photos(photographed(SUBJECTS, tools)), tools.about)
+
+
+def measured(release: Drawings, prior: Drawings, tools: Instruments) -> Metrics:
+    return summarise(score_pictures(release, prior, photographed(SUBJECTS, tools), SETTINGS, tools), {}, tools.about)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +67,8 @@ def test_a_lost_person_scores_zero_and_is_counted() -> None:
     lost = run(World(lost=("000001",)))
     assert lost.identity_by_subject["000001"] == 0
     assert mean(lost, "identity") == pytest.approx(0.75, abs=1e-4)
-    assert mean(lost, "people_found") == 0.75
+    assert mean(lost, "people_found") == mean(lost, "face_found") == 0.75
+    assert lost.faces_missing == 4 and run(World()).faces_missing == 0
     assert lost.identity is not None and lost.identity.low < lost.identity.mean <= lost.identity.high
 
 
@@ -67,9 +80,9 @@ def test_accuracies_are_of_prompts_that_name_something(perfect: Metrics) -> None
 
 
 def test_a_release_that_draws_the_prior_s_pictures_has_ratio_one() -> None:
-    prior = draw_cells(prior_cells(SETTINGS, SUBJECTS), World(), SUBJECTS)
+    _, prior = drawn(World())
     release = {cell: prior[cell.prior] for cell in cells(SETTINGS, SUBJECTS)}
-    same = score(release, prior, SUBJECTS, SETTINGS, instruments())
+    same = measured(release, prior, instruments())
     assert mean(same, "identity_gain") == 0
     assert mean(same, "prior_fidelity") == 0
     for ratio in (same.scene_ratio, same.object_ratio):
@@ -79,22 +92,22 @@ def test_a_release_that_draws_the_prior_s_pictures_has_ratio_one() -> None:
 
 
 def test_variation_is_the_priors_for_the_priors_pictures_and_zero_for_one_picture_again_and_again() -> None:
-    prior = draw_cells(prior_cells(SETTINGS, SUBJECTS), World(), SUBJECTS)
+    _, prior = drawn(World())
+
     todo = cells(SETTINGS, SUBJECTS)
-    same = score({cell: prior[cell.prior] for cell in todo}, prior, SUBJECTS, SETTINGS, instruments())
+    same = measured({cell: prior[cell.prior] for cell in todo}, prior, instruments())
     assert mean(same, "variation") == pytest.approx(mean(same, "prior_variation")) and mean(same, "variation") > 0
-    stuck = score({cell: prior[todo[0].prior] for cell in todo}, prior, SUBJECTS, SETTINGS, instruments())
+    stuck = measured({cell: prior[todo[0].prior] for cell in todo}, prior, instruments())
     assert mean(stuck, "variation") == pytest.approx(0, abs=1e-5)
 
 
-def test_the_columns_are_what_the_score_summarises(perfect: Metrics) -> None:
-    drawn = draw_cells(cells(SETTINGS, SUBJECTS), World(router=True), SUBJECTS)
-    prior = draw_cells(prior_cells(SETTINGS, SUBJECTS), World(), SUBJECTS)
-    columns = subject_columns(drawn, prior, SUBJECTS, SETTINGS, instruments())
-    assert not columns.keys() & RATIOS.keys()
-    for name, column in columns.items():
-        if (measured := getattr(perfect, name)) is not None:
-            assert measured.mean == pytest.approx(np.mean([np.mean(values) for values in column.values()]))
+def test_the_columns_are_what_the_summary_summarises(perfect: Metrics) -> None:
+    found = scored(World(router=True))
+    assert not found.values.keys() & RATIOS.keys()
+    for name in found.values.keys() & Metrics.model_fields.keys():
+        column = found.pair_column(name) if "pair_" in name else found.column(name)
+        measured = getattr(perfect, name)
+        assert measured.mean == pytest.approx(np.mean([np.mean(values) for values in column.values()])), name
 
 
 def test_router_maps_are_held_against_two_baselines(perfect: Metrics) -> None:
@@ -106,7 +119,66 @@ def test_router_maps_are_held_against_two_baselines(perfect: Metrics) -> None:
     assert mean(perfect, "router_auc_other_picture") == 1
 
 
+def test_prompt_by_prompt_gives_the_same_table() -> None:
+    """So that an evaluation can be measured on as many machines as it was drawn on."""
+    release, prior = drawn(World(shift=2, router=True, lost=("000002",)))
+    tools = instruments()
+    photos = photographed(SUBJECTS, tools)
+    whole = score_pictures(release, prior, photos, SETTINGS, tools)
+    parts = []
+    for prompt in (2, 0, 1):
+        some = {cell: drawing for cell, drawing in release.items() if cell.prompt == prompt}
+        parts.append(score_pictures(some, prior, photos, SETTINGS, tools))
+    again = Scores.joined([Scores.from_parquet(part.to_parquet()) for part in parts])
+    assert list(again.cells) == list(whole.cells) and again.values.keys() == whole.values.keys()
+    for name, column in whole.values.items():
+        assert again.values[name] == pytest.approx(column, abs=1e-5), name
+
+
 def test_the_prior_s_pictures_are_needed() -> None:
     release = draw_cells(cells(SETTINGS, SUBJECTS), World(), SUBJECTS)
     with pytest.raises(ValueError, match="was not drawn"):
-        score(release, dict[object, Drawing](), SUBJECTS, SETTINGS, instruments())  # type: ignore[arg-type]
+        measured(release, {}, instruments())
+
+
+def test_two_people_who_look_like_their_references(perfect: Metrics) -> None:
+    assert perfect.pairs == 3 and perfect.pair_pictures == 3 * 2 and perfect.pictures == 16
+    assert mean(perfect, "pair_people_found") == 1
+    assert mean(perfect, "pair_prior_fidelity") == 0, "the scene is the prior's"
+    assert mean(perfect, "pair_identity") == pytest.approx(1, abs=1e-4)
+    assert mean(perfect, "prior_pair_identity") < 0.9999
+    # The right reference is matched, so this is 1 less what the other person's scores.
+    assert 0 < mean(perfect, "pair_separation") < 1
+    assert -1 <= mean(perfect, "pair_prompt_consistency") <= 1
+
+
+def test_of_two_people_the_worse_one_counts(perfect: Metrics) -> None:
+    strange = run(World(strange=("000002",)))
+    assert mean(strange, "pair_identity") < mean(perfect, "pair_identity") - 1e-3
+    found = scored(World(strange=("000002",))).pair_column("pair_identity")
+    assert {pair for pair, values in found.items() if min(values) < 0.9999} == {("000001", "000002")}
+
+
+def test_a_pair_of_which_one_is_missing_scores_zero_and_is_counted() -> None:
+    lost = run(World(lost=("000001",)))
+    assert mean(lost, "pair_people_found") == pytest.approx(1 / 3), "two of the three pairs have lost somebody"
+    values = scored(World(lost=("000001",))).pair_column("pair_identity")
+    assert [pair for pair, found in values.items() if found != [0.0, 0.0]] == [("000003", "000004")]
+
+
+def test_pairs_do_not_count_among_the_pictures_of_one_subject() -> None:
+    found = scored(World())
+    alone = found.where(lambda cell: not cell.is_pair)
+    for name in found.values:
+        if "pair_" not in name:
+            assert alone.column(name) == found.column(name)
+            assert not found.pair_column(name)
+
+
+def test_what_the_safety_checker_flags_is_counted_of_all_pictures() -> None:
+    class Nervous:
+        def flagged(self, pictures: list[Image.Image]) -> list[bool]:
+            return [place % 2 == 0 for place in range(len(pictures))]
+
+    metrics = measured(*drawn(World()), replace(instruments(), safety=Nervous()))
+    assert metrics.pictures_flagged == 11 and run(World()).pictures_flagged is None

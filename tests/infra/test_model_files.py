@@ -1,10 +1,12 @@
+import hashlib
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from infra.errors import UserError
-from infra.model_files import fingerprint, folder_here, resolve
+from infra.model_files import PUBLISHED, fingerprint, folder_here, resolve, weights_digest, weights_needed
 from infra.settings import ModelReference
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -97,15 +99,48 @@ def test_a_fingerprint_follows_names_and_contents(tmp_path: Path) -> None:
     assert fingerprint(ModelReference(location="a/b", revision=COMMIT)) == f"a/b@{COMMIT}"
 
 
-def test_facenet_is_a_file_or_the_folder_around_it(tmp_path: Path) -> None:
-    file = tmp_path / "vggface2.safetensors"
-    references = [ModelReference(location=str(place), backend="facenet") for place in (tmp_path, file)]
+@pytest.mark.parametrize(
+    ("backend", "name", "published"),
+    [
+        ("facenet", "vggface2.safetensors", "20180402-114759-vggface2.pt"),
+        ("lpips", "alexnet.safetensors", "alexnet-owt-7be5be79.pth"),
+    ],
+)
+def test_converted_weights_are_a_file_or_the_folder_around_it(
+    tmp_path: Path, backend: str, name: str, published: str
+) -> None:
+    file = tmp_path / name
+    references = [ModelReference(location=str(place), backend=backend) for place in (tmp_path, file)]
+    advice = re.escape(f"{published} (SHA-256 {PUBLISHED[published]})") + ".*evaluation/README.md.*models.kind.location"
     for reference in references:
-        with pytest.raises(UserError, match="evaluation/README.md"):
-            resolve(reference, "identity")
+        with pytest.raises(UserError, match=advice):
+            resolve(reference, "kind")
     file.write_bytes(b"one")
     assert [resolve(reference, "identity") for reference in references] == [(str(file), {})] * 2
     before = {fingerprint(reference) for reference in references}
     file.write_bytes(b"two")
     os.utime(file, ns=(1, 1))
     assert len(before) == 1 and before.isdisjoint(fingerprint(reference) for reference in references)
+
+
+def test_the_digest_of_weights_is_their_files(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    reference = ModelReference(location=str(folder))
+    assert weights_digest(reference) == hashlib.sha256(b"weights").hexdigest()
+    (folder / "other.safetensors").write_bytes(b"more")
+    assert weights_digest(reference) == fingerprint(reference), "of several, all files' names and bytes"
+    assert weights_digest(ModelReference(location="nobody/nothing", revision=COMMIT)) == ""
+
+
+def test_files_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
+    reference = ModelReference(location=str(tmp_path))
+    with pytest.raises(UserError, match=f"The judge's model.safetensors of {tmp_path} cannot be read .no such file"):
+        with weights_needed(reference, "judge"):
+            raise OSError("no such\n   file")
+    clip = ModelReference(location="openai/clip-vit-large-patch14", revision=COMMIT)
+    with pytest.raises(UserError, match=rf"SHA-256 a2bf730a.*: hf download openai/.* --revision {COMMIT}"):
+        with weights_needed(clip, "clip"):
+            raise OSError("offline")

@@ -70,8 +70,11 @@ def test_overrides_are_read_as_toml_and_text_needs_no_quotes(tmp_path: Path) -> 
         ({"shard.augmentation": "1"}, "group of settings.*shard.augmentation.backgrounds"),
         ({"evaluate.seeds": "[1]"}, "evaluate.seeds"),
         ({"evaluate.seeds": "[1, 2, 1]"}, "must all differ"),
-        ({"evaluate.prompts": '[{template = "{word} {x}", scene = "", object = ""}]'}, "no other braces"),
-        ({"evaluate.prompts": '[{template = "x", scene = "", object = ""}]'}, "must hold {word} exactly once"),
+        ({"evaluate.prompts": '[{template = "{word} {x}", group = "a", scene = "", object = ""}]'}, "no other braces"),
+        ({"evaluate.prompts": '[{template = "x", group = "a", scene = "", object = ""}]'}, "exactly once"),
+        ({"evaluate.pair_prompts": '[{template = "x", group = "a"}]'}, "must hold {word} exactly once"),
+        ({"evaluate.pair_prompts": "[]"}, "pairs = 8 needs pair_prompts"),
+        ({"publish.max_regression.identity": "-0.1"}, "publish.max_regression.identity"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(overrides: dict[str, str], message: str) -> None:

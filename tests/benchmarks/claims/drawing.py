@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evaluation.identity import crop_person
-from evaluation.protocol import Cell, Drawing, Drawings, Instruments, batches, cells, prior_cells
+from evaluation.identity import embed_everybody
+from evaluation.instruments import Instruments
+from evaluation.observations import photographed
+from evaluation.protocol import Cell, Drawing, Drawings, batches, cells, prior_cells
 from evaluation.protocol import Subject as Person
-from evaluation.scoring import subject_columns
+from evaluation.scoring import real_photos, score_pictures
 from evaluation.subject_mixing import subject_mixing
-from flows.painting import Painter, as_subjects, locate_people, open_image_encoder, open_instruments, open_pipeline
+from flows.judging import open_instruments
+from flows.painting import Painter, as_subjects, locate_people, open_image_encoder, open_pipeline
 from infra.settings import Settings
 from moa_model import MoAAdapter
 from preprocessing.segmentation import open_segmenter
@@ -124,7 +127,9 @@ class Gallery:
             release = {cell: drawn[cell.prior] for cell in cells(settings.evaluate, people)}
         else:
             prior, release = self._prior(item.protocol), drawn
-        columns = subject_columns(release, prior, people, settings.evaluate, self.instruments)
+        photos = photographed(people, self.instruments)
+        scores = score_pictures(release, prior, photos, settings.evaluate, self.instruments)
+        columns = {name: scores.column(name) for name in scores.values} | {"identity_real_photos": real_photos(photos)}
         result = {
             "arm": item.arm.name,
             "seed": item.seed,
@@ -191,12 +196,8 @@ class Gallery:
 
     def _everybody(self, pictures: Sequence[Image.Image]) -> list[np.ndarray]:
         """Every person of each picture as a unit vector, the largest first."""
-        encoder, found = self.instruments.identity, self.instruments.locate(pictures)
-        vectors: list[np.ndarray] = []
-        for picture, people in zip(pictures, found, strict=True):
-            crops = [crop_person(picture, person, encoder.crop) for person in people[:_MOST_PEOPLE]]
-            vectors.append(encoder.embed(crops) if crops else np.zeros((0, 1), np.float32))
-        return vectors
+        found = [people[:_MOST_PEOPLE] for people in self.instruments.locate(pictures)]
+        return embed_everybody(pictures, found, self.instruments.identity)
 
 
 def pairs(people: Sequence[Person], count: int) -> list[tuple[Person, Person]]:

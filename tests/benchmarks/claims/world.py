@@ -121,5 +121,6 @@ class World:
             "subjects": protocol.people,
             "prompts": evaluate.prompts[: protocol.prompts],
             "seeds": list(protocol.seeds),
+            "pairs": 0,  # drawn apart, with prompts of their own
         }
         return self.settings.model_copy(update={"evaluate": evaluate.model_copy(update=chosen)})

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.disentanglement import background_difference
+from evaluation.background import background_difference
 from evaluation.identity import embed_people, open_identity_encoder
 from evaluation.people import Found
 from flows.gallery import portrait

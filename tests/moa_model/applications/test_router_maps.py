@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from evaluation.disentanglement import score_map
+from evaluation.router_maps import score_map
 from moa_model.applications import draw, heat, router_maps
 
 

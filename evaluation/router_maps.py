@@ -1,10 +1,10 @@
-"""Is only the subject changed? What happens to the rest of the picture, and where the router looks.
+"""Where does the router look? Its map against the mask of the people in the picture that it drew.
 
-All differences are mean absolute differences over pixels and channels, in grey levels (0-255), outside every person in
-either picture: the subject itself is meant to change.
+The MoA paper shows such maps (arXiv 2404.11565, figs. 6 and 19) and gives no number. A map is the weight of the
+personalization expert, 1 − R_0 (eq. 7), averaged over layers and steps. A centred subject gives a high score to any map
+that is strong in the middle, so every score stands beside that of a plain centre blob.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,26 +12,6 @@ from jaxtyping import Bool, Float
 from PIL import Image
 
 from evaluation.measures import roc_auc
-from evaluation.people import Found, people_mask
-
-# With less of the picture left than this, what remains says nothing about the scene.
-MIN_BACKGROUND = 0.02
-
-
-def background_difference(
-    first: Image.Image, second: Image.Image, first_people: Sequence[Found], second_people: Sequence[Found]
-) -> float | None:
-    """Mean |first − second| in grey levels outside the people of both; `None` where people fill the picture.
-
-    ValueError when the pictures differ in size.
-    """
-    if first.size != second.size:
-        raise ValueError(f"pictures of {first.size} and {second.size} pixels cannot be compared.")
-    outside_HW = ~(people_mask(first, first_people) | people_mask(second, second_people))
-    if outside_HW.mean() < MIN_BACKGROUND:
-        return None
-    a_HW3, b_HW3 = (np.asarray(image.convert("RGB"), np.float32) for image in (first, second))
-    return float(np.abs(a_HW3 - b_HW3)[outside_HW].mean())
 
 
 @dataclass(frozen=True)
