@@ -79,7 +79,7 @@ def production_metrics(
     run: Run, production: Release, people: Sequence[dict[str, Any]], fingerprint: str
 ) -> dict[str, Any]:
     """The metrics of the release in production under this protocol: as its card says, or measured now."""
-    card = run.releases.manifest(production)["lineage"]
+    card = run.releases.card(production)
     if card["evaluation"] == fingerprint:
         return dict(card["metrics"])
     folder = f"releases-evaluated/{production.id}/{fingerprint}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from flows.run import Run
 from infra.errors import UserError, written_by_us
+from infra.registry import open_releases
 from infra.settings import ModelReference, Settings
 
 _ANOTHER_NAME = "give --out another name"
@@ -92,10 +93,10 @@ def adapter_files(settings: Settings, release: str) -> Mapping[str, bytes] | Pat
     folder = Path(release).expanduser()
     if folder.is_dir():
         return folder
-    if not re.fullmatch(r"[0-9a-z-]+", release):
+    if not re.fullmatch(r"[0-9a-z@-]+", release):
         raise UserError(f'There is no folder "{release}": give a release\'s name, number or id, or a pulled folder.')
-    releases = Run(settings).releases
-    found = releases.resolve(release)
+    releases, which = open_releases(Run(settings).store, release, settings.publish.model)
+    found = releases.resolve(which)
     return {name: releases.read(found, name) for name in ("adapter.safetensors", "adapter_config.json")}
 
 

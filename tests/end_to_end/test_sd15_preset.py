@@ -204,7 +204,7 @@ def test_the_release_is_on_s3_and_verified_when_pulled(
     assert config["prior_only_above"] == 800
     weights = load_file(tmp_path / "pulled" / "adapter.safetensors")
     assert weights and all(np.isfinite(one).all() for one in weights.values())
-    card = run.releases.manifest(release)["lineage"]
+    card = run.releases.card(release)
     assert card["catalog_digest"] == run.catalog.content_digest(card["catalog_version"])
     key = f"releases/{release.id}/adapter.safetensors"
     run.store.put(key, run.store.get(key)[:-1])
