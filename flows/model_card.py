@@ -79,7 +79,8 @@ def _purpose(card: Mapping[str, Any]) -> str:
 
 
 def _loading(card: Mapping[str, Any], model: str, alias: str) -> str:
-    base, clip = (str(card["models"][name]).rpartition(" (")[0] for name in ("base", "clip"))
+    named = (str(card["models"][name]).rpartition(" (")[0] for name in ("base", "clip"))
+    base, clip = (name.replace("zoo:", "infra/zoo/weights/", 1) for name in named)
     return f"""## Loading
 
 ```python

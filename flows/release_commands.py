@@ -227,6 +227,7 @@ def verify(
     from infra.registry import Releases, models
 
     settings = read_settings(preset, workspace, changes)
+    asked: list[tuple[Releases, list[int] | None]]
     if reference is None:
         store = registry(settings)
         asked = [(Releases(store, model), None) for model in models(store)]

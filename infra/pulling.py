@@ -101,7 +101,7 @@ def _resolve(
         if offline:
             raise StoreUnreachable(f"{_address(store)} was not asked.")
         if isinstance(store, DirectoryStore) and not store.root.is_dir():
-            raise StoreUnreachable(f"There is no {store.root}.")
+            raise StoreUnreachable(f"There is no {store.root}, so nothing has been published there.")
         with explained(store):
             releases, which = open_releases(store, reference, model)
             release = releases.resolve(which)

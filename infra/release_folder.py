@@ -41,8 +41,8 @@ def differs(folder: Path, manifest: Manifest, cache: ReleaseCache) -> str | None
 
     Files that are the cache's own were verified there; others are read.
     """
-    with (folder / MANIFEST).open("rb") as file:
-        if file.read(MAX_BYTES + 1) != manifest.data:
+    with (folder / MANIFEST).open("rb") as opened:
+        if opened.read(MAX_BYTES + 1) != manifest.data:
             return "another release"
     for stranger in strangers(folder, manifest):
         return f"{stranger} beside it"

@@ -115,6 +115,9 @@ def _read_once(s3_object: S3Object, start: int, size: int) -> bytes:
         # Not If-Match: some servers compare it with the quotes that boto3 sends.
         if s3_object.etag and answer.get("ETag", s3_object.etag) != s3_object.etag:
             raise S3ReadError("changed", f"etag {answer['ETag']}, listed with {s3_object.etag}")
+        whole = str(answer.get("ContentRange", "")).rpartition("/")[2]
+        if whole.isdigit() and int(whole) != s3_object.size:
+            raise S3ReadError("changed", f"it has {int(whole):,} bytes in place of {s3_object.size:,}")
         return _read_body(answer["Body"], size)
     except S3ReadError:
         raise

@@ -14,15 +14,16 @@ _ERRORS = {
     "503": (503, "SlowDown"),
     "expired": (400, "ExpiredToken"),
     "denied": (403, "AccessDenied"),
+    "ended": (404, "NoSuchUpload"),
 }
 
 
 class FaultyS3(ThreadingHTTPServer):
-    """`faults`: part of a path -> what happens to each GET of it in turn; the last one stays, "" is no fault.
+    """`faults`: part of a path -> what happens to each request of it in turn; the last one stays, "" is no fault.
 
-    "500", "503", "expired", "denied": that answer. "reset": no answer. "short": the connection ends in the middle of
-    the body. "less": the server says that half is all. "drip": a byte now and then. "changed": another etag. "more":
-    the whole object whatever range was asked for.
+    "500", "503", "expired", "denied", "ended": that answer. "reset": no answer. "short": the connection ends in the
+    middle of the body. "less": the server says that half is all. "drip": a byte now and then. "changed": another
+    etag. "more": the whole object whatever range was asked for.
     """
 
     daemon_threads = True
@@ -67,6 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(self.path)
         self.server.asked.append(path)
         fault = self.server.fault(path)
+        sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if fault == "reset":
             self.close_connection = True
             return
@@ -77,14 +79,16 @@ class _Handler(BaseHTTPRequestHandler):
         headers = dict(self.headers)
         if fault == "more":
             headers.pop("Range", None)
-        status, answered, body = self._ask(headers)
+        status, answered, body = self._ask(headers, sent)
         if fault == "changed":
             answered["ETag"] = '"another"'
         self._answer(status, answered, body, fault)
 
-    def _ask(self, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
+
+    def _ask(self, headers: dict[str, str], sent: bytes) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection(self.server.upstream, timeout=30)
-        connection.request("GET", self.path, headers=headers)
+        connection.request(self.command, self.path, body=sent or None, headers=headers)
         response = connection.getresponse()
         body = response.read()
         connection.close()
@@ -96,7 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             if name.lower() not in ("content-length", "transfer-encoding", "connection"):
                 self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body) if fault == "short" else len(sent)))
+        length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(sent))
+        self.send_header("Content-Length", str(len(body)) if fault == "short" else length)
         self.end_headers()
         if fault == "drip":
             for place in range(len(sent)):
