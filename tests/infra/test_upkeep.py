@@ -121,19 +121,19 @@ def test_garbage_that_a_publisher_takes_up_meanwhile_stays(tmp_path: Path) -> No
     assert store.exists(blob_key(blobs.describe_bytes(b"written anew").sha256))
 
 
-def test_a_collection_while_others_publish_takes_nothing_of_theirs(
-    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Everything counts as old at once, so that only the order of steps protects a publisher."""
-    from concurrent.futures import ThreadPoolExecutor
+class _Meanwhile(DirectoryStore):
+    """Somebody deletes all files just before the manifest that needs them is there."""
 
-    monkeypatch.setattr("infra.upkeep.GARBAGE_SECONDS", -60.0)
-    contents = [{"adapter.bin": b"%d" % number} for number in range(6)]
-    with ThreadPoolExecutor(1) as pool:
-        publishing = pool.submit(lambda: [Releases(store).publish(files, {}) for files in contents])
-        while not publishing.done():
-            collect_garbage(store, find_garbage(store))
-        assert len(publishing.result()) == 6
+    def create(self, key: str, data: bytes) -> bool:
+        if key.endswith("manifest.json"):
+            for blob in self.list("blobs/"):
+                self.delete(blob)
+        return super().create(key, data)
+
+
+def test_what_a_collection_takes_before_the_manifest_is_there_is_put_back(tmp_path: Path) -> None:
+    Releases(_Meanwhile(tmp_path)).publish(FILES, {})
+    assert verify(Releases(DirectoryStore(tmp_path))) == []
 
 
 def test_where_a_release_cannot_be_read_nothing_is_garbage(tmp_path: Path) -> None:
