@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from infra.errors import UserError
-from infra.s3_reading import S3Object, S3ReadError, read_object
+from infra.s3_reading import S3Object, S3ReadError, read_into
 from infra.storage import PARTIAL, DirectoryStore, ObjectStore, S3Store
 
 _PIECE = 16 * 2**20  # S3 allows 10,000 of them and none below 5 MiB
@@ -60,8 +60,9 @@ class LargeObjects(Protocol):
         """All objects whose keys start with the prefix."""
         ...
 
-    def read_range(self, key: str, start: int, size: int, whole: int) -> bytes:
-        """Exactly these bytes of an object of `whole` bytes. KeyError where there is none; UnreadableObject."""
+    def read_into(self, key: str, start: int, buffer: memoryview, whole: int) -> None:
+        """Fill the buffer from `start` on, of an object of `whole` bytes. KeyError where there is none;
+        UnreadableObject."""
         ...
 
     def upload(self, key: str, path: Path, advance: Advance) -> None:
@@ -96,6 +97,13 @@ def large_objects(store: ObjectStore) -> LargeObjects:
     return _Directory(store)
 
 
+def read_range(large: LargeObjects, key: str, start: int, size: int, whole: int) -> bytes:
+    """Exactly these bytes of an object of `whole` bytes. KeyError where there is none; UnreadableObject."""
+    buffer = bytearray(size)
+    large.read_into(key, start, memoryview(buffer), whole)
+    return bytes(buffer)
+
+
 def local_file(store: ObjectStore, key: str, folder: Path) -> Path:
     """The object as a file: its own in a directory, else fetched into `folder`. KeyError where there is none."""
     if isinstance(store, DirectoryStore):
@@ -110,7 +118,7 @@ def local_file(store: ObjectStore, key: str, folder: Path) -> Path:
     with path.open("wb", buffering=0) as file, ThreadPoolExecutor(_THREADS) as pool:
 
         def bring(start: int) -> None:
-            os.pwrite(file.fileno(), large.read_range(key, start, min(_PIECE, whole - start), whole), start)
+            os.pwrite(file.fileno(), read_range(large, key, start, min(_PIECE, whole - start), whole), start)
 
         list(pool.map(bring, range(0, whole, _PIECE)))
     return path
@@ -131,16 +139,15 @@ class _Directory:
         found = ((key, self.find(key)) for key in self._store.list(prefix))
         return {key: one for key, one in found if one is not None}
 
-    def read_range(self, key: str, start: int, size: int, whole: int) -> bytes:
+    def read_into(self, key: str, start: int, buffer: memoryview, whole: int) -> None:
         try:
             with open(self._store.uri(key), "rb", buffering=0) as file:
                 there = os.fstat(file.fileno()).st_size
-                data = os.pread(file.fileno(), size, start) if there == whole else b""
+                came = os.preadv(file.fileno(), [buffer], start) if there == whole else 0
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise KeyError(key) from error
-        if there != whole or len(data) != size:
+        if there != whole or came != len(buffer):
             raise UnreadableObject(f"it has {there:,} bytes in place of {whole:,}")
-        return data
 
     def upload(self, key: str, path: Path, advance: Advance) -> None:
         target = Path(self._store.uri(key))
@@ -205,10 +212,10 @@ class _Bucket:
                     found[item["Key"][start:]] = StoredObject(int(item["Size"]), item["LastModified"].timestamp())
         return found
 
-    def read_range(self, key: str, start: int, size: int, whole: int) -> bytes:
+    def read_into(self, key: str, start: int, buffer: memoryview, whole: int) -> None:
         store = self._store
         try:
-            return read_object(S3Object(store.bucket, store.name(key), whole, "", store.endpoint_url), start, size)
+            read_into(S3Object(store.bucket, store.name(key), whole, "", store.endpoint_url), start, buffer)
         except S3ReadError as error:
             if error.kind == "missing":
                 raise KeyError(key) from error

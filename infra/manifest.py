@@ -4,8 +4,8 @@
       "adapter.safetensors": {"media_type": …, "role": "weights", "size": 374017024, "sha256": …, "parts": […]}, …}}
 
 It says what a release is, not who made it when: the same files are the same manifest, byte for byte, and its digest's
-first 16 hex digits are the release's id. A file above `PART_BYTES` lists the SHA-256 of each part of that size, so that
-what came of it can be told right or wrong before the rest is there.
+first 16 hex digits are the release's id. A file above `PART_BYTES` lists the SHA-256 of each part of that size, too, so
+that of an interrupted or damaged download the right parts can be kept.
 """
 
 import hashlib

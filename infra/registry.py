@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 
 from infra.blobs import Progress, describe, ensure_blobs, silent
 from infra.errors import UserError
-from infra.large_objects import UnreadableObject, large_objects
+from infra.large_objects import UnreadableObject, large_objects, read_range
 from infra.manifest import (
     MANIFEST,
     MAX_BYTES,
@@ -224,7 +224,7 @@ class Releases:
             raise BadManifest(f"it has {size:,} bytes, and {most:,} are the most that is read")
         damaged = f"Release {release.number} of {self.model} is damaged: {self.store.uri(key)}"
         try:
-            data = large_objects(self.store).read_range(key, 0, size, size)
+            data = read_range(large_objects(self.store), key, 0, size, size)
         except KeyError as error:
             raise UserError(f"{damaged} is missing.") from error
         except UnreadableObject as error:

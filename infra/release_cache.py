@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,14 +25,15 @@ from pathlib import Path
 
 from infra.errors import UserError
 from infra.large_objects import LargeObjects, UnreadableObject
-from infra.manifest import Content, part_spans
+from infra.manifest import PART_BYTES, Content, part_spans
 
 CACHE, CACHE_GB = "MOA_CACHE", "MOA_CACHE_GB"
 _GB = 50.0
 _AT_ONCE = 8  # parts in memory, and requests to the store
-_TRIES = 3  # at a part that comes wrong
+_TRIES = 3  # at what comes wrong
 _CLONE = 0x40049409  # Linux's FICLONE: a copy that shares its disk space
 _LEFT_FREE = 64 * 2**20
+_buffers = threading.local()
 Fetched = Callable[[int], None]
 
 
@@ -77,8 +79,9 @@ class ReleaseCache:
     def fetch(self, large: LargeObjects, wanted: Iterable[Wanted], fetched: Fetched) -> None:
         """Bring what is not here yet, by parts, some at a time; `fetched` hears of bytes as they are here.
 
-        Each part is checked as it comes and each file before it has its name. Of two processes that want a file, one
-        fetches it. Raises UserError where a file is missing or damaged, and where the disk is full.
+        A file is checked before it has its name; of one that is wrong, the wrong parts are fetched again. Of two
+        processes that want a file, one fetches it. Raises UserError where a file is missing or damaged, and where the
+        disk is full.
         """
         with self._written(), ExitStack() as stack:
             missing: list[tuple[Wanted, int]] = []
@@ -93,7 +96,11 @@ class ReleaseCache:
             pool = stack.enter_context(_pool())
             parts = [(one, file, _submit(pool, large, one, file)) for one, file in missing]
             for one, file, futures in parts:
-                self._finish(one, file, futures, fetched)
+                whole = _digest(one, file, futures, fetched)
+                for _ in range(_TRIES - 1):
+                    if whole != one.content.sha256 and (one.content.parts or len(futures) == 1):
+                        whole = _digest(one, file, _submit(pool, large, one, file), lambda size: None)
+                self._finish(one, file, whole)
 
     def place(self, content: Content, target: Path) -> None:
         """Put the file, which is here, at `target`: a clone, a hard link, else a copy."""
@@ -129,17 +136,11 @@ class ReleaseCache:
                 raise
         return None
 
-    def _finish(self, one: Wanted, file: int, futures: Sequence[Future[None]], fetched: Fetched) -> None:
-        """Wait for the file's parts, check the whole and give it its name."""
+    def _finish(self, one: Wanted, file: int, whole: str) -> None:
+        """Give the file its name if that is its digest."""
         content, path = one.content, self.path(one.content)
         partial = self.root / "partial" / content.sha256
-        whole = hashlib.sha256()
-        for (start, size), future in zip(part_spans(content.size), futures, strict=True):
-            future.result()
-            if len(futures) > 1:
-                whole.update(os.pread(file, size, start))
-            fetched(size)
-        if len(futures) > 1 and whole.hexdigest() != content.sha256:
+        if whole != content.sha256:
             partial.unlink(missing_ok=True)
             raise _damaged(one, "is not what was published")
         os.ftruncate(file, content.size)
@@ -194,40 +195,53 @@ def _pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def _submit(pool: ThreadPoolExecutor, large: LargeObjects, one: Wanted, file: int) -> list[Future[None]]:
+    """Have the parts fetched that the file does not hold already, by their digests; all, where these are not known."""
     content = one.content
     spans = part_spans(content.size)
-    digests: Sequence[str] = content.parts or ([content.sha256] if len(spans) == 1 else [""] * len(spans))
+    begun = os.fstat(file).st_size > 0
+    digests: Sequence[str] = (content.parts or [content.sha256]) if begun else []
+    if len(digests) != len(spans):
+        digests = [""] * len(spans)
     return [
         pool.submit(_fetch_part, large, one, file, start, size, digest)
         for (start, size), digest in zip(spans, digests, strict=True)
     ]
 
 
-def _fetch_part(large: LargeObjects, one: Wanted, file: int, start: int, size: int, sha256: str) -> None:
-    """Put the part into the file unless it is there; `sha256` "" = not known, only the whole's is."""
-    if sha256 and _is_there(file, start, size, sha256):
+def _fetch_part(large: LargeObjects, one: Wanted, file: int, start: int, size: int, there: str) -> None:
+    """Put a part into the file, unless what it holds there has the digest `there`."""
+    buffer = _buffer(size)
+    if there and os.preadv(file, [buffer], start) == size and hashlib.sha256(buffer).hexdigest() == there:
         return
-    for attempt in range(1, _TRIES + 1):
-        try:
-            data = large.read_range(one.key, start, size, one.content.size) if size else b""
-        except KeyError as error:
-            raise _damaged(one, "is missing") from error
-        except UnreadableObject as error:
-            raise _damaged(one, f"cannot be read: {error}") from error
-        if not sha256 or hashlib.sha256(data).hexdigest() == sha256:
-            break
-        if attempt == _TRIES:
-            raise _damaged(one, "is not what was published")
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(file, view, start)
-        view, start = view[written:], start + written
+    try:
+        if size:
+            large.read_into(one.key, start, buffer, one.content.size)
+    except KeyError as error:
+        raise _damaged(one, "is missing") from error
+    except UnreadableObject as error:
+        raise _damaged(one, f"cannot be read: {error}") from error
+    while buffer:
+        written = os.pwrite(file, buffer, start)
+        buffer, start = buffer[written:], start + written
 
 
-def _is_there(file: int, start: int, size: int, sha256: str) -> bool:
-    if os.fstat(file).st_size < start + size or not size:
-        return False
-    return hashlib.sha256(os.pread(file, size, start)).hexdigest() == sha256
+def _digest(one: Wanted, file: int, futures: Sequence[Future[None]], fetched: Fetched) -> str:
+    """The SHA-256 of the file, whose parts are still coming."""
+    whole = hashlib.sha256()
+    for (start, size), future in zip(part_spans(one.content.size), futures, strict=True):
+        future.result()
+        buffer = _buffer(size)
+        os.preadv(file, [buffer], start)
+        whole.update(buffer)
+        fetched(size)
+    return whole.hexdigest()
+
+
+def _buffer(size: int) -> memoryview:
+    """This thread's own, for as long as it is not asked again: making one of that size takes as long as to fill it."""
+    if not hasattr(_buffers, "own"):
+        _buffers.own = bytearray(PART_BYTES)
+    return memoryview(_buffers.own)[:size]
 
 
 def _damaged(one: Wanted, how: str) -> UserError:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from infra.blobs import GARBAGE_SECONDS
 from infra.errors import UserError
-from infra.large_objects import LargeObjects, Unfinished, UnreadableObject, large_objects
+from infra.large_objects import LargeObjects, Unfinished, UnreadableObject, large_objects, read_range
 from infra.manifest import MANIFEST, Content, Manifest, part_spans
 from infra.registry import Releases, models
 from infra.release_cache import ReleaseCache
@@ -88,7 +88,7 @@ def _problem(large: LargeObjects, key: str, content: Content) -> str | None:
         if there.size != content.size:
             return f"it has {there.size:,} bytes in place of {content.size:,}"
         for start, size in part_spans(content.size):
-            whole.update(large.read_range(key, start, size, content.size) if size else b"")
+            whole.update(read_range(large, key, start, size, content.size) if size else b"")
     except KeyError:
         return "it is missing"
     except UnreadableObject as error:
