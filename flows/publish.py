@@ -14,7 +14,6 @@ from flows import artifacts
 from flows.evaluate import evaluation_folder, people_fingerprint
 from flows.evaluation_people import read_people
 from flows.licences import training_licences
-from flows.model_card import model_card
 from flows.run import Run, StageResult
 from flows.train import ADAPTER_FILES, current_training, lineage
 from infra.errors import UserError
@@ -58,6 +57,8 @@ def _release(
     run: Run, run_id: str, fingerprint: str, evaluated: Mapping[str, Any], say: Callable[[str], None]
 ) -> Release:
     """Publish a training's adapter with its card, metrics and lineage; `say` hears of other publishers."""
+    from flows.model_card import model_card  # by the metrics' names it knows torch
+
     plan = json.loads(run.store.get(f"runs/{run_id}/finished.json"))["plan"]
     passed_over = list(plan.get("damaged", []))
     made = {

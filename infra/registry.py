@@ -84,8 +84,10 @@ def open_releases(store: ObjectStore, reference: str, model: str = "") -> tuple[
         )
     if called:
         return Releases(store, asked.which), PRODUCTION
-    if not own or (there and own not in there):
-        choices = ", ".join(f"{one}@{asked.which}" for one in there) or "nothing has been published here yet"
+    if not own and not there:
+        raise UserError(f"There is no release {asked.which!r}: nothing has been published here yet.")
+    if there and own not in there:
+        choices = ", ".join(f"{one}@{asked.which}" for one in there)
         raise UserError(f"{asked.which!r} does not say which model is meant: {choices}.")
     return Releases(store, own), asked.which
 

@@ -153,9 +153,10 @@ def test_report_and_summary(settings: Settings, first: subprocess.CompletedProce
 def test_pulled_release_draws(settings: Settings, world: Path, first: object, tmp_path: Path) -> None:
     folder = tmp_path / "pulled"
     Run(settings).releases.pull("production", folder)
-    assert {"adapter.safetensors", "adapter_config.json", "README.md", "manifest.json"} <= {
-        path.name for path in folder.iterdir()
-    }
+    names = {"adapter.safetensors", "adapter_config.json", "README.md", "metrics.json", "lineage.json"}
+    assert {path.name for path in folder.iterdir()} == {*names, "manifest.json"}
+    readme = (folder / "README.md").read_text()
+    assert "| ffhq | CC0 |" in readme and "## The gate: promote" in readme
     photo = world / "celeba" / "img_celeba" / "000001.png"
     prompt = "a photo of a man holding roses"
     with_release = generate(settings, [photo], prompt, 7, tmp_path / "a.png")

@@ -21,9 +21,10 @@ _ERRORS = {
 class FaultyS3(ThreadingHTTPServer):
     """`faults`: part of a path -> what happens to each request of it in turn; the last one stays, "" is no fault.
 
-    "500", "503", "expired", "denied", "ended": that answer. "reset": no answer. "short": the connection ends in the
-    middle of the body. "less": the server says that half is all. "drip": a byte now and then. "changed": another
-    etag. "more": the whole object whatever range was asked for.
+    "500", "503", "expired", "denied", "ended": that answer. "reset": no answer. "lost": it is done, and no answer.
+    "short": the connection ends in the middle of the body. "less": the server says that half is all. "drip": a byte now
+    and then. "changed": another etag. "more": the whole object whatever range was asked for. With `last_write` set to
+    n, the n-th write is done and then nobody is answered any more: to the store that is a client that was killed there.
     """
 
     daemon_threads = True
@@ -33,6 +34,8 @@ class FaultyS3(ThreadingHTTPServer):
         self.upstream = urlsplit(upstream).netloc
         self.faults: dict[str, list[str]] = {}
         self.asked: list[str] = []
+        self.turn, self.writes = threading.Lock(), 0
+        self.last_write: int | None = None  # after which nobody is answered any more
 
     @property
     def address(self) -> str:
@@ -69,7 +72,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.asked.append(path)
         fault = self.server.fault(path)
         sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if fault == "reset":
+        server, writes = self.server, self.command in ("PUT", "POST", "DELETE")
+        with server.turn:
+            dead = server.last_write is not None and server.writes >= server.last_write
+            server.writes += writes and not dead
+            dies = not dead and server.writes == server.last_write
+        if fault == "reset" or dead:
             self.close_connection = True
             return
         if fault in _ERRORS:
@@ -80,6 +88,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "more":
             headers.pop("Range", None)
         status, answered, body = self._ask(headers, sent)
+        if fault == "lost" or (dies and writes):
+            self.close_connection = True
+            return
         if fault == "changed":
             answered["ETag"] = '"another"'
         self._answer(status, answered, body, fault)
