@@ -83,7 +83,10 @@ def pull_from(
         folder = cache.root / "folders" / f"{model}-{release.number:04d}-{release.id}"
     else:
         folder = Path(os.path.realpath(Path(directory).expanduser()))
-    with alone(cache, folder), written_by_us(folder, "name another folder to pull into, or make room there"):
+    with (
+        alone(cache, folder, wait=directory is None),
+        written_by_us(folder, "name another folder to pull into, or make room there"),
+    ):
         there = os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir()))
         if there and _holds(folder, manifest, cache, release, model, update or directory is None):
             return Pulled(model, release, folder, 0)
@@ -157,28 +160,27 @@ def _of_some_release(folder: Path, name: str) -> bool:
 def _fetch(store: ObjectStore, manifest: Manifest, cache: ReleaseCache, progress: Progress) -> int:
     """Bring the files that are not here; how many bytes these have."""
     distinct = {file.content.sha256: file for file in manifest.files}
-    missing = [file for file in distinct.values() if not cache.has(file.content)]
-    total, done = sum(file.content.size for file in missing), 0
+    total, done = sum(file.content.size for file in distinct.values() if not cache.has(file.content)), 0
 
     def fetched(size: int) -> None:
         nonlocal done
         done += size
         progress(done, total)
 
-    if missing:
-        wanted = [
-            Wanted(manifest.key(file), file.content, f"{store.uri(manifest.key(file))} ({file.name})")
-            for file in missing
-        ]
-        with explained(store):
-            cache.fetch(large_objects(store), wanted, fetched)
+    wanted = [
+        Wanted(manifest.key(file), file.content, f"{store.uri(manifest.key(file))} ({file.name})")
+        for file in distinct.values()
+    ]
+    with explained(store):
+        cache.fetch(large_objects(store), wanted, fetched)
     return total
 
 
 def _address(store: ObjectStore) -> str:
     """Names the store among all."""
     if isinstance(store, S3Store):
-        return f"s3://{store.bucket}/{store.prefix}" + (f" on {store.endpoint_url}" if store.endpoint_url else "")
+        endpoint = store.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        return f"s3://{store.bucket}/{store.prefix}" + (f" on {endpoint}" if endpoint else "")
     assert isinstance(store, DirectoryStore)
     return str(store.root)
 

@@ -99,6 +99,7 @@ class Releases:
         self.store, self.model = store, check_name(model, "model")
         self.names = Names(store, model)
         self._known: dict[int, Manifest] = {}  # a release never changes
+        self._cards: dict[str, dict[str, Any]] = {}
 
     # ---- publishing
 
@@ -183,8 +184,11 @@ class Releases:
     def card(self, release: Release) -> dict[str, Any]:
         """What is known of a release: its lineage, and its metrics and verdict where it has them."""
         manifest = self.manifest(release)
-        if manifest.folder:
-            return old_card(manifest)
+        if release.id not in self._cards:
+            self._cards[release.id] = old_card(manifest) if manifest.folder else self._card(release, manifest)
+        return dict(self._cards[release.id])
+
+    def _card(self, release: Release, manifest: Manifest) -> dict[str, Any]:
         card: dict[str, Any] = {}
         for file in manifest.files:
             if file.role in ("lineage", "metrics"):

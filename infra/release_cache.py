@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ class ReleaseCache:
         return self.root / "blobs" / content.sha256[:2] / content.sha256
 
     def fetch(self, large: LargeObjects, wanted: Iterable[Wanted], fetched: Fetched) -> None:
-        """Bring what is not here yet, by parts, some at a time; `fetched` hears of bytes as they are here.
+        """Bring what is not here yet, by parts, some at a time, and keep what is; `fetched` hears of bytes that come.
 
         A file is checked before it has its name; of one that is wrong, the wrong parts are fetched again. Of two
         processes that want a file, one fetches it. Raises UserError where a file is missing or damaged, and where the
@@ -91,7 +91,7 @@ class ReleaseCache:
                 if descriptor is not None:
                     stack.callback(os.close, descriptor)
                     missing.append((one, descriptor))
-            self._make_room(sum(one.content.size - os.fstat(file).st_blocks * 512 for one, file in missing))
+            self._make_room(sum(one.content.size - os.fstat(file).st_blocks * 512 for one, file in missing), distinct)
             missing.sort(key=lambda pair: -pair[0].content.size)
             pool = stack.enter_context(_pool())
             parts = [(one, file, _submit(pool, large, one, file)) for one, file in missing]
@@ -149,14 +149,14 @@ class ReleaseCache:
         os.replace(partial, path)
         path.with_name(f"{path.name}.json").write_text(json.dumps(_look(path)))
 
-    def _make_room(self, size: int) -> None:
-        """Remove what no folder uses, longest unused first, until so many more bytes fit."""
+    def _make_room(self, size: int, keep: Container[str]) -> None:
+        """Remove what no folder uses, longest unused first, until so many more bytes fit; never what is to be kept."""
         most = float(os.environ.get(CACHE_GB) or _GB) * 1e9
         unused = []
         for path in (self.root / "blobs").glob("*/*.json"):
             with suppress(FileNotFoundError):
                 status = path.with_suffix("").stat()
-                if status.st_nlink == 1:
+                if status.st_nlink == 1 and path.stem not in keep:
                     unused.append((path.stat().st_mtime_ns, status.st_size, path))
         held = sum(bytes_ for _, bytes_, _ in unused)
         for _, bytes_, path in sorted(unused):

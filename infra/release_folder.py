@@ -22,15 +22,15 @@ _EXCHANGE, _HERE = 2, -100  # Linux's RENAME_EXCHANGE and AT_FDCWD
 
 
 @contextmanager
-def alone(cache: ReleaseCache, folder: Path) -> Iterator[None]:
-    """Nobody else on this machine pulls into the folder meanwhile; UserError where somebody does."""
+def alone(cache: ReleaseCache, folder: Path, wait: bool) -> Iterator[None]:
+    """Nobody else on this machine pulls into the folder meanwhile; who does is waited for, or UserError."""
     locks = cache.root / "locks"
     with written_by_us(locks, "set MOA_CACHE to another folder"):
         locks.mkdir(parents=True, exist_ok=True)
         lock = (locks / hashlib.sha256(str(folder).encode()).hexdigest()[:32]).open("w")
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             raise UserError(f"Another pull into {folder} is under way: wait for it, or name another folder.") from error
         yield

@@ -1,11 +1,13 @@
 """Pulls: what is not here yet, verified, whole or not at all; again, offline, interrupted, beside others."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -316,6 +318,26 @@ for believed in (None, 10**12):
     said = answer.stdout.splitlines()
     assert "0.03 GB to fetch and 0.02 GB free" in said[0] and "No space left on device" in said[1], answer
     assert said[2:] == ["cache"] and answer.stderr == ""
+
+
+def test_many_who_want_a_folder_of_the_cache_wait_for_one_another(
+    two: tuple[Releases, Release, Release], tmp_path: Path
+) -> None:
+    """As the processes of one training or server do when they start."""
+    with ThreadPoolExecutor(6) as pool:
+        pulled = list(pool.map(lambda _: pull_from(two[0].store, "1", "", None), range(6)))
+    assert len({one.folder for one in pulled}) == 1 and sum(one.fetched > 0 for one in pulled) == 1
+
+
+def test_a_small_cache_never_loses_what_is_being_pulled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOA_CACHE_GB", "0.000001")
+    store = DirectoryStore(tmp_path / "store")
+    for number in (1, 2):
+        Releases(store).publish({"same.bin": bytes(900), "other.bin": bytes([number]) * 900}, {})
+    for number in (1, 2, 1):
+        pull_from(store, str(number), "", tmp_path / "out")
+        assert (tmp_path / "out" / "other.bin").read_bytes() == bytes([number]) * 900
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_the_module_is_light() -> None:

@@ -128,11 +128,10 @@ def test_what_a_killed_pull_left_goes_with_the_next(cache: ReleaseCache, tmp_pat
 
 
 def test_one_at_a_time_into_a_folder(cache: ReleaseCache, tmp_path: Path) -> None:
-    with alone(cache, tmp_path / "folder"), alone(cache, tmp_path / "other"):
-        with (
-            pytest.raises(UserError, match="Another pull into .*folder is under way"),
-            alone(cache, tmp_path / "folder"),
-        ):
-            pass
-    with alone(cache, tmp_path / "folder"):
+    folder = tmp_path / "folder"
+    with alone(cache, folder, wait=False), alone(cache, tmp_path / "other", wait=False):
+        with pytest.raises(UserError, match="Another pull into .*folder is under way"):
+            with alone(cache, folder, wait=False):
+                pass
+    with alone(cache, folder, wait=True):
         pass
