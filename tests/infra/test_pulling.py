@@ -165,8 +165,10 @@ def test_what_passes_does_not_matter(fault: str, proxy: FaultyS3, s3_store: S3St
     assert {name: (folder / name).read_bytes() for name in FILES} == FILES
 
 
-@pytest.mark.parametrize("part", ["blobs/", "manifest.json", "names/"])
-@pytest.mark.parametrize("fault", ["500", "short", "denied", "expired"])
+@pytest.mark.parametrize(
+    ("part", "fault"),
+    [("blobs/", "500"), ("blobs/", "short"), ("blobs/", "expired"), ("manifest.json", "denied"), ("names/", "short")],
+)
 def test_what_stays_is_one_sentence_and_nothing_is_left(
     part: str, fault: str, proxy: FaultyS3, s3_store: S3Store, tmp_path: Path
 ) -> None:
