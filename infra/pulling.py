@@ -179,8 +179,7 @@ def _fetch(store: ObjectStore, manifest: Manifest, cache: ReleaseCache, progress
 def _address(store: ObjectStore) -> str:
     """Names the store among all."""
     if isinstance(store, S3Store):
-        endpoint = store.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        return f"s3://{store.bucket}/{store.prefix}" + (f" on {endpoint}" if endpoint else "")
+        return f"s3://{store.bucket}/{store.prefix} on {store.server}"
     assert isinstance(store, DirectoryStore)
     return str(store.root)
 

@@ -305,12 +305,18 @@ class S3Store:
         """The object's whole name in the bucket."""
         return f"{self.prefix}/{check_key(key)}" if self.prefix else check_key(key)
 
+    @property
+    def server(self) -> str:
+        """The server's address; "AWS" where none is set."""
+        named = (os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
+        return self.endpoint_url or next(filter(None, named), "AWS")
+
     def refusal(self, error: Exception) -> UserError:
         """botocore's error in one sentence; StoreUnreachable where nobody answered."""
         from botocore.exceptions import ConnectionClosedError, ConnectTimeoutError, EndpointConnectionError
 
         away = isinstance(error, (EndpointConnectionError, ConnectTimeoutError, ConnectionClosedError))
-        place = f"s3://{self.bucket}/{self.prefix} on {self.endpoint_url or 'AWS'}"
+        place = f"s3://{self.bucket}/{self.prefix} on {self.server}"
         return (StoreUnreachable if away else UserError)(
             f"The store {place} cannot be used ({' '.join(str(error).split())}): "
             "mend storage.root, storage.endpoint_url or the AWS credentials."
