@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench-model bench-data bench-training test-faults test-faults-20 endurance full-size claims clean
+.PHONY: help install demo test lint bench-model bench-data bench-training bench-release test-faults test-faults-20 endurance full-size claims clean
 
 help:  ## say what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -50,6 +50,9 @@ bench-training: $(STAMP)  ## the loader beside webdataset, workers, checkpoints;
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.training
 	if $(BIN)/python -c "import torch, sys; sys.exit(not torch.cuda.is_available())"; then \
 		$(BIN)/python -m tests.benchmarks.training_gpu; fi
+
+bench-release: $(STAMP)  ## publish and pull of 1 GB beside boto3's own transfers; ENDPOINT=… for another server than moto's
+	$(BIN)/python -m tests.benchmarks.release $(if $(ENDPOINT),--endpoint $(ENDPOINT))
 
 endurance: $(STAMP)  ## 20,000 photos on two Ray nodes and S3, once in peace, once killed ten times; hours on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.endurance

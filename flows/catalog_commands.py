@@ -1,12 +1,12 @@
 """`moa catalog …` and `moa plan`: what is known, and what would be done. They start nothing and write nothing."""
 
-import json
-from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.answers import say_json as _say_json
+from flows.answers import show_table as _table
 from flows.options import AsJson, Changes, Preset, Workspace, read_settings
 from flows.quantities import duration, in_bytes
 from infra.errors import UserError
@@ -162,23 +162,3 @@ def _fingerprints(run: "Run") -> dict[str, str] | None:
         return run.fingerprints
     except UserError:
         return None
-
-
-def _say_json(found: Any) -> None:
-    typer.echo(json.dumps(found, indent=1, ensure_ascii=False, default=str))
-
-
-def _table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    columns = columns or list(rows[0] if rows else [])
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for name in columns:
-        numbers = all(isinstance(row[name], (int, float)) for row in rows)
-        table.add_column(name, justify="right" if rows and numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(f"{row[name]:,}" if type(row[name]) is int else str(row[name])) for name in columns))
-    console = Console(highlight=False)
-    console.print(table if columns else f"{title}: none", markup=False)

@@ -17,6 +17,7 @@ import typer
 from flows.application_commands import applications
 from flows.catalog_commands import catalog, planning
 from flows.options import AsJson, Changes, Preset, Workspace, read_settings
+from flows.release_commands import pulling, releases
 from flows.zoo import zoo
 from infra.errors import UserError, UserNotice
 from infra.settings import Settings
@@ -31,6 +32,8 @@ app.add_typer(zoo, name="zoo")
 app.add_typer(catalog, name="catalog")
 app.add_typer(planning)
 app.add_typer(applications)
+app.add_typer(pulling)
+app.add_typer(releases, name="releases")
 
 _STOPPED = "moa: stopped; the same command continues where it was."
 _MODULES = {"duplicates": "near_duplicates"}  # where a stage's module has another name
@@ -204,21 +207,6 @@ def forget(
         raise UserError("--purge deletes what holds any forgotten photo: name no photo or person beside it.")
     else:
         forgetting.purge(settings, yes)
-
-
-@app.command()
-def pull(
-    name: Annotated[str, typer.Argument(help='"production", another alias, a release\'s number or id.')],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
-    preset: Preset = "demo",
-    workspace: Workspace = None,
-    changes: Changes = None,
-) -> None:
-    """Fetch a release; every file's digest is checked before the folder appears."""
-    from flows.run import Run
-
-    release = Run(read_settings(preset, workspace, changes)).releases.pull(name, directory)
-    typer.echo(f"Release {release.number} ({release.id}) is in {directory}, every digest verified.")
 
 
 @app.command()

@@ -83,7 +83,7 @@ def evaluation_folder(run_id: str, fingerprint: str) -> str:
 
 def production_evaluation(run: Run, production: Release, people: Sequence[dict[str, Any]], fingerprint: str) -> str:
     """The folder in which the release in production is measured under this protocol: as it was then, or now."""
-    card = run.releases.manifest(production)["lineage"]
+    card = run.releases.card(production)
     if _is_measured(run, then := evaluation_folder(card["run_id"], fingerprint)):
         return then
     folder = f"releases-evaluated/{production.id}/{fingerprint}"

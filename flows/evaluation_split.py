@@ -50,7 +50,7 @@ def check_split(run: Run, plan: Mapping[str, Any]) -> None:
         return
     trainings = [("", plan["catalog_version"], run.fingerprints)]
     for release in ancestors(run, plan["start"]):
-        card = run.releases.manifest(release)["lineage"]
+        card = run.releases.card(release)
         trainings.append((f"release {release.number}", card["catalog_version"], card["stages"]))
     taken_in = _by_identity(run, [version for _, version, _ in trainings], people.keys(), namespace)
     taken_in += _by_signature(run, [version for _, version, _ in trainings], people, namespace)

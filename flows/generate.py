@@ -2,13 +2,14 @@
 
 import errno
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from flows.run import Run
 from infra.errors import UserError, written_by_us
+from infra.pulling import pull_from
 from infra.settings import ModelReference, Settings
 
 _ANOTHER_NAME = "give --out another name"
@@ -87,16 +88,14 @@ def words_for(prompt: str, count: int) -> list[str]:
     return words[:count]
 
 
-def adapter_files(settings: Settings, release: str) -> Mapping[str, bytes] | Path:
-    """A release's adapter: the folder itself where `release` is one, else its verified files from the store."""
+def adapter_files(settings: Settings, release: str) -> Path:
+    """A release's adapter: the folder itself where `release` is one, else its verified files in the cache."""
     folder = Path(release).expanduser()
     if folder.is_dir():
         return folder
-    if not re.fullmatch(r"[0-9a-z-]+", release):
+    if not re.fullmatch(r"[0-9a-z@-]+", release):
         raise UserError(f'There is no folder "{release}": give a release\'s name, number or id, or a pulled folder.')
-    releases = Run(settings).releases
-    found = releases.resolve(release)
-    return {name: releases.read(found, name) for name in ("adapter.safetensors", "adapter_config.json")}
+    return pull_from(Run(settings).store, release, settings.publish.model, None).folder
 
 
 def read_photo(path: Path, settings: Settings) -> Any:

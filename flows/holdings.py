@@ -68,7 +68,7 @@ def releases_holding(run: Run, keys: set[str]) -> list[ReleaseHolding]:
     found: dict[str, ReleaseHolding] = {}
     trained_on: dict[str, set[str]] = {}
     for release in run.releases.all():
-        card: dict[str, Any] = run.releases.manifest(release)["lineage"]
+        card: dict[str, Any] = run.releases.card(release)
         if "stages" not in card or "catalog_version" not in card:
             continue  # not one of ours
         what = f"{card['catalog_version']} {card['stages']}"
@@ -87,7 +87,7 @@ def ancestors(run: Run, start: str) -> list[Release]:
     found: list[Release] = []
     while start.startswith("release:"):
         release = run.releases.resolve(start.removeprefix("release:"))
-        card = run.releases.manifest(release)["lineage"]
+        card = run.releases.card(release)
         if "stages" not in card or "catalog_version" not in card:
             break  # not one of ours
         found.append(release)

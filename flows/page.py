@@ -55,7 +55,7 @@ def write_report(run: Run, summary: dict[str, Any]) -> Path:
 def report_data(run: Run, summary: dict[str, Any]) -> ReportData:
     """Everything on the page."""
     release = run.releases.resolve(str(summary["release"]["number"]))
-    card = run.releases.manifest(release)["lineage"]
+    card = run.releases.card(release)
     people = read_people(run)
     if card["evaluation"] != people_fingerprint(run, people):
         raise UserError(f"Release {release.number} was evaluated with other settings: use those, or run moa evaluate.")
@@ -67,7 +67,7 @@ def report_data(run: Run, summary: dict[str, Any]) -> ReportData:
     compared = card["compared_with"]
     production = None
     if compared is not None:
-        old = run.releases.manifest(run.releases.resolve(str(compared)))["lineage"]
+        old = run.releases.card(run.releases.resolve(str(compared)))
         production = Metrics.model_validate(old["metrics"])
     return ReportData(
         title=f"MoA: release {release.number}",

@@ -1,18 +1,25 @@
 """Stage 7: the trained adapter becomes a numbered, immutable release; if the gate says so, production moves to it."""
 
 import json
+import tempfile
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from flows import artifacts
 from flows.cancellation import stage_flow
-from flows.evaluate import evaluation_folder, metric_table, people_fingerprint
+from flows.evaluate import evaluation_folder, people_fingerprint
 from flows.evaluation_people import read_people
+from flows.licences import training_licences
 from flows.run import Run, StageResult
-from flows.train import current_training, finished_training, lineage, trained_adapter
-from flows.training_continuity import told_course
+from flows.train import ADAPTER_FILES, current_training, finished_training, lineage
 from infra.errors import UserError
+from infra.large_objects import local_file
+from infra.registry import Release
 from infra.settings import Settings
+from preprocessing.shards import encode_json
 
 
 @stage_flow("publish")
@@ -28,54 +35,47 @@ def publish(settings: Settings, run_id: str = "", from_scratch: bool = False) ->
     if not run.store.exists(f"{folder}/verdict.json"):
         raise UserError(f"Training {run_id} was not evaluated: run moa evaluate first.")
     evaluated = json.loads(run.store.get(f"{folder}/verdict.json"))
-    published = run.releases.find(run_id)
+    published, said = run.releases.find(run_id), list[str]()
     if published is None:
-        card = {
-            **lineage(run, finished_training(run, run_id)),
-            "evaluation": fingerprint,
-            "metrics": evaluated["metrics"],
-            "verdict": evaluated["verdict"],
-            "compared_with": evaluated["production_release"],
-            "comparison": evaluated["comparison"],
-        }
-        files = {**trained_adapter(run, run_id), "README.md": model_card(card, evaluated["production"]).encode()}
-        published = run.releases.publish(files, card)
-    verdict = run.releases.manifest(published)["lineage"]["verdict"]
+        published = _release(run, run_id, fingerprint, evaluated, said.append)
+    verdict = run.releases.card(published)["verdict"]
     alias = settings.publish.alias
     already = any(move.release == published for move in run.releases.history(alias))
     if verdict["promote"] and not already:
         run.releases.promote(alias, published.id, "passed the gate")
     promoted = bool(verdict["promote"])
-    artifacts.link("release", run.store.uri(f"releases/{published.id}/manifest.json"), f"release {published.number}")
+    artifacts.link("release", run.releases.uri(published), f"release {published.number}")
     says = f"{alias} now points at it" if promoted else f"kept, {alias} stays where it was: {verdict['reasons'][0]}"
     facts = {"release": published.number, "id": published.id, "run_id": run_id, "promoted": promoted, "folder": folder}
     seconds = time.monotonic() - started
-    return StageResult("publish", 1, 0, seconds=seconds, note=f"release {published.number}: {says}", facts=facts)
+    note = " ".join([f"release {published.number}: {says}", *said])
+    return StageResult("publish", 1, 0, seconds=seconds, note=note, facts=facts)
 
 
-def model_card(card: dict[str, Any], production: dict[str, Any] | None) -> str:
-    """The release's README."""
-    lines = [
-        "# A MoA adapter",
-        "",
-        "Mixture-of-Attention (arXiv 2404.11565) experts and routers for one Stable Diffusion base.",
-        "",
-        "| | |",
-        "| --- | --- |",
-        *(f"| {name} | {model} |" for name, model in card["models"].items()),
-        f"| trained on | {card['samples']} samples, catalog version {card['catalog_version']} |",
-        f"| catalog | `{card['catalog_digest'][:16]}` |",
-        f"| started from | {card['start']} |",
-        f"| training run | `{card['run_id']}` |",
-        *(f"| {name} | {value} |" for name, value in told_course(card["course"]).items()),
-        "",
-        "## Measured on people never seen in training",
-        "",
-        "| | release | prior | production then |",
-        "| --- | --- | --- | --- |",
-    ]
-    for row in metric_table(card["metrics"], production):
-        lines.append(f"| {row['label']} | {row['release']} | {row['prior']} | {row['production']} |")
-    decided = "promote" if card["verdict"]["promote"] else "do not promote"
-    lines += ["", f"## The gate: {decided}", "", *(f"- {check['sentence']}" for check in card["verdict"]["checks"]), ""]
-    return "\n".join(lines)
+def _release(
+    run: Run, run_id: str, fingerprint: str, evaluated: Mapping[str, Any], say: Callable[[str], None]
+) -> Release:
+    """Publish a training's adapter with its card, metrics and lineage; `say` hears of other publishers."""
+    from flows.model_card import model_card  # by the metrics' names it knows torch
+
+    finished = finished_training(run, run_id)
+    plan = finished["plan"]
+    passed_over = list(plan.get("damaged", []))
+    made = {
+        **lineage(run, finished),
+        "damaged_shards": passed_over,
+        "licences": training_licences(run, plan["catalog_version"], passed_over),
+    }
+    measured = {
+        "evaluation": fingerprint,
+        "metrics": evaluated["metrics"],
+        "verdict": evaluated["verdict"],
+        "compared_with": evaluated["production_release"],
+        "comparison": evaluated["comparison"],
+    }
+    publish = run.settings.publish
+    readme = model_card({**made, **measured}, evaluated["production"], publish.model, publish.alias)
+    with tempfile.TemporaryDirectory(prefix="moa-publish-") as folder, artifacts.telling() as tell:
+        adapter = {name: local_file(run.store, f"runs/{run_id}/{name}", Path(folder)) for name in ADAPTER_FILES}
+        texts = {"README.md": readme.encode(), "metrics.json": encode_json(measured)}
+        return run.releases.publish({**adapter, **texts}, made, say, partial(tell, "publish: bytes"))

@@ -55,7 +55,7 @@ def retrain(settings: Settings, from_scratch: bool = False) -> Journey:
         raise UserError(_nothing_usable(run))
     settled = run.settled(from_scratch)
     if settled is not None:
-        card = run.releases.manifest(settled)["lineage"]
+        card = run.releases.card(settled)
         artifacts.markdown("nothing-new", f"Release {settled.number} was made of exactly these photos and settings.")
         return Journey(stages, settled.number, card["run_id"], bool(card["verdict"]["promote"]), True)
     trained = _say(train(settings, from_scratch))

@@ -74,7 +74,7 @@ class Run:
 
     @cached_property
     def releases(self) -> Releases:
-        return Releases(self.store)
+        return Releases(self.store, self.settings.publish.model)
 
     @property
     def photos(self) -> Path:
@@ -195,7 +195,7 @@ class Run:
             return None
         inputs = self.inputs_digest(shards)
         for release in reversed(self.releases.all()):
-            card = self.releases.manifest(release)["lineage"]
+            card = self.releases.card(release)
             if card.get("inputs") != inputs or (from_scratch and card["start"] != "scratch"):
                 continue
             moved = any(move.release == release for move in self.releases.history(self.settings.publish.alias))

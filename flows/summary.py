@@ -19,7 +19,7 @@ def summarise(run: Run, journey: Journey, seconds: float) -> dict[str, Any]:
     """Everything that is worth knowing after a run, as plain data."""
     counts = run.catalog.counts(run.fingerprints)
     release = run.releases.resolve(str(journey.release))
-    card = run.releases.manifest(release)["lineage"]
+    card = run.releases.card(release)
     current = run.releases.current(run.settings.publish.alias)
     scores = truth_scores(run)
     before, after = loss_change(run, journey.run_id)

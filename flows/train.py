@@ -41,7 +41,7 @@ def train(settings: Settings, from_scratch: bool = False) -> StageResult:
     run = Run(settings)
     settled = run.settled(from_scratch)
     if settled is not None:
-        facts = {"run_id": run.releases.manifest(settled)["lineage"]["run_id"]}
+        facts = {"run_id": run.releases.card(settled)["run_id"]}
         note = f"release {settled.number} was made of exactly these photos and settings"
         return StageResult("train", 0, 1, note=note, facts=facts)
     plan = plan_training(run, from_scratch)
@@ -116,7 +116,7 @@ def current_training(run: Run, from_scratch: bool) -> str:
     """The id of the training of what the catalog holds now: that of its release, if there is one, else the planned."""
     settled = run.settled(from_scratch)
     if settled is not None:
-        return str(run.releases.manifest(settled)["lineage"]["run_id"])
+        return str(run.releases.card(settled)["run_id"])
     return str(plan_training(run, from_scratch)["run_id"])
 
 

@@ -1,207 +1,362 @@
-"""Releases: immutable files under a digest, a numbered log of them, and names such as "production" that move.
+"""Releases of a model: immutable, numbered, their files content-addressed; names such as "production" that move.
 
-    releases/{id}/{file}            the files; id = first 16 hex digits of the manifest's SHA-256
-    releases/{id}/manifest.json     size and SHA-256 of each file, and the lineage; written last: without it no release
-    releases/log/{number}.json      release 1, 2, 3, …
-    aliases/{name}/{number}.json    each move of a name; the highest number is the present
+    blobs/sha256/ab/abcd…                 files, each once however many releases have it
+    releases/{model}/0007/manifest.json   which files release 7 has; written last and only if absent: it is the release
+    names/{model}/{name}/0003.json        each move of a name (`infra.release_names`)
 
 Only "create if absent" is asked of the store, so the same code is right on a directory, AWS, Ceph and MinIO; and doing
-anything twice, as after a crash, changes nothing.
+anything twice, as after a crash, changes nothing. What was published before models had names (`infra.old_registry`) is
+read as releases of the model "moa", whose numbers go on from there.
 """
 
 import hashlib
-import json
-import os
 import re
 import secrets
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from infra.errors import UserError, written_by_us
-from infra.storage import ObjectStore, check_key
+from infra.blobs import Progress, describe, ensure_blobs, silent
+from infra.errors import UserError
+from infra.large_objects import UnreadableObject, large_objects, read_range
+from infra.manifest import (
+    MANIFEST,
+    MAX_BYTES,
+    BadManifest,
+    Manifest,
+    ReleaseFile,
+    describe_name,
+    make_manifest,
+    parse_json,
+    read_manifest,
+    to_json,
+)
+from infra.old_registry import old_card, old_dates, old_id, old_log_key, old_manifest_key, read_old_manifest
+from infra.references import PRODUCTION, check_name, is_id, is_number, parse_reference
+from infra.release_names import OLD_MODEL, Move, Names, Release
+from infra.storage import ObjectStore, TooLarge, explained
 
-MANIFEST = "manifest.json"
+__all__ = ["OLD_MODEL", "Move", "Release", "Releases", "models", "open_releases"]
+
+LINEAGE = "lineage.json"
+_MANIFEST = re.compile(r"(?P<model>[a-z][a-z0-9-]*)/(?P<number>[0-9]{4,8})/manifest\.json")
+_READERS = 16
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True)
-class Release:
-    number: int
-    id: str
+def _explained(method: _Method) -> _Method:
+    """What the store refuses is one sentence."""
+
+    @wraps(method)
+    def explaining(self: "Releases", *arguments: Any, **named: Any) -> Any:
+        with explained(self.store):
+            return method(self, *arguments, **named)
+
+    return cast(_Method, explaining)
 
 
-@dataclass(frozen=True)
-class Move:
-    """One entry of a name's history."""
+def models(store: ObjectStore) -> list[str]:
+    """The models of which there are releases, sorted."""
+    with explained(store):
+        keys = store.list("releases/")
+    found = {match["model"] for key in keys if (match := _MANIFEST.fullmatch(key.removeprefix("releases/")))}
+    return sorted(found | ({OLD_MODEL} if any(key.startswith("releases/log/") for key in keys) else set()))
 
-    number: int
-    release: Release
-    why: str
+
+def open_releases(store: ObjectStore, reference: str, model: str = "") -> tuple["Releases", str]:
+    """The model's releases that a reference means, and the name, number or id of one of them.
+
+    model: the one that is meant where the reference names none and there are several. Raises UserError for what is no
+    reference, and for a word that is both a model and a name.
+    """
+    asked = parse_reference(reference)
+    if asked.model:
+        return Releases(store, asked.model), asked.which
+    there = models(store)
+    own = there[0] if len(there) == 1 else model
+    called = asked.word and asked.which in there
+    if called and own and Releases(store, own).current(asked.which):
+        raise UserError(
+            f"{asked.which!r} is a model and one of {own}'s names: write {asked.which}@{PRODUCTION} or "
+            f"{own}@{asked.which}."
+        )
+    if called:
+        return Releases(store, asked.which), PRODUCTION
+    if not own and not there:
+        raise UserError(f"There is no release {asked.which!r}: nothing has been published here yet.")
+    if there and own not in there:
+        choices = ", ".join(f"{one}@{asked.which}" for one in there)
+        raise UserError(f"{asked.which!r} does not say which model is meant: {choices}.")
+    return Releases(store, own), asked.which
 
 
 class Releases:
-    """The releases in one object store."""
+    """The releases of one model in one object store."""
 
-    def __init__(self, store: ObjectStore) -> None:
-        self.store = store
+    def __init__(self, store: ObjectStore, model: str = OLD_MODEL) -> None:
+        self.store, self.model = store, check_name(model, "model")
+        self.names = Names(store, model)
+        self._known: dict[int, Manifest] = {}  # a release never changes
+        self._cards: dict[str, dict[str, Any]] = {}
 
-    def publish(self, files: Mapping[str, bytes], card: Mapping[str, Any]) -> Release:
-        """Store the files and the card (JSON; its "run_id" is what `find` looks for) as a release.
+    # ---- publishing
 
-        The same files and card are the same release with the same number, however often they are published.
-        Raises ValueError for no files or a file called manifest.json.
+    @_explained
+    def publish(
+        self,
+        files: Mapping[str, bytes | Path],
+        card: Mapping[str, Any],
+        say: Callable[[str], None] = lambda sentence: None,
+        progress: Progress = silent,
+    ) -> Release:
+        """Make a release of the files and of the card (JSON, kept as lineage.json; `find` looks for its "run_id").
+
+        The same files and card are the same release with the same number, however often and by how many they are
+        published; what of its files is missing in the store is put back. `say` hears that this was so, and that
+        somebody else has taken a number meanwhile. Raises ValueError for names that no release can have.
         """
-        if not files or MANIFEST in files:
-            raise ValueError(f"a release needs files, none of them called {MANIFEST}: got {sorted(files)}")
-        described = {
-            check_key(name): {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-            for name, data in sorted(files.items())
-        }
-        manifest = _to_json({"files": described, "lineage": dict(card)})
-        release_id = _release_id(manifest)
-        if not self.store.exists(f"releases/{release_id}/{MANIFEST}"):
-            for name, data in files.items():
-                self.store.put(f"releases/{release_id}/{name}", data)
-            self.store.create(f"releases/{release_id}/{MANIFEST}", manifest)
-        return self._number(release_id)
+        if not files or {MANIFEST, LINEAGE} & files.keys():
+            raise ValueError(f"a release needs files, none called {MANIFEST} or {LINEAGE}: got {sorted(files)}")
+        contents = {**files, LINEAGE: to_json(card)}
+        described = describe(contents)
+        manifest = make_manifest(self.model, [describe_name(name, one) for name, one in described.items()])
+        large = large_objects(self.store)
+        large.require_creates_once(f"probes/{secrets.token_hex(8)}")
+        releases = self.all()
+        needed = {file.content.sha256 for one in releases for file in self.manifest(one).files}
+        by_digest = {one.sha256: (one, contents[name]) for name, one in described.items()}
+        ensure_blobs(self.store, by_digest.values(), needed, progress)
+        release = self._numbered(manifest, releases, say)
+        # A `gc` that looked before the manifest was there may have taken what nobody seemed to need.
+        ensure_blobs(self.store, by_digest.values(), by_digest.keys())
+        return release
 
+    def _numbered(self, manifest: Manifest, releases: list[Release], say: Callable[[str], None]) -> Release:
+        for release in releases:
+            if release.id == manifest.id:
+                say(f"The same content is release {release.number} of {self.model} already.")
+                return release
+        first = number = max((release.number for release in releases), default=0) + 1
+        while not self.store.create(self._key(number), manifest.data):
+            if self._read(number).id == manifest.id:  # another publisher's, or our own try whose answer was lost
+                say(f"The same content was published as release {number} of {self.model} meanwhile.")
+                return Release(number, manifest.id)
+            number += 1
+        if number > first:
+            say(f"Somebody else published release {first} of {self.model} meanwhile: this one is release {number}.")
+        self._known[number] = manifest
+        return Release(number, manifest.id)
+
+    # ---- reading
+
+    @_explained
     def all(self) -> list[Release]:
-        """Every release, oldest first."""
-        keys = self.store.list("releases/log/")
-        return [Release(_number_in(key), str(json.loads(self.store.get(key))["id"])) for key in keys]
+        """Every release, oldest first. UserError where the manifest of one cannot be used."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            numbers = self.numbers()
+            return [Release(number, one.id) for number, one in zip(numbers, pool.map(self._read, numbers), strict=True)]
 
-    def manifest(self, release: Release) -> dict[str, Any]:
-        """{"files": {name: {"sha256", "size"}}, "lineage": the card}; UserError when it is not what was published."""
-        key = f"releases/{release.id}/{MANIFEST}"
-        data = self.store.get(key)
-        if _release_id(data) != release.id:
-            raise UserError(f"Release {release.id} was altered: {self.store.uri(key)} does not have its digest.")
-        return dict(json.loads(data))
+    def numbers(self) -> list[int]:
+        """Every release's number, ascending; nothing is read."""
+        return sorted(self.dates())
+
+    @_explained
+    def dates(self) -> dict[int, float]:
+        """Number → when the release was made, by the store's clock, in seconds since 1970."""
+        entries = large_objects(self.store).entries(f"releases/{self.model}/")
+        found = {number: entries[key].written for key in entries if (number := self._number(key))}
+        return {**(old_dates(self.store) if self.model == OLD_MODEL else {}), **found}
+
+    @_explained
+    def manifest(self, release: Release) -> Manifest:
+        """Its files. UserError where the release is gone, damaged, of a format not known here, or another one."""
+        manifest = self._read(release.number)
+        if manifest.id != release.id:
+            raise UserError(
+                f"Release {release.number} of {self.model} was altered: {self.uri(release)} is not the manifest of "
+                f"{release.id}."
+            )
+        return manifest
+
+    @_explained
+    def card(self, release: Release) -> dict[str, Any]:
+        """What is known of a release: its lineage, and its metrics and verdict where it has them."""
+        manifest = self.manifest(release)
+        if release.id not in self._cards:
+            self._cards[release.id] = old_card(manifest) if manifest.folder else self._card(release, manifest)
+        return dict(self._cards[release.id])
+
+    def _card(self, release: Release, manifest: Manifest) -> dict[str, Any]:
+        card: dict[str, Any] = {}
+        for file in manifest.files:
+            if file.role in ("lineage", "metrics"):
+                try:
+                    card |= parse_json(self._read_file(release, manifest, file, MAX_BYTES))
+                except BadManifest as error:
+                    raise UserError(f"{file.name} of release {release.number} cannot be used: {error}.") from error
+        return card
 
     def find(self, run_id: str) -> Release | None:
         """The latest release whose card has this run_id."""
-        for release in reversed(self.all()):
-            if self.manifest(release)["lineage"].get("run_id") == run_id:
-                return release
-        return None
+        return next((one for one in reversed(self.all()) if self.card(one).get("run_id") == run_id), None)
 
-    def promote(self, alias: str, release_id: str, why: str) -> None:
-        """Let the name point at the release; nothing happens when it does already.
+    @_explained
+    def read(self, release: Release, name: str) -> bytes:
+        """One verified file of a release, in memory; UserError when it has none of that name or it was altered."""
+        manifest = self.manifest(release)
+        file = manifest.file(name)
+        if file is None:
+            has = ", ".join(file.name for file in manifest.files)
+            raise UserError(f"Release {release.number} has no file {name!r}: it has {has}.")
+        return self._read_file(release, manifest, file)
 
-        Raises UserError for an unknown release, a name that is none, and when somebody else moved the name meanwhile.
-        """
-        if not re.fullmatch(r"[a-z][a-z0-9-]*", alias):
-            raise UserError(f"{alias!r} cannot name a release: use lower-case letters, digits and hyphens.")
-        release = self._by_id(release_id)
-        if release is None:
-            raise UserError(f"There is no release {release_id!r} to promote to {alias}: {self._choices()}.")
-        history = self.history(alias)
-        if history and history[-1].release == release:
-            return
-        number = history[-1].number + 1 if history else 1
-        entry = _to_json({"id": release.id, "number": release.number, "why": why})
-        # A retried request may meet its own first try, which had arrived: then the name stands where it should.
-        if not self.store.create(f"aliases/{alias}/{number:08d}.json", entry) and self.current(alias) != release:
-            raise UserError(f"The name {alias!r} was moved by somebody else just now: look at it and promote again.")
+    def pull(self, which: str, directory: Path) -> Release:
+        """The named release's files and manifest in a folder, which is new or holds them (`infra.pulling`)."""
+        from infra.pulling import pull_release
 
-    def current(self, alias: str) -> Release | None:
-        """Where the name points now; None when it never pointed anywhere."""
-        history = self.history(alias)
-        return history[-1].release if history else None
+        return pull_release(self, which, directory)[0]
 
-    def history(self, alias: str) -> list[Move]:
-        """Every move of the name, oldest first."""
-        moves = []
-        for key in self.store.list(f"aliases/{alias}/"):
-            entry = json.loads(self.store.get(key))
-            moves.append(Move(_number_in(key), Release(int(entry["number"]), str(entry["id"])), str(entry["why"])))
-        return moves
+    def uri(self, release: Release) -> str:
+        """The address of its manifest."""
+        key = self._key(release.number)
+        old = self.model == OLD_MODEL and not self.store.exists(key)
+        return self.store.uri(old_manifest_key(release.id) if old else key)
 
-    def resolve(self, name: str) -> Release:
-        """The release that an alias, a number or an id names; UserError when none does."""
-        if re.fullmatch(r"[0-9]{1,8}", name):
-            found = next((release for release in self.all() if release.number == int(name)), None)
-        elif re.fullmatch(r"[0-9a-f]{16}", name):
-            found = self._by_id(name)
-        elif re.fullmatch(r"[a-z][a-z0-9-]*", name):
-            found = self.current(name)
-        else:
-            found = None
-        if found is None:
-            raise UserError(f"There is no release {name!r}: {self._choices()}.")
-        return found
-
-    def pull(self, name: str, destination: Path) -> Release:
-        """Write the named release's files and its manifest into a folder that is new or empty.
-
-        Size and SHA-256 of every file are checked before the folder appears, so it is whole or absent. Raises UserError
-        for an unknown name, a destination in use, a missing file and a file that is not what was published.
-        """
-        destination = destination.expanduser().absolute()
-        if os.path.lexists(destination) and not (destination.is_dir() and not any(destination.iterdir())):
-            raise UserError(f"{destination} is not an empty folder: name a new one to pull into.")
-        release = self.resolve(name)
-        described = self.manifest(release)["files"]
-        partial = destination.with_name(f".{destination.name}.partial-{secrets.token_hex(4)}")
-        with written_by_us(destination, "name another folder to pull into"):
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                for file, expected in described.items():
-                    path = partial / check_key(file)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_bytes(self._verified(release, file, expected))
-                (partial / MANIFEST).write_bytes(self.store.get(f"releases/{release.id}/{MANIFEST}"))
-                partial.replace(destination)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-        return release
-
-    def read(self, release: Release, file: str) -> bytes:
-        """One verified file of a release; UserError when it has none of that name or it was altered."""
-        described = self.manifest(release)["files"]
-        if file not in described:
-            raise UserError(f"Release {release.number} has no file {file!r}: it has {', '.join(described)}.")
-        return self._verified(release, file, described[file])
-
-    def _verified(self, release: Release, file: str, expected: Mapping[str, Any]) -> bytes:
-        key = f"releases/{release.id}/{file}"
+    def _read_file(self, release: Release, manifest: Manifest, file: ReleaseFile, most: int | None = None) -> bytes:
+        size, key = file.content.size, manifest.key(file)
+        if most is not None and size > most:
+            raise BadManifest(f"it has {size:,} bytes, and {most:,} are the most that is read")
+        damaged = f"Release {release.number} of {self.model} is damaged: {self.store.uri(key)}"
         try:
-            data = self.store.get(key)
+            data = read_range(large_objects(self.store), key, 0, size, size)
         except KeyError as error:
-            raise UserError(f"Release {release.number} is damaged: {self.store.uri(key)} is missing.") from error
-        if len(data) != expected["size"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
-            raise UserError(f"Release {release.number} is damaged: {self.store.uri(key)} is not what was published.")
+            raise UserError(f"{damaged} is missing.") from error
+        except UnreadableObject as error:
+            raise UserError(f"{damaged} cannot be read: {error}.") from error
+        if hashlib.sha256(data).hexdigest() != file.content.sha256:
+            raise UserError(f"{damaged} is not what was published.")
         return data
 
-    def _number(self, release_id: str) -> Release:
-        while True:
-            found = self._by_id(release_id)
-            if found is not None:
-                return found
-            number = max((release.number for release in self.all()), default=0) + 1
-            # Losing the race for a number means that the log has grown: look again.
-            self.store.create(f"releases/log/{number:08d}.json", _to_json({"id": release_id}))
+    def _read(self, number: int) -> Manifest:
+        if number not in self._known:
+            self._known[number] = self._fetch(number)
+        return self._known[number]
+
+    def _fetch(self, number: int) -> Manifest:
+        key = self._key(number)
+        try:
+            try:
+                manifest = read_manifest(self.store.get(key, MAX_BYTES))
+            except KeyError:
+                if self.model != OLD_MODEL:
+                    raise
+                key = old_log_key(number)
+                release_id = old_id(self.store.get(key, MAX_BYTES))
+                key = old_manifest_key(release_id)
+                return read_old_manifest(self.store.get(key, MAX_BYTES), release_id)
+            if manifest.model != self.model:
+                raise BadManifest(f"it is one of {manifest.model}'s")
+        except KeyError as error:
+            raise UserError(f"There is no release {number} of {self.model}: {self.choices()}.") from error
+        except (BadManifest, TooLarge) as error:
+            raise UserError(
+                f"Release {number} of {self.model} cannot be used, {self.store.uri(key)}: {error}."
+            ) from error
+        return manifest
+
+    def _number(self, key: str) -> int:
+        """The number of the release whose manifest has this key; 0 for another object."""
+        match = _MANIFEST.fullmatch(key.removeprefix("releases/"))
+        number = int(match["number"]) if match else 0
+        return number if number and key == self._key(number) else 0
+
+    def _key(self, number: int) -> str:
+        return f"releases/{self.model}/{number:04d}/{MANIFEST}"
+
+    # ---- names
+
+    @_explained
+    def promote(self, name: str, release_id: str, why: str, override: str = "") -> None:
+        """Let the name point at the release; nothing happens when it does already.
+
+        override: why the gate's verdict is not to count; it goes into the history. Raises UserError for an unknown
+        release, a name that is none, and when somebody else moved the name meanwhile.
+        """
+        check_name(name, "release")
+        release = self._by_id(release_id)
+        if release is None:
+            raise UserError(f"There is no release {release_id!r} to promote to {name}: {self.choices()}.")
+        last = self.names.current(name)
+        if last is None or last.release != release:
+            self._move(name, release, why, last, override)
+
+    @_explained
+    def roll_back(self, name: str, why: str) -> Move:
+        """Let the name point where it did before its last move, as a new entry; again and again, further back.
+
+        Raises UserError where it never pointed anywhere else.
+        """
+        history = self.history(name)
+
+        def place(number: int) -> int:
+            """The entry at which a chain of roll-backs stands."""
+            while number and history[number - 1].back_to:
+                number = history[number - 1].back_to
+            return number
+
+        if [move.number for move in history] != list(range(1, len(history) + 1)):
+            raise UserError(f"The history of {name} has gaps, so what was before is not known: promote a release.")
+        back_to = place(len(history)) - 1
+        if back_to < 1:
+            raise UserError(f"{name} points at no earlier release: see moa releases show {self.model}@{name}.")
+        self._move(name, history[back_to - 1].release, why, history[-1], back_to=back_to)
+        return history[back_to - 1]
+
+    def _move(
+        self, name: str, release: Release, why: str, last: Move | None, override: str = "", back_to: int = 0
+    ) -> None:
+        """`last`: the move that was looked at when this one was decided."""
+        large_objects(self.store).require_creates_once(f"probes/{secrets.token_hex(8)}")
+        moved = self.names.move(name, release, why, last.number if last else 0, override, back_to)
+        # A retried request may meet its own first try, which had arrived: then the name stands where it should.
+        if not moved and self.current(name) != release:
+            raise UserError(f"The name {name!r} was moved by somebody else just now: look at it and move it again.")
+
+    @_explained
+    def current(self, name: str) -> Release | None:
+        """Where the name points now; None when it never pointed anywhere."""
+        move = self.names.current(name)
+        return move.release if move else None
+
+    @_explained
+    def history(self, name: str) -> list[Move]:
+        """Every move of the name, oldest first."""
+        return self.names.history(name)
+
+    @_explained
+    def resolve(self, which: str) -> Release:
+        """The release that a name, a number or an id names; UserError when none does."""
+        found: Release | None = None
+        if is_number(which):
+            if int(which):
+                return Release(int(which), self._read(int(which)).id)
+        elif is_id(which):
+            found = self._by_id(which)
+        elif re.fullmatch(r"[a-z][a-z0-9-]*", which):
+            found = self.current(which)
+        if found is None:
+            raise UserError(f"There is no release {which[:80]!r} of {self.model}: {self.choices()}.")
+        return found
 
     def _by_id(self, release_id: str) -> Release | None:
         return next((release for release in self.all() if release.id == release_id), None)
 
-    def _choices(self) -> str:
-        releases = self.all()
-        aliases = sorted({key.split("/")[1] for key in self.store.list("aliases/")})
-        if not releases:
-            return "nothing has been published here yet"
-        return f"choose {', '.join([*aliases, *(str(release.number) for release in releases)])}"
-
-
-def _to_json(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, indent=1, allow_nan=False).encode() + b"\n"
-
-
-def _release_id(manifest: bytes) -> str:
-    return hashlib.sha256(manifest).hexdigest()[:16]
-
-
-def _number_in(key: str) -> int:
-    return int(key.rpartition("/")[2].removesuffix(".json"))
+    def choices(self) -> str:
+        """What there is, for a sentence."""
+        numbers = self.numbers()
+        if not numbers:
+            return f"nothing has been published here yet as {self.model}"
+        shown = [*self.names.all(), *map(str, numbers[-20:])]
+        return f"choose {', '.join(shown)}"

@@ -143,6 +143,7 @@ class ShardSettings(FrozenSettings):
 
 
 class PublishSettings(FrozenSettings):
+    model: str = Field(pattern=r"^[a-z][a-z0-9-]{0,62}$", description="what the releases' model is called")
     alias: str = Field(pattern=r"^[a-z][a-z0-9-]*$", description="the name that follows releases which pass the gate")
     min_identity_gain: float = Field(description="gate: identity similarity of the release minus the prior's")
     min_scene_ratio: float = Field(ge=0, description="gate: scene accuracy divided by the prior's")

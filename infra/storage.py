@@ -8,7 +8,9 @@ everywhere).
 import os
 import re
 import secrets
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,7 +21,8 @@ Pieces = bytes | Sequence[bytes]
 Key = str | Callable[[], str]
 
 _PIECES_AT_ONCE = 512  # Linux takes 1024
-_PARTIAL = ".partial-"  # prefix of files being written; no key may have a part that starts so
+_ATTEMPTS = 4  # at an object's body; botocore counts its own for the request
+PARTIAL = ".partial-"  # prefix of files being written; no key may have a part that starts so
 # Delta and Prefect's database take a folder's path for an address, in which these mean something else.
 _NOT_IN_A_PATH = re.compile(r"[\x00-\x1f\[\]^|?\\]|%[0-9A-Fa-f]{2}")
 
@@ -28,8 +31,8 @@ _NOT_IN_A_PATH = re.compile(r"[\x00-\x1f\[\]^|?\\]|%[0-9A-Fa-f]{2}")
 class ObjectStore(Protocol):
     """Keys are relative POSIX paths such as "shards/ingest/0123.tar"; a bad key raises ValueError."""
 
-    def get(self, key: str) -> bytes:
-        """The object's bytes; KeyError when there is none."""
+    def get(self, key: str, most: int | None = None) -> bytes:
+        """The object's bytes; KeyError when there is none, TooLarge when it has more than `most`."""
         ...
 
     def put(self, key: Key, data: Pieces) -> None:
@@ -76,8 +79,16 @@ class ObjectStore(Protocol):
         ...
 
 
-def open_store(root: str, endpoint_url: str | None = None) -> ObjectStore:
-    """A directory's path or "s3://bucket/prefix".
+class TooLarge(ValueError):
+    """An object has more bytes than are wanted in memory."""
+
+
+class StoreUnreachable(UserError):
+    """Nobody answers where the store should be."""
+
+
+def open_store(root: str, endpoint_url: str | None = None, attempts: int = 5) -> ObjectStore:
+    """A directory's path or "s3://bucket/prefix"; `attempts` at each request to S3.
 
     UserError for any other scheme, an S3 address without a bucket, and a path that a Delta table cannot have.
     """
@@ -91,7 +102,21 @@ def open_store(root: str, endpoint_url: str | None = None) -> ObjectStore:
     bucket, _, prefix = rest.partition("/")
     if not bucket:
         raise UserError(f"Storage root {root!r} names no bucket: write s3://bucket/prefix in storage.root.")
-    return S3Store(bucket, prefix.strip("/"), endpoint_url)
+    return S3Store(bucket, prefix.strip("/"), endpoint_url, attempts)
+
+
+@contextmanager
+def explained(store: ObjectStore) -> Iterator[None]:
+    """What an S3 server or the way to it refuses in the block, as a UserError."""
+    if not isinstance(store, S3Store):
+        yield
+        return
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        raise store.refusal(error) from error
 
 
 def check_key(key: str) -> str:
@@ -99,7 +124,7 @@ def check_key(key: str) -> str:
     parts = key.split("/")
     if not all(re.fullmatch(r"[^\x00-\x1f\\]+", part) and part not in (".", "..") for part in parts):
         raise ValueError(f"object key {key!r} is not a plain relative path")
-    if any(part.startswith(_PARTIAL) for part in parts):
+    if any(part.startswith(PARTIAL) for part in parts):
         raise ValueError(f"object key {key!r} uses the name of an unfinished file")
     return key
 
@@ -110,9 +135,11 @@ class DirectoryStore:
     def __init__(self, root: Path) -> None:
         self.root = Path(root).expanduser().absolute()
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, most: int | None = None) -> bytes:
         try:
-            return self._path(key).read_bytes()
+            with self._path(key).open("rb") as file:
+                _check_size(key, os.fstat(file.fileno()).st_size, most)
+                return file.read()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise KeyError(key) from error
 
@@ -150,7 +177,7 @@ class DirectoryStore:
         keys = []
         for where, _, names in os.walk(start):
             relative = Path(where).relative_to(self.root)
-            keys += [(relative / name).as_posix() for name in names if not name.startswith(_PARTIAL)]
+            keys += [(relative / name).as_posix() for name in names if not name.startswith(PARTIAL)]
         return sorted(key for key in keys if key.startswith(prefix))
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
@@ -160,7 +187,7 @@ class DirectoryStore:
         self._path(key).unlink(missing_ok=True)
 
     def sweep(self, folder: str) -> None:
-        for partial in self._path(folder).rglob(f"{_PARTIAL}*"):
+        for partial in self._path(folder).rglob(f"{PARTIAL}*"):
             partial.unlink(missing_ok=True)
 
     def uri(self, key: str) -> str:
@@ -179,7 +206,7 @@ class DirectoryStore:
 
     def _write_beside(self, path: Path, data: Pieces) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.parent / f"{_PARTIAL}{secrets.token_hex(8)}"
+        partial = path.parent / f"{PARTIAL}{secrets.token_hex(8)}"
         try:
             with partial.open("xb", buffering=0) as file:
                 _write_all(file.fileno(), [data] if isinstance(data, bytes) else data)
@@ -198,32 +225,43 @@ class S3Store:
     of it in another process does not ask: what was there once is away for a while, which is no mistake of the user's.
     """
 
-    def __init__(self, bucket: str, prefix: str = "", endpoint_url: str | None = None) -> None:
-        self.bucket, self.prefix, self.endpoint_url = bucket, prefix, endpoint_url
+    def __init__(self, bucket: str, prefix: str = "", endpoint_url: str | None = None, attempts: int = 5) -> None:
+        self.bucket, self.prefix, self.endpoint_url, self.attempts = bucket, prefix, endpoint_url, attempts
         self._client: Any = None
         self._reached = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_client": None}  # clients do not travel between processes
 
-    def get(self, key: str) -> bytes:
-        name = self._name(key)
+    def get(self, key: str, most: int | None = None) -> bytes:
+        from botocore.exceptions import HTTPClientError, IncompleteReadError
+
+        name = self.name(key)
         client = self._connect()
-        try:
-            return bytes(client.get_object(Bucket=self.bucket, Key=name)["Body"].read())
-        except client.exceptions.NoSuchKey as error:
-            raise KeyError(key) from error
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                answer = client.get_object(Bucket=self.bucket, Key=name)
+            except client.exceptions.NoSuchKey as error:
+                raise KeyError(key) from error
+            try:
+                _check_size(key, answer["ContentLength"], most)
+                return bytes(answer["Body"].read())
+            except (HTTPClientError, IncompleteReadError):  # it broke off
+                if attempt == _ATTEMPTS:
+                    raise
+                time.sleep(0.1 * 2**attempt)
+        raise AssertionError("the last attempt returns or raises")
 
     def put(self, key: Key, data: Pieces) -> None:
         body = data if isinstance(data, bytes) else b"".join(data)
-        name = self._name(key if isinstance(key, str) else key())
+        name = self.name(key if isinstance(key, str) else key())
         self._connect().put_object(Bucket=self.bucket, Key=name, Body=body)
 
     def create(self, key: str, data: bytes) -> bool:
         from botocore.exceptions import ClientError
 
         try:
-            self._connect().put_object(Bucket=self.bucket, Key=self._name(key), Body=data, IfNoneMatch="*")
+            self._connect().put_object(Bucket=self.bucket, Key=self.name(key), Body=data, IfNoneMatch="*")
         except ClientError as error:
             # 409: another conditional write on the key was under way at that moment; the same answer, "not you".
             if error.response["ResponseMetadata"]["HTTPStatusCode"] == 412:
@@ -237,7 +275,7 @@ class S3Store:
         from botocore.exceptions import ClientError
 
         try:
-            self._connect().head_object(Bucket=self.bucket, Key=self._name(key))
+            self._connect().head_object(Bucket=self.bucket, Key=self.name(key))
         except ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
                 return False
@@ -258,13 +296,13 @@ class S3Store:
         )  # empty objects by which others mark folders
 
     def delete(self, key: str) -> None:
-        self._connect().delete_object(Bucket=self.bucket, Key=self._name(key))
+        self._connect().delete_object(Bucket=self.bucket, Key=self.name(key))
 
     def sweep(self, folder: str) -> None:
         pass  # an upload that was cut off leaves nothing
 
     def uri(self, key: str) -> str:
-        return f"s3://{self.bucket}/{self._name(key)}"
+        return f"s3://{self.bucket}/{self.name(key)}"
 
     def delta_uri(self, name: str) -> str:
         return self.uri(name)
@@ -276,8 +314,31 @@ class S3Store:
             options["AWS_ALLOW_HTTP"] = "true" if self.endpoint_url.startswith("http://") else "false"
         return options
 
-    def _name(self, key: str) -> str:
+    @property
+    def client(self) -> Any:
+        """boto3's, connected."""
+        return self._connect()
+
+    def name(self, key: str) -> str:
+        """The object's whole name in the bucket."""
         return f"{self.prefix}/{check_key(key)}" if self.prefix else check_key(key)
+
+    @property
+    def server(self) -> str:
+        """The server's address; "AWS" where none is set."""
+        named = (os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
+        return self.endpoint_url or next(filter(None, named), "AWS")
+
+    def refusal(self, error: Exception) -> UserError:
+        """botocore's error in one sentence; StoreUnreachable where nobody answered."""
+        from botocore.exceptions import ConnectionClosedError, ConnectTimeoutError, EndpointConnectionError
+
+        away = isinstance(error, (EndpointConnectionError, ConnectTimeoutError, ConnectionClosedError))
+        place = f"s3://{self.bucket}/{self.prefix} on {self.server}"
+        return (StoreUnreachable if away else UserError)(
+            f"The store {place} cannot be used ({' '.join(str(error).split())}): "
+            "mend storage.root, storage.endpoint_url or the AWS credentials."
+        )
 
     def _connect(self) -> Any:
         if self._client is None:
@@ -286,7 +347,7 @@ class S3Store:
             from botocore.exceptions import BotoCoreError, ClientError
 
             config = Config(
-                retries={"max_attempts": 5, "mode": "standard"},
+                retries={"max_attempts": self.attempts, "mode": "standard"},
                 # Ceph and older servers refuse the newer checksum trailers; our own SHA-256 checks what matters.
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
@@ -296,11 +357,7 @@ class S3Store:
                 if not self._reached:
                     client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
             except (BotoCoreError, ClientError, ValueError) as error:
-                place = f"s3://{self.bucket}/{self.prefix} on {self.endpoint_url or 'AWS'}"
-                raise UserError(
-                    f"The store {place} cannot be used ({' '.join(str(error).split())}): "
-                    "mend storage.root, storage.endpoint_url or the AWS credentials."
-                ) from error
+                raise self.refusal(error) from error
             self._client, self._reached = client, True
         return self._client
 
@@ -312,6 +369,11 @@ def _write_all(file: int, pieces: Sequence[bytes]) -> None:
         written, whole = os.writev(file, some), sum(map(len, some))
         while written < whole:  # a signal, or more than 2 GB
             written += os.write(file, b"".join(some)[written:])
+
+
+def _check_size(key: str, size: int, most: int | None) -> None:
+    if most is not None and size > most:
+        raise TooLarge(f"{key} has {size:,} bytes, and {most:,} are the most that is read")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -173,7 +173,7 @@ def test_a_copy_is_found_and_not_trained_on(settings: Settings, first: object) -
     (row,) = run.catalog.photos("duplicates")
     assert row.origin == f"{IN_FFHQ}/00060.png" and "00002.png (" in row.detail
     assert row.origin not in _trained_on(run) and len(_trained_on(run)) > 1
-    assert "duplicates" in run.releases.manifest(run.releases.resolve("1"))["lineage"]["stages"]
+    assert "duplicates" in run.releases.card(run.releases.resolve("1"))["stages"]
     assert len(run.store.list(f"runs/{_trained(run)}/split-")) == 1  # nobody of the evaluation was there
 
 
@@ -191,7 +191,7 @@ def test_neither_kills_nor_who_does_the_work_matter(
 
 def test_release_names_where_it_comes_from(settings: Settings, first: object) -> None:
     run = Run(settings)
-    card = run.releases.manifest(run.releases.resolve("production"))["lineage"]
+    card = run.releases.card(run.releases.resolve("production"))
     assert run.store.exists(f"runs/{card['run_id']}/finished.json")
     assert card["catalog_digest"] == run.catalog.content_digest(card["catalog_version"])
     assert card["stages"] == run.fingerprints
@@ -211,9 +211,10 @@ def test_report_and_summary(settings: Settings, first: subprocess.CompletedProce
 def test_pulled_release_draws(settings: Settings, world: Path, first: object, tmp_path: Path) -> None:
     folder = tmp_path / "pulled"
     Run(settings).releases.pull("production", folder)
-    assert {"adapter.safetensors", "adapter_config.json", "README.md", "manifest.json"} <= {
-        path.name for path in folder.iterdir()
-    }
+    names = {"adapter.safetensors", "adapter_config.json", "README.md", "metrics.json", "lineage.json"}
+    assert {path.name for path in folder.iterdir()} == {*names, "manifest.json"}
+    readme = (folder / "README.md").read_text()
+    assert "| ffhq | CC0 |" in readme and "## The gate: promote" in readme
     photo = world / "celeba" / "img_celeba" / "000001.png"
     prompt = "a photo of a man holding roses"
     with_release = generate(settings, [photo], prompt, 7, tmp_path / "a.png")
@@ -295,7 +296,7 @@ def test_one_photo_is_taken_back_and_more_make_release_two_from_release_one(
     assert [one.done for one in more.stages[:5]] == [0, 0, 0, 0, 0]
     after = {row.shard: row.sha256 for row in run.shards("shard")}
     assert before.items() <= after.items() and len(after) > len(before)
-    card = run.releases.manifest(run.releases.resolve("2"))["lineage"]
+    card = run.releases.card(run.releases.resolve("2"))
     assert card["start"] == f"release:{production.id}" and card["compared_with"] == 1
     assert any("production" in check["name"] for check in card["verdict"]["checks"])
     assert not {origin, somebody} & _trained_on(run)
@@ -360,7 +361,7 @@ def _kill_when(ready: Callable[[], bool], command: list[str]) -> None:
 
 def _trained(run: Run) -> str:
     """The id of the training of release 1."""
-    return str(run.releases.manifest(run.releases.resolve("1"))["lineage"]["run_id"])
+    return str(run.releases.card(run.releases.resolve("1"))["run_id"])
 
 
 def _trained_on(run: Run) -> set[str]:

@@ -237,7 +237,7 @@ def test_a_reference_without_a_face_is_told_before_anything_is_drawn(
 
 
 def test_the_release_is_on_s3_and_verified_when_pulled(
-    settings: Settings, stages: dict[str, StageResult], tmp_path: Path
+    settings: Settings, stages: dict[str, StageResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run(settings)
     facts = stages["publish"].facts
@@ -249,10 +249,13 @@ def test_the_release_is_on_s3_and_verified_when_pulled(
     assert config["prior_only_above"] == 800
     weights = load_file(tmp_path / "pulled" / "adapter.safetensors")
     assert weights and all(np.isfinite(one).all() for one in weights.values())
-    card = run.releases.manifest(release)["lineage"]
+    card = run.releases.card(release)
     assert card["catalog_digest"] == run.catalog.content_digest(card["catalog_version"])
-    key = f"releases/{release.id}/adapter.safetensors"
+    file = run.releases.manifest(release).file("adapter.safetensors")
+    assert file is not None and (tmp_path / "pulled" / "README.md").read_text().startswith("---\n")
+    key = run.releases.manifest(release).key(file)
     run.store.put(key, run.store.get(key)[:-1])
+    monkeypatch.setenv("MOA_CACHE", str(tmp_path / "empty"))
     with pytest.raises(UserError, match="damaged"):
         run.releases.pull("1", tmp_path / "damaged")
     assert not (tmp_path / "damaged").exists()

@@ -1,5 +1,6 @@
 """Which photo goes to which word, and what is said of a photo without a person."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flows.generate import words_for
+from flows.generate import adapter_files, words_for
 from infra.errors import UserError
 from infra.model_files import ZOO
+from infra.settings import load_settings
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -38,3 +40,14 @@ def test_a_photo_without_a_person_is_named_and_the_picture_is_drawn(tmp_path: Pa
     assert told == [f'moa: Nobody was found in "{wall}": the whole of it stands for the person.']
     with Image.open(out) as picture:
         assert picture.getbbox() is not None
+
+
+def test_a_release_is_a_folder_or_what_the_registry_calls_so(tmp_path: Path) -> None:
+    shutil.copytree(REPOSITORY / "tests" / "data" / "registry-1", tmp_path / "workspace" / "store")
+    settings = load_settings("demo", tmp_path / "workspace")
+    assert adapter_files(settings, str(tmp_path)) == tmp_path
+    folders = [adapter_files(settings, name) for name in ("production", "moa@3", "3", "moa")]
+    assert len(set(folders)) == 1 and (folders[0] / "adapter.safetensors").is_file()
+    for wrong in ("staging2", "moa@9", "Moa", "../x"):
+        with pytest.raises(UserError):
+            adapter_files(settings, wrong)

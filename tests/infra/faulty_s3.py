@@ -15,15 +15,17 @@ _ERRORS = {
     "503": (503, "SlowDown"),
     "expired": (400, "ExpiredToken"),
     "denied": (403, "AccessDenied"),
+    "ended": (404, "NoSuchUpload"),
 }
 
 
 class FaultyS3(ThreadingHTTPServer):
-    """`faults`: part of a path -> what happens to each GET of it in turn; the last one stays, "" is no fault.
+    """`faults`: part of a path -> what happens to each request of it in turn; the last one stays, "" is no fault.
 
-    "500", "503", "expired", "denied": that answer. "reset": no answer. "short": the connection ends in the middle of
-    the body. "less": the server says that half is all. "drip": a byte now and then. "changed": another etag. "more":
-    the whole object whatever range was asked for.
+    "500", "503", "expired", "denied", "ended": that answer. "reset": no answer. "lost": it is done, and no answer.
+    "short": the connection ends in the middle of the body. "less": the server says that half is all. "drip": a byte now
+    and then. "changed": another etag. "more": the whole object whatever range was asked for. With `last_write` set to
+    n, the n-th write is done and then nobody is answered any more: to the store that is a client that was killed there.
 
     `unreliable`: a stream of random numbers and the share of all requests, of any kind, that are answered with 500,
     half of them after they were carried out.
@@ -38,6 +40,8 @@ class FaultyS3(ThreadingHTTPServer):
         self.unreliable: tuple[random.Random, float] | None = None
         self.failed = 0  # requests that were answered with 500 at random
         self.asked: list[str] = []
+        self.turn, self.writes = threading.Lock(), 0
+        self.last_write: int | None = None  # after which nobody is answered any more
 
     @property
     def address(self) -> str:
@@ -70,12 +74,18 @@ class _Handler(BaseHTTPRequestHandler):
     server: FaultyS3
 
     def do_GET(self) -> None:
-        if self._fails_at_random():
+        sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self._fails_at_random(sent):
             return
         path = unquote(self.path)
         self.server.asked.append(path)
         fault = self.server.fault(path)
-        if fault == "reset":
+        server, writes = self.server, self.command in ("PUT", "POST", "DELETE")
+        with server.turn:
+            dead = server.last_write is not None and server.writes >= server.last_write
+            server.writes += writes and not dead
+            dies = not dead and server.writes == server.last_write
+        if fault == "reset" or dead:
             self.close_connection = True
             return
         if fault in _ERRORS:
@@ -85,20 +95,17 @@ class _Handler(BaseHTTPRequestHandler):
         headers = dict(self.headers)
         if fault == "more":
             headers.pop("Range", None)
-        status, answered, body = self._ask(headers)
+        status, answered, body = self._ask(headers, sent)
+        if fault == "lost" or (dies and writes):
+            self.close_connection = True
+            return
         if fault == "changed":
             answered["ETag"] = '"another"'
         self._answer(status, answered, body, fault)
 
-    def _hand_on(self) -> None:
-        """What is no GET: to the server as it is, but for what fails at random."""
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if not self._fails_at_random(body):
-            self._answer(*self._ask(dict(self.headers), body))
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
 
-    do_HEAD = do_PUT = do_POST = do_DELETE = _hand_on
-
-    def _fails_at_random(self, body: bytes = b"") -> bool:
+    def _fails_at_random(self, body: bytes) -> bool:
         if self.server.unreliable is None:
             return False
         stream, share = self.server.unreliable
@@ -111,9 +118,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(500, {}, _error("InternalError", "at random"))
         return True
 
-    def _ask(self, headers: dict[str, str], sent: bytes = b"") -> tuple[int, dict[str, str], bytes]:
+    def _ask(self, headers: dict[str, str], sent: bytes) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection(self.server.upstream, timeout=30)
-        connection.request(self.command, self.path, sent, headers)
+        connection.request(self.command, self.path, body=sent or None, headers=headers)
         response = connection.getresponse()
         body = response.read()
         connection.close()
@@ -125,10 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             if name.lower() not in ("content-length", "transfer-encoding", "connection"):
                 self.send_header(name, value)
-        length = str(len(body) if fault == "short" else len(sent))
-        if self.command == "HEAD":  # the length of what a GET would bring
-            length, sent = headers.get("Content-Length", "0"), b""
-        self.send_header("Content-Length", length)
+        length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(sent))
+        self.send_header("Content-Length", str(len(body)) if fault == "short" else length)
         self.end_headers()
         if fault == "drip":
             for place in range(len(sent)):

@@ -1,0 +1,74 @@
+"""Publishers who are killed at any write to S3, and answers that are lost on their way."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from infra import large_objects
+from infra.errors import UserError
+from infra.registry import Release, Releases
+from infra.storage import S3Store
+from infra.upkeep import verify
+from tests.infra.conftest import s3_store
+from tests.infra.faulty_s3 import FaultyS3, faulty_s3
+
+__all__ = ["s3_store"]
+
+
+@pytest.fixture
+def proxy(s3_store: S3Store) -> Iterator[FaultyS3]:
+    with faulty_s3(s3_store.endpoint_url or "") as server:
+        yield server
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two parts of an upload, which are as small as S3 allows."""
+    monkeypatch.setattr(large_objects, "_PIECE", 5 * 2**20)
+    (tmp_path / "weights").write_bytes(os.urandom(1000) * 6000)
+    return tmp_path / "weights"
+
+
+def whole(store: S3Store, weights: Path) -> Release:
+    """A publisher's work, from the first write to the last."""
+    releases = Releases(store)
+    release = releases.publish({"adapter.bin": weights, "README.md": b"card"}, {"run_id": "r"})
+    releases.promote("production", release.id, "passed")
+    return release
+
+
+def test_a_publisher_killed_at_any_write_leaves_a_whole_release_or_none(
+    s3_store: S3Store, proxy: FaultyS3, weights: Path
+) -> None:
+    name, data = s3_store.prefix, weights.read_bytes()
+    killed = S3Store(s3_store.bucket, f"{name}/peace", proxy.address, attempts=1)
+    whole(killed, weights)
+    writes, seen = proxy.writes, set()
+    assert writes == 14  # twice 3 for a probe, 2 small files, 4 for a large one, the manifest, the move
+    for last in range(1, writes + 1):
+        killed.prefix = s3_store.prefix = f"{name}/{last}"  # a client of its own for each would take longer
+        proxy.writes, proxy.last_write = 0, last
+        with suppress(UserError):
+            whole(killed, weights)
+        proxy.last_write = None
+        store, left = s3_store, Releases(s3_store)
+        seen.add((len(left.all()), left.current("production") is not None))
+        assert verify(left) == [] and all(left.read(one, "adapter.bin") == data for one in left.all())
+        release = whole(store, weights)
+        assert left.all() == [release] == Releases(store).all() and release.number == 1
+        assert [move.release for move in Releases(store).history("production")] == [release]
+        assert verify(Releases(store)) == [] and len(store.list("blobs/")) == 3
+    assert seen == {(0, False), (1, False), (1, True)}
+
+
+@pytest.mark.parametrize("part", ["manifest.json", "names/", "blobs/", "partNumber=", "uploads", "uploadId="])
+def test_an_answer_that_is_lost_changes_nothing(s3_store: S3Store, proxy: FaultyS3, weights: Path, part: str) -> None:
+    """The request arrived, its answer did not, and it is sent again."""
+    proxy.faults[part] = ["lost", ""]
+    release = whole(S3Store(s3_store.bucket, s3_store.prefix, proxy.address), weights)
+    releases = Releases(s3_store)
+    assert releases.all() == [release] and releases.current("production") == release
+    assert len(releases.history("production")) == 1 and verify(releases) == []
