@@ -1,4 +1,4 @@
-"""The pictures that went wrong, by name: a mean hides them, and a report that shows only the best is advertising."""
+"""The pictures that went wrong, by name, and those that went best: a mean hides both, the best alone advertise."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -6,8 +6,8 @@ from evaluation.protocol import Cell
 from evaluation.scores import Scores
 
 
-class WorstPicture(BaseModel):
-    """A picture at the bottom of one measure; `note` says why, where the number does not."""
+class RankedPicture(BaseModel):
+    """A picture at one end of one measure; `note` says why, where the number does not."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -17,18 +17,30 @@ class WorstPicture(BaseModel):
     note: str = ""
 
 
-def worst_pictures(scores: Scores, measure: str = "identity", count: int = 10) -> list[WorstPicture]:
+def worst_pictures(scores: Scores, measure: str = "identity", count: int = 10) -> list[RankedPicture]:
     """The `count` pictures with the lowest `measure`, the worst first; equal ones in the order of the cells.
 
     `identity` and `prompt_consistency` are those of one subject, `pair_identity` and `pair_prompt_consistency` of two.
     """
-    found = scores.values.get("pair_people_found" if "pair_" in measure else "face_found", ())
-    missing = {cell for cell, value in zip(scores.cells, found, strict=False) if value == 0}
-    column = scores.values.get(measure, ())
-    measured = [(value, cell) for cell, value in zip(scores.cells, column, strict=False) if value is not None]
-    lowest = sorted(measured, key=lambda pair: pair[0])[:count]
+    return sorted(_measured(scores, measure), key=lambda one: one.value)[:count]
+
+
+def best_pictures(scores: Scores, measure: str = "identity", count: int = 10) -> list[RankedPicture]:
+    """The `count` pictures with the highest `measure`, the best first; equal ones in the order of the cells."""
+    return sorted(_measured(scores, measure), key=lambda one: -one.value)[:count]
+
+
+def nobody_found(scores: Scores) -> set[Cell]:
+    """The pictures in which identity found nobody to compare or, of two, not both."""
+    found = [scores.values.get(name, ()) for name in ("face_found", "pair_people_found")]
+    return {cell for column in found for cell, value in zip(scores.cells, column, strict=False) if value == 0}
+
+
+def _measured(scores: Scores, measure: str) -> list[RankedPicture]:
+    missing, column = nobody_found(scores), scores.values.get(measure, ())
     nobody = "not everybody is found" if "pair_" in measure else "nobody is found"
     return [
-        WorstPicture(measure=measure, value=value, cell=cell, note=nobody if cell in missing else "")
-        for value, cell in lowest
+        RankedPicture(measure=measure, value=value, cell=cell, note=nobody if cell in missing else "")
+        for cell, value in zip(scores.cells, column, strict=False)
+        if value is not None
     ]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -83,14 +83,19 @@ def evaluation_folder(run_id: str, fingerprint: str) -> str:
 
 def production_evaluation(run: Run, production: Release, people: Sequence[dict[str, Any]], fingerprint: str) -> str:
     """The folder in which the release in production is measured under this protocol: as it was then, or now."""
-    card = run.releases.card(production)
-    if _is_measured(run, then := evaluation_folder(card["run_id"], fingerprint)):
-        return then
-    folder = f"releases-evaluated/{production.id}/{fingerprint}"
-    if not _is_measured(run, folder):
+    folder = evaluated_folder(run, production, fingerprint)
+    if not folder:
+        folder = f"releases-evaluated/{production.id}/{fingerprint}"
         adapter = {name: run.releases.read(production, name) for name in ADAPTER_FILES}
         _draw_and_measure(run, adapter, people, folder)
     return folder
+
+
+def evaluated_folder(run: Run, release: Release, fingerprint: str) -> str:
+    """The folder in which a release was measured under this protocol, then or later; "" where none is here."""
+    then = evaluation_folder(run.releases.card(release)["run_id"], fingerprint)
+    later = f"releases-evaluated/{release.id}/{fingerprint}"
+    return next((folder for folder in (then, later) if _is_measured(run, folder)), "")
 
 
 def _is_measured(run: Run, folder: str) -> bool:
@@ -116,8 +121,8 @@ def judge(run: Run, folder: str, production: str = "") -> tuple[dict[str, Any] |
 
 def metric_table(metrics: dict[str, Any], production: dict[str, Any] | None) -> list[dict[str, str]]:
     """The report's table as rows of text."""
+    from evaluation.metric_table import metric_rows
     from evaluation.metrics import Metrics
-    from evaluation.report import metric_rows
 
     beside = None if production is None else Metrics.model_validate(production)
     rows = metric_rows(Metrics.model_validate(metrics), beside)
@@ -125,15 +130,19 @@ def metric_table(metrics: dict[str, Any], production: dict[str, Any] | None) -> 
     return [{name: getattr(row, name) for name in columns} for row in rows]
 
 
-def read_pictures(run: Run, folder: str) -> list[tuple[Any, Any, Any]]:
-    """An evaluation's drawings: (Cell, picture, router map or None), as they were drawn."""
+def read_pictures(
+    run: Run, folder: str, wanted: Callable[[Any], bool] = lambda cell: True
+) -> list[tuple[Any, Any, Any]]:
+    """An evaluation's drawings of the cells that are wanted: (Cell, picture, router map or None), as drawn."""
     from evaluation.protocol import Cell
     from preprocessing.shards import decode_picture
 
     drawn = []
     for sample in read_tar(run.store.get(f"{folder}/{PICTURES}")):
-        router = sample.parts.get("router.npy")
         cell = Cell.model_validate(sample.json())
+        if not wanted(cell):
+            continue
+        router = sample.parts.get("router.npy")
         drawn.append((cell, decode_picture(sample.parts["png"]), None if router is None else decode_npy(router)))
     return drawn
 

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from evaluation.metric_table import metric_rows
 from evaluation.metrics import Metrics
-from evaluation.report import metric_rows
 from flows.training_continuity import told_course
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")

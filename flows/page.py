@@ -7,9 +7,14 @@ from typing import Any
 
 from PIL import Image
 
+from evaluation.comparison import Comparison
+from evaluation.gallery import choose, gather
 from evaluation.gate import Verdict
+from evaluation.groups import group_tables
 from evaluation.metrics import Metrics
-from evaluation.report import (
+from evaluation.protocol import Cell, Drawing
+from evaluation.report import render
+from evaluation.report_data import (
     Command,
     Course,
     Curve,
@@ -26,9 +31,9 @@ from evaluation.report import (
     SubjectRow,
     Swap,
     Swapped,
-    render,
 )
-from flows.evaluate import people_fingerprint, read_pictures
+from evaluation.scores import Scores
+from flows.evaluate import SCORES, evaluated_folder, people_fingerprint, read_pictures
 from flows.evaluation_people import read_people
 from flows.painting import from_png
 from flows.run import Run
@@ -42,7 +47,7 @@ from preprocessing.photos import PhotoRefused, Reason, decode, read_bytes
 from preprocessing.places import Place
 from preprocessing.trees import is_picture
 
-_SUBJECTS, _SEEDS, _EXAMPLES, _ROUTERS, _GRIDS = 8, 2, 12, 6, 4
+_SUBJECTS, _SEEDS, _PROMPTS, _EXAMPLES, _ROUTERS, _GRIDS = 8, 2, 6, 12, 6, 4
 
 
 def write_report(run: Run, summary: dict[str, Any]) -> Path:
@@ -59,16 +64,25 @@ def report_data(run: Run, summary: dict[str, Any]) -> ReportData:
     people = read_people(run)
     if card["evaluation"] != people_fingerprint(run, people):
         raise UserError(f"Release {release.number} was evaluated with other settings: use those, or run moa evaluate.")
-    folder = f"runs/{card['run_id']}/evaluation-{card['evaluation']}"
-    drawn = read_pictures(run, folder)
+    folder = evaluated_folder(run, release, card["evaluation"])
+    if not folder:
+        raise UserError(f"The pictures of release {release.number} are not in this store: run moa evaluate.")
+    scores = Scores.from_parquet(run.store.get(f"{folder}/{SCORES}"))
+    chosen = choose(scores)
+    prompts = _prompts(run)
+    shown = {one for cell in chosen for one in (cell, cell.prior)}
+    drawn = read_pictures(run, folder, lambda cell: cell in shown or not cell.is_pair and cell.prompt in prompts)
+    drawings = {cell: Drawing(picture, router) for cell, picture, router in drawn}
+    references = {one["name"]: from_png(one["photos"][0]) for one in people}
     metrics = Metrics.model_validate(card["metrics"])
     finished = finished_training(run, card["run_id"])
     told = continuity(run.store, card["run_id"], finished)
     compared = card["compared_with"]
-    production = None
+    production, before = None, None
     if compared is not None:
-        old = run.releases.card(run.releases.resolve(str(compared)))
-        production = Metrics.model_validate(old["metrics"])
+        old = run.releases.resolve(str(compared))
+        production = Metrics.model_validate(run.releases.card(old)["metrics"])
+        before = _before(run, evaluated_folder(run, old, card["evaluation"]), set(chosen))
     return ReportData(
         title=f"MoA: release {release.number}",
         subtitle=f"{card['samples']} photos trained on, {metrics.subjects} people drawn who are in none of them",
@@ -79,6 +93,9 @@ def report_data(run: Run, summary: dict[str, Any]) -> ReportData:
         curves=_curves(finished),
         timeline=_timeline(run, card["run_id"]),
         course=None if told is None else Course(told.whole, told.headline, told.sentences, told.attempts),
+        gallery=gather(scores, chosen, drawings, references, before),
+        groups=group_tables(scores),
+        comparison=Comparison.model_validate(card["comparison"]) if card.get("comparison") else None,
         grid=_grid(run, people, drawn, metrics),
         swaps=_swaps(run, people, drawn),
         routers=_routers(drawn),
@@ -89,6 +106,21 @@ def report_data(run: Run, summary: dict[str, Any]) -> ReportData:
         stages=[Stage(one["stage"], one["seconds"], one["note"]) for one in summary["stages"]],
         commands=_commands(run, summary),
     )
+
+
+def _before(run: Run, folder: str, chosen: set[Cell]) -> tuple[Scores, dict[Cell, Drawing]] | None:
+    """What the release in production was measured with then; None where its pictures are not in this store."""
+    if not folder:
+        return None
+    drawn = read_pictures(run, folder, chosen.__contains__)
+    pictures = {cell: Drawing(picture, router) for cell, picture, router in drawn}
+    return Scores.from_parquet(run.store.get(f"{folder}/{SCORES}")), pictures
+
+
+def _prompts(run: Run) -> list[int]:
+    """The prompts whose pictures stand in tables: a few of them, from first to last."""
+    count = len(run.settings.evaluate.prompts)
+    return [place * count // min(count, _PROMPTS) for place in range(min(count, _PROMPTS))]
 
 
 def _facts(summary: dict[str, Any], metrics: Metrics) -> list[Fact]:
@@ -191,19 +223,19 @@ def _timeline(run: Run, run_id: str) -> list[StepPictures]:
 
 def _grid(run: Run, people: Sequence[dict[str, Any]], drawn: Any, metrics: Metrics) -> SubjectGrid:
     settings = run.settings.evaluate
-    seeds = settings.seeds[:_SEEDS]
+    seeds, prompts = settings.seeds[:_SEEDS], _prompts(run)
     pictures = {(cell.subject, cell.prompt, cell.seed): picture for cell, picture, _ in drawn}
     rows = [
         SubjectRow(
             one["name"],
             one["word"],
             from_png(one["photos"][0]),
-            [[pictures[one["name"], prompt, seed] for seed in seeds] for prompt in range(len(settings.prompts))],
+            [[pictures[one["name"], prompt, seed] for seed in seeds] for prompt in prompts],
             metrics.identity_by_subject.get(one["name"]),
         )
         for one in people[:_SUBJECTS]
     ]
-    return SubjectGrid([prompt.template.format(word="…") for prompt in settings.prompts], seeds, rows)
+    return SubjectGrid([settings.prompts[prompt].template.format(word="…") for prompt in prompts], seeds, rows)
 
 
 def _swaps(run: Run, people: Sequence[dict[str, Any]], drawn: Any) -> list[Swap]:
@@ -211,7 +243,7 @@ def _swaps(run: Run, people: Sequence[dict[str, Any]], drawn: Any) -> list[Swap]
     settings = run.settings.evaluate
     pictures = {(cell.subject, cell.word, cell.prompt, cell.seed): picture for cell, picture, _ in drawn}
     swaps = []
-    for prompt, described in enumerate(settings.prompts):
+    for prompt in _prompts(run):
         words = sorted({one["word"] for one in people})
         word = words[prompt % len(words)]
         alike = [one for one in people if one["word"] == word][:5]
@@ -220,7 +252,7 @@ def _swaps(run: Run, people: Sequence[dict[str, Any]], drawn: Any) -> list[Swap]
             Swapped(one["name"], from_png(one["photos"][0]), pictures[one["name"], word, prompt, seed]) for one in alike
         ]
         prior = pictures[None, word, prompt, seed]
-        swaps.append(Swap(described.template.format(word=word), seed, prior, swapped))
+        swaps.append(Swap(settings.prompts[prompt].template.format(word=word), seed, prior, swapped))
     return swaps
 
 

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.charts import data_address, draw_line, duration, enlarge, heat_map, overlay, short
+from evaluation.charts import HEAT, data_address, draw_line, duration, enlarge, heat_map, map_address, overlay, short
 
 
 def opened(address: str) -> Image.Image:
     head, body = address.split(",", 1)
-    assert head == "data:image/png;base64"
+    assert head in {"data:image/webp;base64", "data:image/png;base64"}
     return Image.open(io.BytesIO(base64.b64decode(body)))
 
 
@@ -41,6 +41,14 @@ def test_heat_is_bright_where_the_weight_is() -> None:
     hot = np.asarray(heat_map(Image.new("RGB", (64, 64), "grey"), weight))
     assert hot[0, 0].mean() > hot[-1, -1].mean() + 80
     assert heat_map(Image.new("RGB", (64, 64)), np.full((4, 4), 0.5, np.float32)).size == (192, 192)
+
+
+def test_a_map_keeps_its_own_pixels_and_has_the_colours_of_the_heat_map() -> None:
+    weight = np.linspace(0.2, 0.8, 16, dtype=np.float32).reshape(4, 4)
+    shown = opened(map_address(weight)).convert("RGB")
+    assert shown.size == (4, 4)
+    assert (shown.getpixel((0, 0)), shown.getpixel((3, 3))) == (HEAT[0], HEAT[-1]), "stretched to its own range"
+    assert opened(map_address(np.full((4, 4), 0.5, np.float32))).convert("RGB").getpixel((0, 0)) == HEAT[0]
 
 
 def test_a_falling_curve_goes_down_from_left_to_right() -> None:

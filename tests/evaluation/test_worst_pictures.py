@@ -1,6 +1,6 @@
 """The worst pictures by name."""
 
-from evaluation.worst_pictures import worst_pictures
+from evaluation.worst_pictures import best_pictures, nobody_found, worst_pictures
 from tests.evaluation.paper_world import World, scored
 
 
@@ -20,3 +20,13 @@ def test_pairs_and_prompts_have_their_own_lists() -> None:
     prompts = worst_pictures(scores, "prompt_consistency")
     assert len(prompts) == 10 and [one.value for one in prompts] == sorted(one.value for one in prompts)
     assert worst_pictures(scores, "unheard of") == []
+
+
+def test_the_best_are_the_other_end_of_the_same_list() -> None:
+    scores = scored(World(lost=("000002",), strange=("000003",)))
+    everybody = worst_pictures(scores, count=100)
+    best = best_pictures(scores, count=4)
+    assert [one.value for one in best] == [one.value for one in everybody[:-5:-1]]
+    assert not {"000002", "000003"} & {str(one.cell.subject) for one in best}
+    assert {cell.subject for cell in nobody_found(scores) if not cell.is_pair} == {"000002"}
+    assert all("000002" in cell.names for cell in nobody_found(scores))
