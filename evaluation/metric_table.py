@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from evaluation.comparison import Comparison
+from evaluation.comparison import Comparison, Difference
 from evaluation.groups import GroupTable
 from evaluation.measures import Measure
 from evaluation.metrics import Metrics
@@ -44,7 +44,7 @@ class DifferenceRow:
     production: str
     difference: str
     interval: str
-    meaning: Literal["better", "worse", "no more than chance"]
+    meaning: Literal["better", "worse", "the same", "no more than chance"]
 
 
 # Label, explanation, better direction, the release's field, the prior's field, format.
@@ -230,7 +230,6 @@ def difference_rows(comparison: Comparison) -> list[DifferenceRow]:
             continue
         signed = form.replace("{:", "{:+").replace("{:++", "{:+")
         between = found.difference
-        certain = between.low > 0 or between.high < 0
         rows.append(
             DifferenceRow(
                 label=label,
@@ -239,10 +238,19 @@ def difference_rows(comparison: Comparison) -> list[DifferenceRow]:
                 production=form.format(found.production),
                 difference=signed.format(between.mean),
                 interval=f"{signed.format(between.low)} – {signed.format(between.high)}",
-                meaning=("worse" if found.is_worse else "better") if certain else "no more than chance",
+                meaning=_meaning(found),
             )
         )
     return rows
+
+
+def _meaning(found: Difference) -> Literal["better", "worse", "the same", "no more than chance"]:
+    between = found.difference
+    if between.low == between.high == 0:
+        return "the same"
+    if between.low <= 0 <= between.high:
+        return "no more than chance"
+    return "worse" if found.is_worse else "better"
 
 
 def _number_and_interval(found: Measure | None, form: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from evaluation.gallery import Gallery, Ranking, Shot
 from evaluation.gate import Check, Verdict
 from evaluation.groups import GroupTable
 from evaluation.measures import Measure
-from evaluation.metrics import Metrics
+from evaluation.metrics import BETTER, Metrics
 from evaluation.protocol import Cell
 from evaluation.report_data import (
     Command,
@@ -153,7 +153,7 @@ def everything(name: str = "00007.png", caption: str = "a photo of a man on the 
         verdict=VERDICT,
         gallery=gallery(name, caption),
         groups=[
-            GroupTable(group=caption, prompts=2, pictures=16, measures={"identity": measure(0.9)}),
+            GroupTable(group=caption, prompts=2, pictures=16, measures=dict.fromkeys(BETTER, measure(0.9))),
             GroupTable(
                 group="accessory", prompts=1, pictures=8, measures={"identity": measure(0.1), "variation": measure(0.2)}
             ),

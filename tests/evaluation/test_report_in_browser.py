@@ -200,13 +200,17 @@ def test_what_is_not_the_pages_own_does_not_run(chromium: Tab, page: Path, tmp_p
 
 
 def test_on_paper_there_is_nothing_to_click_and_nothing_is_cut(tab: Tab) -> None:
-    tab.do("Emulation.setDeviceMetricsOverride", width=703, height=1000, deviceScaleFactor=1, mobile=False)  # A4
+    paper = {"height": 1000, "deviceScaleFactor": 1, "mobile": False}
+    tab.do("Emulation.setDeviceMetricsOverride", width=703 + 15, **paper)  # A4 without its margins, and a scroll bar
     tab.do("Emulation.setEmulatedMedia", media="print")
     for selector in ("nav", ".filters", ".more", ".closer", "dialog"):
         assert not tab.ask(f"document.querySelector('{selector}').checkVisibility()"), selector
+    cut = "[...document.querySelectorAll('section{} .scroll')].filter(s => s.scrollWidth > s.clientWidth).length"
+    assert tab.ask(cut.format(":not(#metrics)")) == 0, "no table is cut at the edge of the paper"
+    tab.do("Emulation.setDeviceMetricsOverride", width=1032 + 15, **paper)  # the metrics are printed across
+    assert tab.ask(cut.format("")) == 0
     assert tab.ask("(page => page.scrollWidth <= page.clientWidth)(document.documentElement)")
-    wide = tab.ask("[...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth).length")
-    assert wide == 0, "no table is cut at the edge of the paper"
+    assert tab.ask("getComputedStyle(document.querySelector('#metrics')).page") == "wide"
     assert tab.ask("getComputedStyle(document.querySelector('.shot')).breakInside") == "avoid"
 
 
