@@ -17,7 +17,7 @@ PAPER = ("#d2553a", "#2a8a83", "#e0a126", "#5b6bb5", "#b5527f", "#6f8f3a")
 # Heat maps run from night over violet and terracotta to cream: dark = prior, bright = personalization expert.
 HEAT = ((28, 24, 48), (92, 42, 96), (190, 70, 70), (240, 150, 60), (255, 240, 200))
 MIN_SIDE = 192
-QUALITY = 82  # WebP's: a fifth of PNG's bytes, and no difference that one would see at this size
+QUALITY = 80  # WebP's: a fifth of PNG's bytes, and no difference that one would see at this size
 
 
 def enlarge(image: Image.Image, least: int = MIN_SIDE) -> Image.Image:

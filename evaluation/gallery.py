@@ -17,8 +17,8 @@ from evaluation.protocol import Cell, Drawings
 from evaluation.scores import Scores
 from evaluation.worst_pictures import RankedPicture, best_pictures, nobody_found, worst_pictures
 
-# With production's beside them and 256 pixels each (`SIDE`), a page of photographs stays below 15 MB.
-MOST_SHOTS, SIDE = 320, 256
+# With production's and the prior's beside them and at most `SIDE` pixels wide, a page of photographs stays below 15 MB.
+MOST_SHOTS, SIDE = 320, 224
 RANKED = 10
 # What is ranked, and what a section about it is called.
 _RANKINGS = {

@@ -5,8 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 from PIL import Image
+from skimage.data import astronaut
 
-from evaluation.gallery import choose, gather, rankings
+from evaluation.charts import data_address
+from evaluation.gallery import MOST_SHOTS, SIDE, choose, gather, rankings
 from evaluation.protocol import Cell, Drawing
 from evaluation.scores import Scores
 
@@ -53,6 +55,13 @@ def test_of_a_large_one_every_prompt_person_and_seed_is_shown_about_as_often() -
     assert set(people) == set(PEOPLE) and max(people.values()) - min(people.values()) <= 6, people
     missing = {cell for cell, found in zip(large.cells, large.values["face_found"], strict=True) if found == 0}
     assert 80 <= len(missing & set(chosen)) <= 110, "those without anybody do not crowd the others out"
+
+
+def test_a_gallery_of_photographs_is_no_more_than_can_be_sent() -> None:
+    """Every shot with production's picture and a prior's of its own, which many shots share."""
+    photo = Image.fromarray(astronaut())
+    assert photo.size == (512, 512)
+    assert MOST_SHOTS * 3 * len(data_address(photo, most=SIDE)) < 15e6
 
 
 def picture(shade: int) -> Image.Image:
