@@ -66,7 +66,7 @@ def report_data(run: Run, summary: dict[str, Any]) -> ReportData:
         raise UserError(f"Release {release.number} was evaluated with other settings: use those, or run moa evaluate.")
     folder = evaluated_folder(run, release, card["evaluation"])
     if not folder:
-        raise UserError(f"The pictures of release {release.number} are not in this store: run moa evaluate.")
+        raise UserError(f"Release {release.number} was evaluated by an earlier version or elsewhere: run moa evaluate.")
     scores = Scores.from_parquet(run.store.get(f"{folder}/{SCORES}"))
     chosen = choose(scores)
     prompts = _prompts(run)

@@ -136,7 +136,7 @@ def test_a_tap_keeps_the_router_map_and_another_one_takes_it_away(chromium: Tab,
 
 
 def test_a_closer_look_goes_from_picture_to_picture_and_back(tab: Tab) -> None:
-    place, who = "document.querySelector('.place').textContent", "document.querySelector('dialog h4').textContent"
+    place, who = "document.querySelector('.place').textContent", "document.querySelector('dialog h3').textContent"
     tab.choose("person", "2")
     tab.click("#shot-2 .closer")
     assert tab.ask("document.querySelector('dialog').open") and tab.ask(place) == "1 of 8"
@@ -183,7 +183,7 @@ def test_names_of_strangers_do_nothing(chromium: Tab, tmp_path: Path) -> None:
     chromium.choose("person", "0")
     chromium.ask("document.querySelector('#shot-0 .closer').click()")
     assert chromium.ask("window.hurt") is None
-    assert chromium.ask("document.querySelector('dialog h4').textContent.includes('<script>window.hurt')")
+    assert chromium.ask("document.querySelector('dialog h3').textContent.includes('<script>window.hurt')")
     assert chromium.ask("document.querySelectorAll('script').length") == 1
     assert chromium.problems == [], "it did not even come to the policy"
 
