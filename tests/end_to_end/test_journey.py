@@ -155,7 +155,7 @@ def test_what_was_stopped_by_somebody_elsewhere_lost_nothing_and_the_report_says
     released = run.releases.resolve("1")
     readme = run.releases.read(released, "README.md").decode()
     assert "| shards passed over | none |" in readme and "anna" not in readme
-    assert run.releases.manifest(released)["lineage"]["course"]["attempts"] == 2
+    assert run.releases.card(released)["course"]["attempts"] == 2
     pictures = run.store.list(f"runs/{run_id}/pictures/")
     assert [key.rpartition("/")[2] for key in pictures] == ["step-000008.png", "step-000016.png"]
 
