@@ -82,6 +82,8 @@ def test_tables_sort_by_a_click_or_a_key_and_go_back(tab: Tab) -> None:
 def test_the_gallery_is_filtered_ordered_and_shown_in_portions(tab: Tab) -> None:
     count = "document.querySelector('.count').textContent"
     assert tab.ask(count) == "24 of 28 pictures shown" and tab.ask(f"{SHOWN}.length") == 24
+    prompts = tab.ask("[...document.querySelector('.filters').elements.prompt.options].map(option => option.text)")
+    assert prompts[:2] == ["all", "a photo of … on the beach"] and prompts[-1] == "both"
     tab.click(".more button")
     assert tab.ask(count) == "28 pictures shown" and not tab.ask("document.querySelector('.more').checkVisibility()")
     assert tab.ask("document.activeElement.closest('.shot').id") == "shot-24", "the focus goes to what is new"
