@@ -153,10 +153,8 @@ def everything(name: str = "00007.png", caption: str = "a photo of a man on the 
         verdict=VERDICT,
         gallery=gallery(name, caption),
         groups=[
+            GroupTable(group="accessory", prompts=1, pictures=8, measures={"identity": measure(0.1)}),
             GroupTable(group=caption, prompts=2, pictures=16, measures=dict.fromkeys(BETTER, measure(0.9))),
-            GroupTable(
-                group="accessory", prompts=1, pictures=8, measures={"identity": measure(0.1), "variation": measure(0.2)}
-            ),
         ],
         comparison=differences(),
         lineage={name: {caption: name}},
