@@ -327,7 +327,7 @@ def test_a_bad_candidate_is_kept_out_in_one_sentence_and_production_stays(
 
     assert not bad.promoted and len(run.releases.all()) == releases + 1 == bad.release
     assert run.releases.history("production") == before, "and nobody pulls anything else than before"
-    card = run.releases.manifest(run.releases.resolve(str(bad.release)))["lineage"]
+    card = run.releases.card(run.releases.resolve(str(bad.release)))
     (reason,) = card["verdict"]["reasons"]
     assert reason.startswith("The distance to the prior's pictures is ") and ": worse (+" in reason
     assert bad.stages[-1].note == f"release {bad.release}: kept, production stays where it was: {reason}"
