@@ -28,8 +28,9 @@ from evaluation.report import (
     Swapped,
     render,
 )
-from flows.evaluate import people_fingerprint, read_pictures
+from flows.evaluate import people_fingerprint
 from flows.evaluation_people import read_people
+from flows.evaluation_pictures import read_pictures
 from flows.painting import from_png
 from flows.run import Run
 from flows.samples import training_examples

@@ -106,14 +106,17 @@ class Painter:
         return self.scenes([prompt], [seed]) if self.settings.evaluate.keep_scene else None
 
     def scenes(self, prompts: Sequence[str], seeds: Sequence[int], **more: Any) -> Scene:
-        """The prior's runs of a batch. One serves every subject, so it is remembered, if nothing else decides it."""
+        """The prior's runs of a batch. One serves every subject, so it is remembered, if nothing else decides it.
+
+        Each is drawn by itself: in a batch its last digits would depend on what else was missing just then.
+        """
         parts = [self.pipe.unet, *(getattr(self.pipe, name, None) for name in _ENCODERS)]
         if more or any(getattr(part, "peft_config", None) for part in parts):  # LoRA
             return Scene.drawn(self.pipe, **self._call_for(prompts, seeds), **more)
         asked = list(zip(prompts, seeds, strict=True))
-        if missing := [one for one in dict.fromkeys(asked) if one not in self._scenes]:
-            drawn = Scene.drawn(self.pipe, **self._call_for(*zip(*missing, strict=True)))
-            self._scenes.update((one, drawn.picture(row)) for row, one in enumerate(missing))
+        for prompt, seed in dict.fromkeys(asked):
+            if (prompt, seed) not in self._scenes:
+                self._scenes[prompt, seed] = Scene.drawn(self.pipe, **self._call_for([prompt], [seed]))
         batch = Scene.batch([self._scenes[one] for one in asked])
         for one in list(self._scenes)[:-_SCENES]:
             del self._scenes[one]
