@@ -1,30 +1,38 @@
-"""Stage 6: a trained adapter draws people whom it never saw, and its pictures are measured beside the prior's."""
+"""Stage 6: a trained adapter draws people whom it never saw, and its pictures are measured beside the prior's.
+
+Any other model is judged by the same protocol (`flows/contenders.py`), without the gate: it is no candidate.
+"""
 
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from flows import artifacts
 from flows.cancellation import stage_flow
 from flows.cluster_job import run_on_cluster, runs_on_cluster
+from flows.contenders import AdapterModel, Contender, DrawingModel, find_contender, released
 from flows.evaluation_people import read_people
-from flows.evaluation_pictures import draw_evaluation, read_drawn, read_pictures
+from flows.evaluation_pictures import PICTURES, as_the_prior_drew, draw_evaluation, read_drawn, read_pictures
 from flows.evaluation_scores import check_references, is_measured, measure, metric_table, read_metrics, read_scores
 from flows.evaluation_split import check_split
 from flows.run import Run, StageResult, digest
-from flows.train import ADAPTER_FILES, current_training, trained_adapter
+from flows.train import current_training, trained_adapter
 from infra.errors import UserError
-from infra.registry import Release
 from infra.settings import Settings
 from preprocessing.shards import encode_json
 
 
 @stage_flow("evaluate")
-def evaluate(settings: Settings, run_id: str = "", from_scratch: bool = False) -> StageResult:
-    """Draw, measure and hold against the gate; `run_id` "" = the training of what the catalog holds now."""
+def evaluate(settings: Settings, run_id: str = "", from_scratch: bool = False, model: str = "") -> StageResult:
+    """Draw, measure and hold against the gate; `run_id` "" = the training of what the catalog holds now.
+
+    model: judge this one instead, as `find_contender` takes it.
+    """
     started, run = time.monotonic(), Run(settings)
+    if model:
+        return _evaluate_model(run, model)
     run_id = run_id or current_training(run, from_scratch)
     if not run.store.exists(f"runs/{run_id}/finished.json"):
         raise UserError(f"Training {run_id} is not finished: run moa train first.")
@@ -38,10 +46,10 @@ def evaluate(settings: Settings, run_id: str = "", from_scratch: bool = False) -
     if not before:
         plan = json.loads(run.store.get(f"runs/{run_id}/finished.json"))["plan"]
         check_split(run, plan)
-        _draw_and_measure(run, trained_adapter(run, run_id), people, folder)
+        _draw_and_measure(run, AdapterModel(trained_adapter(run, run_id)), people, folder)
     metrics = read_metrics(run, folder)
     production = run.releases.current(settings.publish.alias)
-    theirs = production_evaluation(run, production, people, fingerprint) if production else ""
+    theirs = _evaluated(run, released(run.releases, production), people, fingerprint) if production else ""
     beside = read_metrics(run, theirs) if theirs else None
     comparison, verdict = judge(run, folder, theirs)
     facts = {
@@ -61,10 +69,44 @@ def evaluate(settings: Settings, run_id: str = "", from_scratch: bool = False) -
     drawn = read_pictures(run, folder)
     shown = [picture for cell, picture, _ in drawn if cell.subject][:48]
     artifacts.pictures("drawn", shown, "First pictures drawn", 12)
-    pairs = f", {metrics['pair_pictures']} of {metrics['pairs']} pairs" if metrics["pairs"] else ""
-    note = f"{metrics['pictures']} pictures of {metrics['subjects']} people{pairs}"
     seconds = time.monotonic() - started
+    return StageResult(
+        "evaluate", 0 if before else 1, int(before), seconds=seconds, note=_counted(metrics), facts=facts
+    )
+
+
+def _evaluate_model(run: Run, spec: str) -> StageResult:
+    """Draw and measure any model, and what its table is held beside: production's release, where there is another."""
+    started, contender = time.monotonic(), find_contender(run, spec)
+    if runs_on_cluster(run.settings):
+        decides = [contender.spec, run.settings.evaluate.model_dump(mode="json"), run.fingerprints]
+        return run_on_cluster(run, "evaluate", decides, {"model": contender.spec})
+    people = read_people(run)
+    fingerprint = people_fingerprint(run, people)
+    before = is_measured(run, contender.folder(run, fingerprint))
+    folder = _evaluated(run, contender, people, fingerprint)
+    metrics = read_metrics(run, folder)
+    production = run.releases.current(run.settings.publish.alias)
+    beside = None
+    if production and production != contender.release:
+        beside = read_metrics(run, _evaluated(run, released(run.releases, production), people, fingerprint))
+    artifacts.table("metrics", metric_table(metrics, beside), f"Metrics of {contender.name}")
+    facts = {
+        "model": contender.name,
+        "evaluation": fingerprint,
+        "folder": folder,
+        "pictures": run.store.uri(f"{folder}/{PICTURES}"),
+        "metrics": metrics,
+        "production": beside,
+        "production_release": production.number if production else None,
+    }
+    seconds, note = time.monotonic() - started, f"{contender.name}: {_counted(metrics)}"
     return StageResult("evaluate", 0 if before else 1, int(before), seconds=seconds, note=note, facts=facts)
+
+
+def _counted(metrics: dict[str, Any]) -> str:
+    pairs = f", {metrics['pair_pictures']} of {metrics['pairs']} pairs" if metrics["pairs"] else ""
+    return f"{metrics['pictures']} pictures of {metrics['subjects']} people{pairs}"
 
 
 def people_fingerprint(run: Run, people: Sequence[dict[str, Any]]) -> str:
@@ -78,15 +120,12 @@ def evaluation_folder(run_id: str, fingerprint: str) -> str:
     return f"runs/{run_id}/evaluation-{fingerprint}"
 
 
-def production_evaluation(run: Run, production: Release, people: Sequence[dict[str, Any]], fingerprint: str) -> str:
-    """The folder in which the release in production is measured under this protocol: as it was then, or now."""
-    card = run.releases.card(production)
-    if is_measured(run, then := evaluation_folder(card["run_id"], fingerprint)):
-        return then
-    folder = f"releases-evaluated/{production.id}/{fingerprint}"
+def _evaluated(run: Run, contender: Contender, people: Sequence[dict[str, Any]], fingerprint: str) -> str:
+    """The folder in which the model is measured under this protocol: as it was once, or now."""
+    folder = contender.folder(run, fingerprint)
     if not is_measured(run, folder):
-        adapter = {name: run.releases.read(production, name) for name in ADAPTER_FILES}
-        _draw_and_measure(run, adapter, people, folder)
+        run.store.put(f"{folder}/model.json", encode_json(contender.about))
+        _draw_and_measure(run, contender.load(), people, folder)
     return folder
 
 
@@ -102,10 +141,11 @@ def judge(run: Run, folder: str, production: str = "") -> tuple[dict[str, Any] |
     return None if comparison is None else comparison.model_dump(mode="json"), verdict
 
 
-def _draw_and_measure(run: Run, adapter: Mapping[str, bytes], people: Sequence[dict[str, Any]], folder: str) -> None:
+def _draw_and_measure(run: Run, model: DrawingModel, people: Sequence[dict[str, Any]], folder: str) -> None:
     check_references(run, people)
-    draw_evaluation(run, adapter, people, folder)
-    measure(run, list(read_drawn(run, folder)), people, folder)
+    draw_evaluation(run, model, people, folder)
+    drawn = list(read_drawn(run, folder))
+    measure(run, drawn if model.draws_subjects else as_the_prior_drew(run.settings, people, drawn), people, folder)
 
 
 def _sha256(data: bytes) -> str:

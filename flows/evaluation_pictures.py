@@ -9,7 +9,7 @@ cells, and a picture's noise by its seed alone (`Painter.draw`): who draws it, w
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evaluation import protocol
 from evaluation.protocol import Cell, Subject
@@ -20,24 +20,30 @@ from infra.ray_session import map_shards
 from infra.settings import Settings
 from preprocessing.shards import decode_npy, encode_json, encode_npy, read_tar, write_tar
 
+if TYPE_CHECKING:
+    from flows.contenders import DrawingModel
+
 PICTURES = "pictures.tar"
 Drawn = tuple[Cell, bytes, Any]
 """A cell, its picture as PNG, and its router map where one was recorded."""
 
 
-def draw_evaluation(run: Run, adapter: Mapping[str, bytes], people: Sequence[Mapping[str, Any]], folder: str) -> int:
-    """Draw what the folder lacks, and make pictures.tar of all; how many batches were drawn now. Needs Ray."""
+def draw_evaluation(run: Run, model: "DrawingModel", people: Sequence[Mapping[str, Any]], folder: str) -> int:
+    """Draw what the folder lacks, and make pictures.tar of all; how many batches were drawn now. Needs Ray.
+
+    A model that draws nobody draws the prior's pictures alone.
+    """
     if run.store.exists(f"{folder}/{PICTURES}"):
         _remove_batches(run, folder)
         return 0
-    items = batches_of(run.settings, people, folder)
+    items = batches_of(run.settings, people, folder, model.draws_subjects)
     there = set(run.store.list(f"{folder}/drawn/"))
     missing = [item for item in items if item["key"] not in there]
     if len(missing) < len(items):
         done = len(items) - len(missing)
         artifacts.note(f"evaluate: {done} of {len(items)} batches of pictures were drawn before and are kept.")
     photos = {one["name"]: one["photos"][0] for one in people}
-    arguments = (run.store, run.settings, adapter, photos)
+    arguments = (run.store, run.settings, model, photos)
     gpus = run.settings.ray.gpus_per_worker
     results = map_shards(PaintWorker, missing, run.settings.evaluate.workers, arguments, gpus=gpus)
     with closing(results):
@@ -50,15 +56,24 @@ def draw_evaluation(run: Run, adapter: Mapping[str, bytes], people: Sequence[Map
     return len(missing)
 
 
-def batches_of(settings: Settings, people: Sequence[Mapping[str, Any]], folder: str) -> list[dict[str, Any]]:
+def batches_of(
+    settings: Settings, people: Sequence[Mapping[str, Any]], folder: str, with_subjects: bool = True
+) -> list[dict[str, Any]]:
     """Everything that there is to draw, as `PaintWorker` takes it: {"cells", "key": where they are kept}."""
-    subjects: list[Any] = [Subject(one["name"], one["word"], None) for one in people]  # type: ignore[arg-type]
-    evaluate = settings.evaluate
+    evaluate, subjects = settings.evaluate, _without_photos(people)
+    kinds = (protocol.prior_cells, protocol.cells) if with_subjects else (protocol.prior_cells,)
     return [
         {"cells": batch, "key": f"{folder}/drawn/{digest([cell.model_dump(mode='json') for cell in batch])}.tar"}
-        for todo in (protocol.prior_cells(evaluate, subjects), protocol.cells(evaluate, subjects))
-        for batch in protocol.batches(todo, evaluate.batch_size)
+        for kind in kinds
+        for batch in protocol.batches(kind(evaluate, subjects), evaluate.batch_size)
     ]
+
+
+def as_the_prior_drew(settings: Settings, people: Sequence[Mapping[str, Any]], drawn: Sequence[Drawn]) -> list[Drawn]:
+    """The prior's pictures, and each once more for everybody of whom it would be: how the prior itself is measured."""
+    pngs = {cell: png for cell, png, _ in drawn}
+    everybody = protocol.cells(settings.evaluate, _without_photos(people))
+    return [*drawn, *((cell, pngs[cell.prior], None) for cell in everybody)]
 
 
 def read_drawn(run: Run, folder: str) -> Iterator[Drawn]:
@@ -83,6 +98,10 @@ def unpacked(tar: bytes) -> Iterator[Drawn]:
     for sample in read_tar(tar):
         router = sample.parts.get("router.npy")
         yield Cell.model_validate(sample.json()), sample.parts["png"], None if router is None else decode_npy(router)
+
+
+def _without_photos(people: Sequence[Mapping[str, Any]]) -> list[Any]:
+    return [Subject(one["name"], one["word"], None) for one in people]  # type: ignore[arg-type]
 
 
 def _parts(cell: Cell, png: bytes, router: Any) -> dict[str, bytes]:

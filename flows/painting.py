@@ -87,7 +87,7 @@ class Painter:
         Each picture's noise comes from its own seed: what else is in the batch does not matter. `more` goes on to the
         pipeline, as a ControlNet's `image`.
         """
-        call = {**self._call_for(prompts, seeds), **more}
+        call = {**self.call_for(prompts, seeds), **more}
         if not any(subjects):
             return [Drawing(image) for image in self.pipe(**call).images]
         assert self.adapter is not None, "subjects need an adapter"
@@ -112,17 +112,18 @@ class Painter:
         """
         parts = [self.pipe.unet, *(getattr(self.pipe, name, None) for name in _ENCODERS)]
         if more or any(getattr(part, "peft_config", None) for part in parts):  # LoRA
-            return Scene.drawn(self.pipe, **self._call_for(prompts, seeds), **more)
+            return Scene.drawn(self.pipe, **self.call_for(prompts, seeds), **more)
         asked = list(zip(prompts, seeds, strict=True))
         for prompt, seed in dict.fromkeys(asked):
             if (prompt, seed) not in self._scenes:
-                self._scenes[prompt, seed] = Scene.drawn(self.pipe, **self._call_for([prompt], [seed]))
+                self._scenes[prompt, seed] = Scene.drawn(self.pipe, **self.call_for([prompt], [seed]))
         batch = Scene.batch([self._scenes[one] for one in asked])
         for one in list(self._scenes)[:-_SCENES]:
             del self._scenes[one]
         return batch
 
-    def _call_for(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    def call_for(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+        """What a call of the pipeline takes to draw these: each picture's noise is its own seed's."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return {"prompt": list(prompts), "generator": generators, **self.call}
 

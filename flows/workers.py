@@ -26,6 +26,7 @@ from preprocessing.catalog import PhotoRow, ShardRow, load_shard, store_shard
 
 if TYPE_CHECKING:
     from evaluation.protocol import Cell, Drawing
+    from flows.contenders import DrawingModel
     from preprocessing.shards import KeyedParts
 
 Made = tuple[bytes, list[PhotoRow]]  # a shard's tar, and the photos that were refused
@@ -187,17 +188,15 @@ class PrecomputeWorker(StagedWorker):
 class PaintWorker(StagedWorker):
     """Draws a batch of cells and keeps it: {"cells": [Cell], "key": where in the store} -> {"key"}.
 
-    `adapter`: an adapter's files by name. `photos`: everybody's reference as PNG, by name.
+    `photos`: everybody's reference as PNG, by name.
     """
 
     def __init__(
-        self, store: ObjectStore, settings: Settings, adapter: Mapping[str, bytes], photos: Mapping[str, bytes]
+        self, store: ObjectStore, settings: Settings, model: "DrawingModel", photos: Mapping[str, bytes]
     ) -> None:
-        from flows.painting import Painter
-
         limit_threads()
         self.store, self.photos = store, photos
-        self.painter = Painter.open(settings, adapter)
+        self.painter = model.open(settings)
         self.crops: dict[str, Image.Image] = {}
 
     def fetch(self, item: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from evaluation import protocol
 from flows import evaluation_pictures
+from flows.contenders import AdapterModel
 from flows.evaluation_people import read_people
 from flows.evaluation_pictures import PICTURES, batches_of, draw_evaluation, read_drawn, read_pictures
 from flows.painting import open_pipeline
@@ -55,7 +56,7 @@ def undisturbed(world: Path, adapter: dict[str, bytes], tmp_path_factory: pytest
     run = _run(world, tmp_path_factory.mktemp("undisturbed"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation_pictures, "map_shards", map_shards)
-        assert draw_evaluation(run, adapter, read_people(run), FOLDER) == 6
+        assert draw_evaluation(run, AdapterModel(adapter), read_people(run), FOLDER) == 6
     return run
 
 
@@ -77,14 +78,14 @@ def test_what_a_failed_worker_had_drawn_is_kept_and_others_go_on_to_the_same_byt
         patch.setattr(evaluation_pictures, "map_shards", map_shards)
         patch.setattr(evaluation_pictures, "PaintWorker", Failing)
         with pytest.raises(RuntimeError, match="out of memory"):
-            draw_evaluation(run, adapter, people, FOLDER)
+            draw_evaluation(run, AdapterModel(adapter), people, FOLDER)
     assert run.store.list(f"{FOLDER}/") == sorted(drawn) and len(drawn) == 4
     prepare_environment()
     with ray_session(run.settings.ray):
-        assert draw_evaluation(run, adapter, people, FOLDER) == 2
+        assert draw_evaluation(run, AdapterModel(adapter), people, FOLDER) == 2
     assert run.store.list(f"{FOLDER}/") == [f"{FOLDER}/{PICTURES}"], "the batches are one file, and gone"
     assert run.store.get(f"{FOLDER}/{PICTURES}") == undisturbed.store.get(f"{FOLDER}/{PICTURES}")
-    assert draw_evaluation(run, adapter, people, FOLDER) == 0, "and without Ray"
+    assert draw_evaluation(run, AdapterModel(adapter), people, FOLDER) == 0, "and without Ray"
 
 
 def test_batches_of_another_size_are_the_same_pictures_up_to_rounding(
@@ -92,7 +93,7 @@ def test_batches_of_another_size_are_the_same_pictures_up_to_rounding(
 ) -> None:
     monkeypatch.setattr(evaluation_pictures, "map_shards", map_shards)
     run = _run(world, tmp_path, {"evaluate.batch_size": "5"})
-    draw_evaluation(run, adapter, read_people(run), FOLDER)
+    draw_evaluation(run, AdapterModel(adapter), read_people(run), FOLDER)
     one, other = (read_pictures(each, FOLDER) for each in (undisturbed, run))
     assert [cell for cell, _, _ in one] == [cell for cell, _, _ in other] and len(one) == 16
     for (cell, ours, router), (_, theirs, same) in zip(one, other, strict=True):
