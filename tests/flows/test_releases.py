@@ -100,7 +100,7 @@ def test_the_gates_refusal_wants_a_reason(settings: Settings) -> None:
     assert (move.release.number, move.why, move.override) == (2, "looks better", "the measure is wrong")
     row = next(row for row in listed(settings) if row["number"] == 2)
     assert row["gate"] == "refused" and row["overrides"]["production"] == "the measure is wrong"
-    assert shown(settings, "2")["moves"][-1]["override"] == "the measure is wrong"
+    assert shown(settings, "production")["moves"][-1]["override"] == "the measure is wrong"
     move = promote(settings, "1", "staging", "to look at", "not needed")
     assert (move.release.number, move.why, move.override) == (1, "to look at", "")
     release = Run(settings).releases.publish({"adapter.bin": b"x"}, {})
