@@ -51,7 +51,7 @@ bench-training: $(STAMP)  ## the loader beside webdataset, workers, checkpoints;
 	if $(BIN)/python -c "import torch, sys; sys.exit(not torch.cuda.is_available())"; then \
 		$(BIN)/python -m tests.benchmarks.training_gpu; fi
 
-bench-release: $(STAMP)  ## publish and pull of 1 GB beside boto3's own transfers; ENDPOINT=… for another server than moto's
+bench-release: $(STAMP)  ## publish and pull of 1 GB beside boto3's own transfers, an evaluation beside its drawing; ENDPOINT=… for another server than moto's
 	$(BIN)/python -m tests.benchmarks.release $(if $(ENDPOINT),--endpoint $(ENDPOINT))
 
 endurance: $(STAMP)  ## 20,000 photos on two Ray nodes and S3, once in peace, once killed ten times; hours on two cores

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict
 from evaluation.comparison import Comparison, Difference
 from evaluation.measures import Measure
 from evaluation.metrics import Better, Metrics
-from infra.errors import UserError
 from infra.settings import PublishSettings
 
 Kind = Literal["floor", "pictures", "production"]
@@ -58,21 +57,6 @@ class Verdict(BaseModel):
     checks: list[Check]
 
 
-class Override(BaseModel):
-    """Somebody promoted a release that the gate kept out: why, who, and what the gate had said."""
-
-    model_config = ConfigDict(frozen=True)
-
-    reason: str
-    by: str
-    against: list[str]
-
-    @property
-    def sentence(self) -> str:
-        """What the history of the promoted name should say."""
-        return f"override by {self.by}: {self.reason} (the gate: {' '.join(self.against)})"
-
-
 def gate(metrics: Metrics, publish: PublishSettings, comparison: Comparison | None = None) -> Verdict:
     """Hold a release against the rules; `comparison`: with the release in production, if there is one.
 
@@ -83,15 +67,6 @@ def gate(metrics: Metrics, publish: PublishSettings, comparison: Comparison | No
         checks += _beside_production(comparison, publish)
     failed = [check.sentence for check in checks if not check.passed]
     return Verdict(promote=not failed, reasons=failed or ["Every check of the gate passed."], checks=checks)
-
-
-def override(verdict: Verdict, reason: str, by: str) -> Override:
-    """The record of a promotion against the gate; UserError without a reason, or where the gate has no objection."""
-    if verdict.promote:
-        raise UserError("The gate has nothing against this release: promote it without an override.")
-    if not reason.strip():
-        raise UserError(f"An override needs its reason, for those who ask later: the gate says: {verdict.reasons[0]}")
-    return Override(reason=" ".join(reason.split()), by=by, against=verdict.reasons)
 
 
 def _floors(metrics: Metrics, publish: PublishSettings) -> Iterator[Check]:

@@ -16,6 +16,7 @@ import typer
 
 from flows.application_commands import applications
 from flows.catalog_commands import catalog, planning
+from flows.evaluation_commands import MODELS, comparing
 from flows.options import AsJson, Changes, Preset, Workspace, read_settings
 from flows.release_commands import pulling, releases
 from flows.zoo import zoo
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.add_typer(zoo, name="zoo")
 app.add_typer(catalog, name="catalog")
 app.add_typer(planning)
+app.add_typer(comparing)
 app.add_typer(applications)
 app.add_typer(pulling)
 app.add_typer(releases, name="releases")
@@ -161,11 +163,20 @@ def _say_training_plan(settings: Settings, as_json: bool) -> None:
 def evaluate(
     preset: Preset = "demo",
     from_scratch: FromScratch = False,
+    model: Annotated[str, typer.Option(metavar="MODEL", help=f"Instead of the training: {MODELS}")] = "",
     workspace: Workspace = None,
     changes: Changes = None,
 ) -> None:
-    """Stage 6: draw people never seen in training, and measure."""
-    _stage("evaluate", read_settings(preset, workspace, changes), from_scratch)
+    """Stage 6: draw people never seen in training, and measure; with --model, any model by the same protocol."""
+    settings = read_settings(preset, workspace, changes)
+    if not model:
+        _stage("evaluate", settings, from_scratch)
+    elif from_scratch:
+        raise UserError("--from-scratch says which training is evaluated, and --model something else: give one.")
+    else:
+        from flows.evaluation_commands import evaluate_model
+
+        evaluate_model(settings, model)
 
 
 @app.command()

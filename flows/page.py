@@ -33,8 +33,11 @@ from evaluation.report_data import (
     Swapped,
 )
 from evaluation.scores import Scores
-from flows.evaluate import SCORES, evaluated_folder, people_fingerprint, read_pictures
+from flows.contenders import released
+from flows.evaluate import people_fingerprint
 from flows.evaluation_people import read_people
+from flows.evaluation_pictures import read_pictures
+from flows.evaluation_scores import is_measured, read_scores
 from flows.painting import from_png
 from flows.run import Run
 from flows.samples import training_examples
@@ -43,6 +46,7 @@ from flows.train import finished_training
 from flows.training_continuity import continuity, told_course
 from flows.training_job import picture_folder, picture_step
 from infra.errors import UserError
+from infra.registry import Release
 from preprocessing.photos import PhotoRefused, Reason, decode, read_bytes
 from preprocessing.places import Place
 from preprocessing.trees import is_picture
@@ -64,10 +68,10 @@ def report_data(run: Run, summary: dict[str, Any]) -> ReportData:
     people = read_people(run)
     if card["evaluation"] != people_fingerprint(run, people):
         raise UserError(f"Release {release.number} was evaluated with other settings: use those, or run moa evaluate.")
-    folder = evaluated_folder(run, release, card["evaluation"])
+    folder = _evaluated_folder(run, release, card["evaluation"])
     if not folder:
         raise UserError(f"Release {release.number} was evaluated by an earlier version or elsewhere: run moa evaluate.")
-    scores = Scores.from_parquet(run.store.get(f"{folder}/{SCORES}"))
+    scores = read_scores(run, folder)
     chosen = choose(scores)
     prompts = _prompts(run)
     shown = {one for cell in chosen for one in (cell, cell.prior)}
@@ -82,7 +86,7 @@ def report_data(run: Run, summary: dict[str, Any]) -> ReportData:
     if compared is not None:
         old = run.releases.resolve(str(compared))
         production = Metrics.model_validate(run.releases.card(old)["metrics"])
-        before = _before(run, evaluated_folder(run, old, card["evaluation"]), set(chosen))
+        before = _before(run, _evaluated_folder(run, old, card["evaluation"]), set(chosen))
     return ReportData(
         title=f"MoA: release {release.number}",
         subtitle=f"{card['samples']} photos trained on, {metrics.subjects} people drawn who are in none of them",
@@ -108,13 +112,19 @@ def report_data(run: Run, summary: dict[str, Any]) -> ReportData:
     )
 
 
+def _evaluated_folder(run: Run, release: Release, protocol: str) -> str:
+    """The folder in which a release was measured under this protocol, then or later; "" where none is here."""
+    folder = released(run.releases, release).folder(run, protocol)
+    return folder if is_measured(run, folder) else ""
+
+
 def _before(run: Run, folder: str, chosen: set[Cell]) -> tuple[Scores, dict[Cell, Drawing]] | None:
     """What the release in production was measured with then; None where its pictures are not in this store."""
     if not folder:
         return None
     drawn = read_pictures(run, folder, chosen.__contains__)
     pictures = {cell: Drawing(picture, router) for cell, picture, router in drawn}
-    return Scores.from_parquet(run.store.get(f"{folder}/{SCORES}")), pictures
+    return read_scores(run, folder), pictures
 
 
 def _prompts(run: Run) -> list[int]:

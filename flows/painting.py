@@ -87,7 +87,7 @@ class Painter:
         Each picture's noise comes from its own seed: what else is in the batch does not matter. `more` goes on to the
         pipeline, as a ControlNet's `image`.
         """
-        call = {**self._call_for(prompts, seeds), **more}
+        call = {**self.call_for(prompts, seeds), **more}
         if not any(subjects):
             return [Drawing(image) for image in self.pipe(**call).images]
         assert self.adapter is not None, "subjects need an adapter"
@@ -106,20 +106,24 @@ class Painter:
         return self.scenes([prompt], [seed]) if self.settings.evaluate.keep_scene else None
 
     def scenes(self, prompts: Sequence[str], seeds: Sequence[int], **more: Any) -> Scene:
-        """The prior's runs of a batch. One serves every subject, so it is remembered, if nothing else decides it."""
+        """The prior's runs of a batch. One serves every subject, so it is remembered, if nothing else decides it.
+
+        Each is drawn by itself: in a batch its last digits would depend on what else was missing just then.
+        """
         parts = [self.pipe.unet, *(getattr(self.pipe, name, None) for name in _ENCODERS)]
         if more or any(getattr(part, "peft_config", None) for part in parts):  # LoRA
-            return Scene.drawn(self.pipe, **self._call_for(prompts, seeds), **more)
+            return Scene.drawn(self.pipe, **self.call_for(prompts, seeds), **more)
         asked = list(zip(prompts, seeds, strict=True))
-        if missing := [one for one in dict.fromkeys(asked) if one not in self._scenes]:
-            drawn = Scene.drawn(self.pipe, **self._call_for(*zip(*missing, strict=True)))
-            self._scenes.update((one, drawn.picture(row)) for row, one in enumerate(missing))
+        for prompt, seed in dict.fromkeys(asked):
+            if (prompt, seed) not in self._scenes:
+                self._scenes[prompt, seed] = Scene.drawn(self.pipe, **self.call_for([prompt], [seed]))
         batch = Scene.batch([self._scenes[one] for one in asked])
         for one in list(self._scenes)[:-_SCENES]:
             del self._scenes[one]
         return batch
 
-    def _call_for(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    def call_for(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+        """What a call of the pipeline takes to draw these: each picture's noise is its own seed's."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return {"prompt": list(prompts), "generator": generators, **self.call}
 

@@ -95,6 +95,7 @@ def _list(as_json: bool, preset: str, workspace: Path | None, changes: list[str]
     rows = []
     for row in found:
         marks = [row["problem"]] if "problem" in row else ["non-commercial data"] if row["non_commercial"] else []
+        marks += [f"{name} against the gate: {reason}" for name, reason in row.get("overrides", {}).items()]
         names = ", ".join(row.get("names", []))
         about = {"release": f"{row['model']}@{row['number']}", "id": row.get("id", ""), "names": names}
         about |= {"date": row["date"][:10], "gate": row.get("gate", ""), "from": row.get("start", "")}
@@ -173,7 +174,7 @@ def diff(
 @releases.command()
 def promote(
     reference: Reference,
-    why: Why,
+    why: Annotated[str, typer.Option(help="Why; it stays in the name's history.")] = "",
     name: Annotated[str, typer.Option(help='"production", "staging", …; the preset\'s by default.')] = "",
     override: Annotated[
         str, typer.Option(help="Why the gate's refusal is not to count; it stays in the history.")

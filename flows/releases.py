@@ -45,7 +45,9 @@ def listed(settings: Settings) -> list[dict[str, Any]]:
             except UserError as error:
                 rows.append(row | {"problem": str(error)})
                 continue
-            row |= {"id": release.id, "names": pointing.get(release, []), "gate": gate_says(card)}
+            moves = pointing.get(release, {})
+            row |= {"id": release.id, "names": list(moves), "gate": gate_says(card)}
+            row |= {"overrides": {name: move.override for name, move in moves.items() if move.override}}
             row |= {"start": str(card.get("start", "")), "bytes": sum(file.content.size for file in files)}
             rows.append(row | {"non_commercial": non_commercial(card)})
     return rows
@@ -72,7 +74,7 @@ def shown(settings: Settings, reference: str) -> dict[str, Any]:
         "id": release.id,
         "address": releases.uri(release),
         "date": _date(releases.dates()[release.number]),
-        "names": _names(releases).get(release, []),
+        "names": list(_names(releases).get(release, {})),
         "gate": gate_says(card),
         "non_commercial": non_commercial(card),
         "files": files,
@@ -107,17 +109,27 @@ def difference(settings: Settings, old: str, new: str) -> dict[str, Any]:
 
 
 def promote(settings: Settings, reference: str, name: str, why: str, override: str) -> Move:
-    """Let the name point at the release; the name's last move. Raises UserError where the gate does not let it, unless
-    `override` says why that is not to count."""
+    """Let the name point at the release; the name's last move.
+
+    What the gate refused needs `override`, why that is not to count, and then `why` may be "": the history says what
+    the gate's objection was. Raises UserError without a reason.
+    """
     releases, release = find(settings, reference)
+    why, override = (" ".join(text.split()) for text in (why, override))
     verdict = releases.card(release).get("verdict")
-    if not override and not (verdict and verdict["promote"]):
+    if verdict and verdict["promote"]:
+        why, override = why or override, ""
+    else:
         said = verdict["reasons"][0].rstrip(".") if verdict else "it was never held against it"
-        raise UserError(
-            f"The gate does not let release {release.number} of {releases.model} through ({said}): "
-            'add --override "reason" to promote it all the same; the reason stays in the history.'
-        )
-    releases.promote(name, release.id, why, override if not (verdict and verdict["promote"]) else "")
+        if not override:
+            raise UserError(
+                f"The gate does not let release {release.number} of {releases.model} through ({said}): "
+                'add --override "reason" to promote it all the same; the reason stays in the history.'
+            )
+        why = why or f"against the gate: {said}."
+    if not why:
+        raise UserError('A name moves for a reason, which stays in its history: give --why "reason".')
+    releases.promote(name, release.id, why, override)
     return releases.history(name)[-1]
 
 
@@ -183,12 +195,13 @@ def measures(card: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     return found
 
 
-def _names(releases: Releases) -> dict[Release, list[str]]:
-    found: dict[Release, list[str]] = {}
+def _names(releases: Releases) -> dict[Release, dict[str, Move]]:
+    """Release → the names that point at it, each with the move that brought it there."""
+    found: dict[Release, dict[str, Move]] = {}
     for name in releases.names.all():
-        release = releases.current(name)
-        if release is not None:
-            found.setdefault(release, []).append(name)
+        move = releases.names.current(name)
+        if move is not None:
+            found.setdefault(move.release, {})[name] = move
     return found
 
 

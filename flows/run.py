@@ -177,7 +177,8 @@ class Run:
     def evaluation_fingerprint(self, people: str) -> str:
         """16 hex digits that name how a release is evaluated: equal ones can be compared. `people`: the subjects."""
         models = self.settings.models
-        settings = self.settings.evaluate.model_dump(mode="json", exclude={"workers", "source", "split"})
+        left_out = {"workers", "source", "split", "ip_adapter_scale"}  # the last one is a part of what is evaluated
+        settings = self.settings.evaluate.model_dump(mode="json", exclude=left_out)
         # How people are found in photos and pictures, and cut out for the image encoder.
         found = self.settings.segment.model_dump(mode="json", exclude={"workers", "batch_size"})
         used = [models.base, models.clip, models.segmenter, models.identity, models.perceptual]

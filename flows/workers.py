@@ -25,6 +25,8 @@ from infra.storage import ObjectStore
 from preprocessing.catalog import PhotoRow, ShardRow, load_shard, store_shard
 
 if TYPE_CHECKING:
+    from evaluation.protocol import Cell, Drawing
+    from flows.contenders import DrawingModel
     from preprocessing.shards import KeyedParts
 
 Made = tuple[bytes, list[PhotoRow]]  # a shard's tar, and the photos that were refused
@@ -183,34 +185,47 @@ class PrecomputeWorker(StagedWorker):
         return {"shard": stored[0], "photos": made.photos, "left_out": made.left_out, "more": [*stored[1:], *more]}
 
 
-class PaintWorker:
-    """Draws cells: {"cells": [Cell], "photos": {name: PNG}} -> {"drawn": [(Cell, PNG, router map | None)]}.
+class PaintWorker(StagedWorker):
+    """Draws a batch of cells and keeps it: {"cells": [Cell], "key": where in the store} -> {"key"}.
 
-    `adapter`: an adapter's files by name; without one only the prior can draw.
+    `photos`: everybody's reference as PNG, by name.
     """
 
-    def __init__(self, settings: Settings, adapter: dict[str, bytes] | None) -> None:
-        from flows.painting import Painter
-
+    def __init__(
+        self, store: ObjectStore, settings: Settings, model: "DrawingModel", photos: Mapping[str, bytes]
+    ) -> None:
         limit_threads()
-        self.painter = Painter.open(settings, adapter)
+        self.store, self.photos = store, photos
+        self.painter = model.open(settings)
         self.crops: dict[str, Image.Image] = {}
 
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        from flows.painting import from_png, to_png
+    def fetch(self, item: dict[str, Any]) -> None:
+        """Everything is here."""
 
-        cells = item["cells"]
-        for name, photo in item["photos"].items():
-            if name not in self.crops:
-                self.crops[name] = self.painter.crop(from_png(photo), f"{name}'s photo")
+    def work(self, item: dict[str, Any], fetched: None) -> "Sequence[Drawing]":
+        cells: Sequence[Cell] = item["cells"]
         subjects = [{word: self._crops_of(names) for word, names in cell.cast.items()} for cell in cells]
-        drawn = self.painter.draw([cell.text for cell in cells], subjects, [cell.seed for cell in cells])
-        return {"drawn": [(cell, to_png(one.picture), one.router) for cell, one in zip(cells, drawn, strict=True)]}
+        return self.painter.draw([cell.text for cell in cells], subjects, [cell.seed for cell in cells])
+
+    def put_away(self, item: dict[str, Any], made: "Sequence[Drawing]") -> dict[str, Any]:
+        from flows.evaluation_pictures import packed
+        from flows.painting import to_png
+
+        drawn = zip(item["cells"], made, strict=True)
+        self.store.put(item["key"], packed((cell, to_png(one.picture), one.router) for cell, one in drawn))
+        return {"key": item["key"]}
 
     def _crops_of(self, names: Sequence[str]) -> Any:
         """A word's one subject, or all where several share it."""
-        crops = [self.crops[name] for name in names]
+        crops = [self._crop_of(name) for name in names]
         return crops[0] if len(crops) == 1 else crops
+
+    def _crop_of(self, name: str) -> Image.Image:
+        from flows.painting import from_png
+
+        if name not in self.crops:
+            self.crops[name] = self.painter.crop(from_png(self.photos[name]), f"{name}'s photo")
+        return self.crops[name]
 
 
 class ReferenceWorker:
@@ -232,7 +247,7 @@ class ReferenceWorker:
 class JudgeWorker:
     """Measures a prompt's pictures.
 
-    {"release", "prior": as PaintWorker's "drawn"} -> {"scores": Parquet of every picture, "real_photos": similarities
+    {"release", "prior": lists of `Drawn`} -> {"scores": Parquet of every picture, "real_photos": similarities
     of the people's other photos, "about": the instruments}. `people` as `read_people` gives them.
     """
 

@@ -45,6 +45,7 @@ class EvaluateSettings(FrozenSettings):
     guidance_scale: float = Field(ge=1, description="classifier-free guidance; 1 = none")
     prior_only_above: int = Field(ge=0, le=1000, description="timesteps above this are drawn by the prior alone")
     keep_scene: bool = Field(description="outside the people, keep to the prior's own run, which is drawn for it too")
+    ip_adapter_scale: float = Field(ge=0, le=1, description="how much the photo counts where an IP-Adapter is judged")
     batch_size: Count = Field(description="pictures drawn at once")
     workers: Count = Field(description="actors, each with the pipeline")
 

@@ -4,7 +4,7 @@ A file of 1 GB goes to an S3 server and comes back, once as boto3 does it by its
 content-addressed and resumable on its way there, verified and cached on its way back. Turn and turn about; each ratio
 is bare ÷ ours by the clock, the median of the rounds, so it wants a quiet machine. The processor time of the client,
 which others disturb less, stands beside it. Without --endpoint the server is moto's, in a process of its own: it is
-written in Python, and slow.
+written in Python, and slow. Before that: what the evaluation that a release needs costs over its own drawing.
 """
 
 import argparse
@@ -30,10 +30,11 @@ from infra.pulling import pull
 from infra.registry import Releases
 from infra.storage import S3Store
 from tests.benchmarks.costs import Cost, console, cost_of
+from tests.benchmarks.evaluation_overhead import measure_overhead
 from tests.benchmarks.machine import busy_machine
 
 MODEL = "moa"
-GOALS = {"pull_ratio": "≥ 0.9", "publish_ratio": "≥ 0.9", "repull_seconds": "≤ 1"}
+GOALS = {"pull_ratio": "≥ 0.9", "publish_ratio": "≥ 0.9", "repull_seconds": "≤ 1", "evaluation_overhead": "≤ 0.05"}
 
 
 @contextmanager
@@ -134,10 +135,13 @@ def table_of(numbers: dict[str, Any]) -> str:
         return f"{speed}; rounds {each}; {cores}"
 
     again = f"the command with its start; the function alone {seconds['pull again']:.2f} s"
+    spent = ", ".join(f"{name} {each:.1f} s" for name, each in numbers["evaluation_seconds"].items())
+    evaluated = f"the demo's protocol, {numbers['evaluation_pictures']} pictures and the prior's: {spent}"
     rows = [
         ("download by boto3 ÷ pull, verified", "pull_ratio", pair("download", "pull")),
         ("upload by boto3 ÷ publish", "publish_ratio", pair("upload", "publish")),
         ("the same release again (s)", "repull_seconds", again),
+        ("evaluation beside its own drawing", "evaluation_overhead", evaluated),
     ]
     lines = [
         f"# What a release costs, {numbers['date']}",
@@ -157,6 +161,7 @@ def main() -> None:
     parser.add_argument("--endpoint", help="an S3 server that runs already; credentials as usual for AWS")
     parser.add_argument("--megabytes", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--subjects", type=int, default=16, help="people of the evaluation")
     options = parser.parse_args()
     runs = Path("runs/bench")
     runs.mkdir(parents=True, exist_ok=True)
@@ -164,6 +169,7 @@ def main() -> None:
     numbers |= {"megabytes": options.megabytes, "rounds": options.rounds}
     with tempfile.TemporaryDirectory(prefix="moa-bench-", dir=runs) as place:
         folder = Path(place).absolute()
+        numbers |= measure_overhead(folder / "evaluation", options.subjects)
         if options.endpoint:
             numbers |= {"server": f"the server at {options.endpoint}"}
             numbers |= measure(options.endpoint, folder, options.megabytes, options.rounds)

@@ -23,7 +23,6 @@ from prefect.testing.utilities import prefect_test_harness
 from safetensors.numpy import load_file
 
 from evaluation.comparison import Comparison
-from evaluation.gate import Verdict, override
 from flows import ingest as ingest_stage
 from flows import model_stages
 from flows.caption import caption
@@ -34,6 +33,7 @@ from flows.holdings import holdings
 from flows.ingest import ingest
 from flows.near_duplicates import duplicates
 from flows.publish import publish
+from flows.releases import listed, promote, shown
 from flows.retrain import retrain
 from flows.run import Run
 from flows.segment import segment
@@ -336,13 +336,15 @@ def test_a_bad_candidate_is_kept_out_in_one_sentence_and_production_stays(
     # The table of production's pictures was there: nothing is drawn or measured again to compare with it.
     assert not run.store.list("releases-evaluated/")
     # Somebody who knows better has to say why.
-    verdict = Verdict.model_validate(card["verdict"])
-    with pytest.raises(UserError, match="needs its reason"):
-        override(verdict, "", "Ada")
-    kept = run.releases.resolve(str(bad.release))
-    run.releases.promote("production", kept.id, override(verdict, "a test", "Ada").sentence)
+    with pytest.raises(UserError, match=f"does not let release {bad.release} of moa through .The distance"):
+        promote(strict, str(bad.release), "production", "", "")
+    assert run.releases.history("production") == before
+    promote(strict, str(bad.release), "production", "", "a test")
     (move,) = run.releases.history("production")[len(before) :]
-    assert move.release == kept and move.why == f"override by Ada: a test (the gate: {reason})"
+    assert (move.release.number, move.override, move.why) == (bad.release, "a test", f"against the gate: {reason}")
+    row = next(row for row in listed(strict) if row["number"] == bad.release)
+    assert (row["gate"], row["overrides"]) == ("refused", {"production": "a test"})
+    assert shown(strict, "production")["moves"][-1]["override"] == "a test"
 
 
 def _kill_when(ready: Callable[[], bool], command: list[str]) -> None:

@@ -22,8 +22,20 @@ from safetensors.numpy import load_file
 from evaluation import protocol
 from evaluation.groups import group_tables
 from evaluation.scores import Scores
-from flows import evaluate, evaluation_split, ingest, model_stages, train, training_loop, training_samples
+from flows import (
+    evaluate,
+    evaluation_pictures,
+    evaluation_scores,
+    evaluation_split,
+    ingest,
+    model_stages,
+    train,
+    training_loop,
+    training_samples,
+)
 from flows.caption import caption
+from flows.evaluation_pictures import read_pictures
+from flows.evaluation_scores import SCORES, check_references
 from flows.near_duplicates import duplicates
 from flows.painting import from_png
 from flows.publish import publish
@@ -99,7 +111,7 @@ def stages(settings: Settings, trained: SimpleNamespace) -> Iterator[dict[str, S
     """The stages, one after the other."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TRAIN_V2_ENABLED", "1")
-        for module in (ingest, model_stages, evaluate, evaluation_split):
+        for module in (ingest, model_stages, evaluation_pictures, evaluation_scores, evaluation_split):
             patch.setattr(module, "map_shards", map_shards)
         patch.setattr(train, "fit", fit)
         patch.setattr(training_loop, "MoATrainingModule", _watched(trained))
@@ -199,7 +211,7 @@ def test_the_protocol_measures_with_facenet(settings: Settings, stages: dict[str
     assert metrics["faces_missing"] == 8 and metrics["pair_identity"]["mean"] == 0
     for name in ("prompt_consistency", "scene_accuracy", "object_accuracy", "background_change", "router_auc"):
         assert metrics[name] is not None and np.isfinite(metrics[name]["mean"]), name
-    drawn = evaluate.read_pictures(Run(settings), stages["evaluate"].facts["folder"])
+    drawn = read_pictures(Run(settings), stages["evaluate"].facts["folder"])
     assert {cell.text.replace(cell.word, "{word}") for cell, _, _ in drawn if not cell.is_pair} == set(DRAWN)
     assert {cell.text for cell, _, _ in drawn if cell.is_pair} == {"a man and a man on the beach"}
     assert {picture.size for _, picture, _ in drawn} == {(PIXELS, PIXELS)}
@@ -219,7 +231,7 @@ def test_every_instrument_is_named_with_its_digest(settings: Settings, stages: d
 
 def test_every_pictures_values_are_kept_beside_the_pictures(settings: Settings, stages: dict[str, StageResult]) -> None:
     facts = stages["evaluate"].facts
-    scores = Scores.from_parquet(Run(settings).store.get(f"{facts['folder']}/{evaluate.SCORES}"))
+    scores = Scores.from_parquet(Run(settings).store.get(f"{facts['folder']}/{SCORES}"))
     assert len(scores.cells) == 10
     identity = [value for values in scores.column("variation").values() for value in values]
     assert np.mean(identity) == pytest.approx(facts["metrics"]["variation"]["mean"])
@@ -233,7 +245,7 @@ def test_a_reference_without_a_face_is_told_before_anything_is_drawn(
     draw(picture_at(99, 0), 218).image.save(paper, "PNG")
     somebody = {"name": "7", "word": "man", "photos": [paper.getvalue()], "original": paper.getvalue()}
     with pytest.raises(UserError, match="no face in the reference photo of 7 .*evaluate.people"):
-        evaluate._check_references(Run(settings), [somebody])
+        check_references(Run(settings), [somebody])
 
 
 def test_the_release_is_on_s3_and_verified_when_pulled(

@@ -17,9 +17,19 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from evaluation import protocol
-from flows import applications, evaluate, evaluation_split, ingest, model_stages, train, training_loop
+from flows import (
+    applications,
+    evaluation_pictures,
+    evaluation_scores,
+    evaluation_split,
+    ingest,
+    model_stages,
+    train,
+    training_loop,
+)
 from flows import retrain as dag
 from flows.applications import Release
+from flows.evaluation_pictures import read_pictures
 from flows.generate import generate
 from flows.painting import from_png
 from flows.run import Run, check_inputs
@@ -89,7 +99,7 @@ def journey(settings: Settings, seen: SimpleNamespace) -> Iterator[dag.Journey]:
     """`moa retrain`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TRAIN_V2_ENABLED", "1")
-        for module in (ingest, model_stages, evaluate, evaluation_split):
+        for module in (ingest, model_stages, evaluation_pictures, evaluation_scores, evaluation_split):
             patch.setattr(module, "map_shards", map_shards)
         for name in FLOWS:
             patch.setattr(dag, name, getattr(dag, name).fn)
@@ -178,7 +188,7 @@ def test_the_release_is_measured_and_a_repeat_does_nothing(
     assert facts["metrics"]["pictures"] == 2 * 2 * 2
     for name in ("prompt_consistency", "scene_accuracy", "object_accuracy", "background_change", "router_auc"):
         assert np.isfinite(facts["metrics"][name]["mean"]), name
-    drawn = evaluate.read_pictures(run, facts["folder"])
+    drawn = read_pictures(run, facts["folder"])
     assert {picture.size for _, picture, _ in drawn} == {(PIXELS, PIXELS)}
     run.releases.pull("1", tmp_path / "pulled")
     weights = load_file(tmp_path / "pulled" / "adapter.safetensors")

@@ -47,6 +47,7 @@ SETTINGS = EvaluateSettings(
     guidance_scale=1.0,
     prior_only_above=800,
     keep_scene=False,
+    ip_adapter_scale=0.6,
     batch_size=3,
     workers=1,
 )

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from evaluation.comparison import Comparison, Difference
-from evaluation.gate import Override, Verdict, gate, override
+from evaluation.gate import Verdict, gate
 from evaluation.measures import Measure
 from evaluation.metrics import Metrics
-from infra.errors import UserError
 from infra.settings import PublishSettings, RegressionSettings, load_settings
 
 LIMITS = PublishSettings(
@@ -155,17 +154,6 @@ def test_a_verdict_and_its_metrics_survive_json() -> None:
     assert type(verdict).model_validate_json(verdict.model_dump_json()) == verdict
     old = {"name": "a", "value": 0.5, "limit": 0.4, "better": "higher", "passed": True, "sentence": "A."}
     assert Verdict.model_validate({"promote": True, "reasons": [], "checks": [old]}).checks[0].kind == "floor"
-
-
-def test_an_override_needs_a_reason_and_says_what_it_overrides() -> None:
-    kept_out = gate(metrics(face_found=0.1), LIMITS)
-    found = override(kept_out, "  the detector\nis broken ", "Ada")
-    assert found == Override(reason="the detector is broken", by="Ada", against=kept_out.reasons)
-    assert found.sentence.startswith("override by Ada: the detector is broken (the gate: Share of pictures with a face")
-    with pytest.raises(UserError, match="needs its reason.*Share of pictures with a face"):
-        override(kept_out, " \n", "Ada")
-    with pytest.raises(UserError, match="without an override"):
-        override(gate(metrics(), LIMITS), "why not", "Ada")
 
 
 @pytest.mark.parametrize("preset", ["demo", "sd15"])

@@ -65,7 +65,8 @@ def test_what_is_not_there_is_one_sentence(moa: Moa, tmp_path: Path) -> None:
         (("pull", "other@1"), "nothing has been published here yet as other"),
         (("releases", "show", "9"), "no release 9"),
         (("releases", "promote", "2", "--why", "x"), "--override"),
-        (("releases", "promote", "2"), "--why"),
+        (("releases", "promote", "2"), "--override"),
+        (("releases", "promote", "3"), "--why"),
         (("releases", "promote", "3", "--why", "x", "--name", "Not A Name"), "cannot name a release"),
         (("releases", "rollback", "--why", "x", "--name", "staging"), "no earlier"),
         (("releases", "export", "3", str(tmp_path)), "not an empty folder"),
@@ -93,6 +94,9 @@ def test_releases_are_listed_shown_and_compared(moa: Moa) -> None:
 def test_names_move_and_go_back(moa: Moa) -> None:
     code, out, _ = moa("releases", "promote", "moa@2", "--why", "we like it", "--override", "the measure is wrong")
     assert (code, out.startswith("production points at release 2 (")) == (0, True)
+    assert "production against the gate: the measure is wrong" in moa("releases")[1]
+    assert moa("releases", "promote", "2", "--name", "mine", "--override", "I say so")[0] == 0
+    assert "I say so" in moa("releases", "show", "2")[1]
     assert as_json(moa("releases", "promote", "1", "--why", "x", "--name", "old", "--json"))["release"] == 1
     move = as_json(moa("releases", "rollback", "--why", "it was worse", "--json"))
     assert (move["release"], move["why"]) == (3, "it was worse") and move["who"] and move["when"]

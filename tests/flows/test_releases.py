@@ -91,15 +91,31 @@ def test_photos_that_came_and_went_are_counted(settings: Settings, tmp_path: Pat
 
 
 def test_the_gates_refusal_wants_a_reason(settings: Settings) -> None:
-    with pytest.raises(UserError, match="does not let release 2 .*--override"):
-        promote(settings, "2", "production", "looks better", "")
-    move = promote(settings, "2", "production", "looks better", "the measure is wrong")
+    before = Run(settings).releases.history("production")
+    for blank in ("", " \n"):
+        with pytest.raises(UserError, match="does not let release 2 .*--override"):
+            promote(settings, "2", "production", "looks better", blank)
+    assert Run(settings).releases.history("production") == before
+    move = promote(settings, "2", "production", "looks better", "the measure\n is wrong ")
     assert (move.release.number, move.why, move.override) == (2, "looks better", "the measure is wrong")
+    row = next(row for row in listed(settings) if row["number"] == 2)
+    assert row["gate"] == "refused" and row["overrides"]["production"] == "the measure is wrong"
+    assert shown(settings, "production")["moves"][-1]["override"] == "the measure is wrong"
     move = promote(settings, "1", "staging", "to look at", "not needed")
-    assert (move.release.number, move.override) == (1, "")
+    assert (move.release.number, move.why, move.override) == (1, "to look at", "")
     release = Run(settings).releases.publish({"adapter.bin": b"x"}, {})
     with pytest.raises(UserError, match="never held against it"):
         promote(settings, str(release.number), "production", "new", "")
+
+
+def test_a_reason_is_given_once(settings: Settings) -> None:
+    """Against the gate it is --override's; what the gate said stands in the history by itself."""
+    move = promote(settings, "2", "production", "", "the measure is wrong")
+    verdict = shown(settings, "2")["verdict"]
+    assert move.why == f"against the gate: {verdict['reasons'][0]}" and move.override == "the measure is wrong"
+    assert promote(settings, "1", "staging", "", "it passed").why == "it passed", "nobody's words are lost"
+    with pytest.raises(UserError, match="--why"):
+        promote(settings, "3", "staging", "", "")
 
 
 def test_a_name_goes_back(settings: Settings) -> None:
