@@ -335,7 +335,7 @@ class S3Store:
 
         away = isinstance(error, (EndpointConnectionError, ConnectTimeoutError, ConnectionClosedError))
         place = f"s3://{self.bucket}/{self.prefix} on {self.server}"
-        code = getattr(error, "response", {}).get("Error", {}).get("Code")
+        code = (getattr(error, "response", None) or {}).get("Error", {}).get("Code")
         mend = "mend storage.root, storage.endpoint_url or the AWS credentials"
         if code == "RequestTimeTooSkewed":
             mend = "this machine's clock is not the server's, so set it"
