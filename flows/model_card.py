@@ -104,7 +104,7 @@ def _training(card: Mapping[str, Any]) -> str:
         ("catalog", card["catalog_digest"][:16]),
         ("started from", card["start"]),
         ("training run", card["run_id"]),
-        *told_course(card["course"]).items(),
+        *(told_course(card["course"]).items() if "course" in card else ()),  # releases of before have none
         *((f"train.{name}", card["train"][name]) for name in ("steps", "batch_size", "learning_rate", "seed")),
     ]
     return "## Training\n\n" + _table(("", ""), rows)

@@ -63,10 +63,12 @@ class JobServer:
         except _Answered as error:
             if self.state(job_id) is not None:
                 return
-            last = error.text.strip().splitlines()[-1]
+            last = next(line for line in reversed(error.text.splitlines()) if line.strip(". "))
             if error.code >= 500 and "Traceback" not in error.text:  # a proxy's, or no agent is ready yet
                 raise Away(last) from error
-            raise UserError(f"The Ray cluster at {self.address} does not take the job: {last[:300]}") from error
+            raise UserError(
+                f"The Ray cluster at {self.address} does not take the job: {last[:300].rstrip('.')}."
+            ) from error
 
     def state(self, job_id: str) -> JobState | None:
         """None where the cluster does not know it: it never came, or the cluster is another one by now."""

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from skimage.data import astronaut
 
 from infra.evaluation_settings import RegressionSettings
-from infra.settings import Settings, load_settings
+from infra.settings import RaySettings, Settings, load_settings
 from preprocessing.sources.paperfolk_drawing import draw
 from preprocessing.sources.paperfolk_world import picture_at
 from tests.tiny_models import tiny_blip2, tiny_clip, tiny_mask2former, tiny_pipeline
@@ -169,6 +169,12 @@ def tiny_changes(world: Path) -> dict[str, str]:
 def tiny_settings(world: Path, workspace: Path, changes: Mapping[str, str] | None = None) -> Settings:
     """The demo's settings with `tiny_changes` and these."""
     return load_settings("demo", workspace, {**tiny_changes(world), **(changes or {})})
+
+
+def tiny_ray(address: str, num_cpus: int) -> RaySettings:
+    """The demo's Ray with little memory, of this machine or at an address."""
+    changes = {"address": address, "num_cpus": num_cpus, "object_store_mb": 80}
+    return load_settings("demo").ray.model_copy(update=changes)
 
 
 MODELS = ("base", "clip", "captioner", "segmenter", "identity")

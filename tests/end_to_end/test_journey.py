@@ -155,7 +155,7 @@ def test_what_was_stopped_by_somebody_elsewhere_lost_nothing_and_the_report_says
     released = run.releases.resolve("1")
     readme = run.releases.read(released, "README.md").decode()
     assert "| shards passed over | none |" in readme and "anna" not in readme
-    assert run.releases.manifest(released)["lineage"]["course"]["attempts"] == 2
+    assert run.releases.card(released)["course"]["attempts"] == 2
     pictures = run.store.list(f"runs/{run_id}/pictures/")
     assert [key.rpartition("/")[2] for key in pictures] == ["step-000008.png", "step-000016.png"]
 
@@ -327,7 +327,7 @@ def test_a_bad_candidate_is_kept_out_in_one_sentence_and_production_stays(
 
     assert not bad.promoted and len(run.releases.all()) == releases + 1 == bad.release
     assert run.releases.history("production") == before, "and nobody pulls anything else than before"
-    card = run.releases.manifest(run.releases.resolve(str(bad.release)))["lineage"]
+    card = run.releases.card(run.releases.resolve(str(bad.release)))
     (reason,) = card["verdict"]["reasons"]
     assert reason.startswith("The distance to the prior's pictures is ") and ": worse (+" in reason
     assert bad.stages[-1].note == f"release {bad.release}: kept, production stays where it was: {reason}"

@@ -123,7 +123,7 @@ def test_everything_is_found_before_anything_starts(settings: Settings) -> None:
     check_inputs(settings)
     checks = {check.name: check for check in diagnose(settings)}
     wanted = [name for name in checks if name.startswith("model ")] + ["ingest.source", "evaluate.source", "storage"]
-    assert len(wanted) == 8 and [checks[name].detail for name in wanted if not checks[name].ok] == []
+    assert len(wanted) == 10 and [checks[name].detail for name in wanted if not checks[name].ok] == []
 
 
 def test_photos_become_samples_with_both_encoders_states(settings: Settings, journey: dag.Journey) -> None:

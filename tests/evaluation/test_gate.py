@@ -13,6 +13,7 @@ from infra.errors import UserError
 from infra.settings import PublishSettings, RegressionSettings, load_settings
 
 LIMITS = PublishSettings(
+    model="moa",
     alias="production",
     min_identity_gain=0.35,
     min_scene_ratio=0.95,

@@ -40,15 +40,17 @@ def test_a_shard_that_is_damaged_meanwhile(
     """The training stops and names it; once it is put back, the same command goes on."""
     training = Training(prepare(root, "short-damaged", SHORT))
     store, row = training.run.store, chance.choice(training.run.training_shards())
-    sound, moment, ready_made = store.get(row.object_key), chance.randrange(3, STEPS // 2), training_loop.batches
-
-    def batches(source: StepBatches, steps: Sequence[int], *options: Any, **more: Any) -> Iterator[StepBatch]:
-        for step, one in zip(steps, ready_made(source, steps, *options, **more), strict=True):
-            if step == moment:
-                flip_a_bit(Path(store.uri(row.object_key)), chance)
-            yield one
+    sound, moment = store.get(row.object_key), chance.randrange(3, STEPS // 2)
 
     with noted(training.settings.workspace):
+        ready_made = training_loop.batches  # which notes what is taken
+
+        def batches(source: StepBatches, steps: Sequence[int], *options: Any, **more: Any) -> Iterator[StepBatch]:
+            for step, one in zip(steps, ready_made(source, steps, *options, **more), strict=True):
+                if step == moment:
+                    flip_a_bit(Path(store.uri(row.object_key)), chance)
+                yield one
+
         with monkeypatch.context() as patched, pytest.raises(DamagedObject, match=f"{row.object_key} is damaged"):
             patched.setattr(training_loop, "batches", batches)
             train_here(training.run)

@@ -67,10 +67,12 @@ def test_the_header_is_the_hubs(card: dict[str, Any]) -> None:
 
 
 def test_shards_that_were_passed_over_and_a_refusal_are_said(card: dict[str, Any]) -> None:
-    card["damaged_shards"] = ["0123", "4567"]
+    account = {"samples": 9, "whole_epochs": 2, "begun": 0, "again": 4, "missing": 4, "proven": True}
+    card["course"] = {"attempts": 2, "steps_done_again": 0, "skipped_steps": [], "account": account}
+    card["course"]["shards_passed_over"] = ["0123", "4567"]
     card["verdict"] = {"promote": False, "reasons": ["Identity fell."], "checks": []}
     text = model_card(card, None, "moa", "production")
-    assert "Damaged shards were passed over: 0123, 4567." in text
+    assert "| shards passed over | 0123, 4567 |" in text and "| attempts | 2 |" in text
     assert "## The gate: do not promote\n\nIdentity fell." in text
 
 

@@ -17,6 +17,7 @@ from flows.segment import segment
 from flows.shard import shard
 from infra.settings import Settings, load_settings
 from infra.storage import DirectoryStore
+from preprocessing import captioning, segmentation
 from preprocessing.catalog import ShardRow, load_shard, sweep
 from preprocessing.precompute import Precomputer
 from preprocessing.shards import read_tar
@@ -134,13 +135,14 @@ def test_the_number_of_workers_changes_no_byte(
 ) -> None:
     monkeypatch.setattr(ingest, "map_shards", map_shards_in_threads)
     monkeypatch.setattr(model_stages, "map_shards", map_shards_in_threads)
-    loading, load = Lock(), Precomputer._ready
+    loading = Lock()
+    for place, name in ((Precomputer, "_ready"), (captioning, "open_captioner"), (segmentation, "open_segmenter")):
 
-    def one_at_a_time(*arguments: Any, **options: str) -> Any:
-        with loading:  # transformers' loading is for one thread of a process; Ray's actors are processes
-            return load(*arguments, **options)
+        def one_at_a_time(*arguments: Any, load: Any = getattr(place, name), **options: Any) -> Any:
+            with loading:  # transformers' loading is for one thread of a process; Ray's actors are processes
+                return load(*arguments, **options)
 
-    monkeypatch.setattr(Precomputer, "_ready", one_at_a_time)
+        monkeypatch.setattr(place, name, one_at_a_time)
     settings = settings_of(world, tmp_path, workers=workers)
     for stage in ("ingest", "caption", "segment"):
         as_many = getattr(settings, stage).model_copy(update={"workers": workers})

@@ -21,9 +21,10 @@ from flows.training_cluster import (
 )
 from infra.errors import UserError
 from infra.ray_session import ray_session
-from infra.settings import RaySettings, Settings, load_settings
+from infra.settings import Settings, load_settings
 from infra.storage import DirectoryStore
 from tests.faults.training_runs import prepare
+from tests.tiny_world import tiny_ray
 
 CPUS = 4  # of each node
 
@@ -62,7 +63,7 @@ def nodes() -> Iterator[str]:
 @pytest.fixture
 def both(nodes: str) -> Iterator[None]:
     prepare_environment()
-    with ray_session(RaySettings(address=nodes, num_cpus=1, gpus_per_worker=0, object_store_mb=80)):
+    with ray_session(tiny_ray(nodes, 1)):
         yield
 
 

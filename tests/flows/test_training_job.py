@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flows import training_job, training_loop
-from flows.training_job import ProgressReporter, TrainingJob
+from flows.training_job import News, ProgressReporter, TrainingJob
 from infra.errors import DamagedObject, UserError
 from infra.settings import load_settings
 from infra.storage import DirectoryStore
@@ -51,14 +51,14 @@ def test_a_shard_that_is_damaged_meanwhile_stops_the_training(work: Callable[...
     actor = _Actor()
     with pytest.raises(UserError):
         work(actor, "stop", _damaged)
-    assert actor.reporter.ask() == (None, "shards/b.tar is damaged", [])
+    assert actor.reporter.ask() == News(None, "shards/b.tar is damaged", [], [])
 
 
 def test_or_those_who_are_started_next_do_without_it(work: Callable[..., Any]) -> None:
     actor, begun = _Actor(), list[frozenset[str]]()
     with pytest.raises(UserError):  # for Ray, which starts the workers again
         work(actor, "skip", _damaged)
-    row, refusal, said = actor.reporter.ask()
+    row, refusal, said, _ = actor.reporter.ask()
     assert (row, refusal) == (None, "") and said == ["without shard b from here on (shards/b.tar is damaged)"]
     work(actor, "skip", lambda job: begun.append(job.damaged))
     assert begun == [frozenset("bz")]

@@ -22,14 +22,14 @@ from flows.session import prepare_environment
 from flows.training_job import TrainingJob, picture_key
 from flows.training_pictures import TrainingPictures, share
 from infra.ray_session import ray_session
-from infra.settings import RaySettings, Settings
+from infra.settings import Settings
 from infra.storage import DirectoryStore, ObjectStore
 from moa_model import MoAAdapter, MoATrainingModule
 from tests.faults.training_driver import train
 from tests.faults.training_runs import prepare
 from tests.moa_model.conftest import trained_like
 from tests.tiny_models import IMAGE_DIM
-from tests.tiny_world import write_models, write_people
+from tests.tiny_world import tiny_ray, write_models, write_people
 
 CHANGES = {"train.pictures_every": "2", "train.pictures_people": "2", "train.pictures_prompts": "2"}
 TRAINING = {"train.workers": "2", "train.checkpoint_every": "4", "train.steps": "6", "train.warmup_steps": "0"}
@@ -199,7 +199,7 @@ def test_everything_is_drawn_and_everybody_draws_as_much(words: list[str], promp
 @pytest.fixture
 def ray() -> Iterator[None]:
     prepare_environment()
-    with ray_session(RaySettings(address="", num_cpus=4, gpus_per_worker=0, object_store_mb=80)):
+    with ray_session(tiny_ray("", 4)):
         yield
 
 

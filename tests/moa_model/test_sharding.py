@@ -131,10 +131,13 @@ def test_a_whole_state_stays_as_it_is() -> None:
 
 
 def test_what_is_counted_of_the_units_adds_up() -> None:
-    module = _module()
+    module = _module().to("meta")
     whole = sum(parameter.numel() for parameter in kept_whole(module))
     everything = sum(parameter.numel() for parameter in module.parameters())
-    gathered, half = _gathered(module, "fsdp", {}), _gathered(module, "fsdp", _kept_casts(module, make_batch(2)))
+    gathered, half = (
+        _gathered(module, "fsdp", {}),
+        _gathered(module, "fsdp", _kept_casts(module, make_batch(2).to("meta"))),
+    )
     assert gathered.weights == 4 * (everything - whole)
     largest = max(
         sum(one.numel() for one in unit.parameters() if one.ndim > 1 or one.requires_grad) for unit in units(module)
