@@ -95,7 +95,8 @@ def adapter_files(settings: Settings, release: str) -> Path:
         return folder
     if not re.fullmatch(r"[0-9a-z@-]+", release):
         raise UserError(f'There is no folder "{release}": give a release\'s name, number or id, or a pulled folder.')
-    return pull_from(Run(settings).store, release, settings.publish.model, None).folder
+    publish = settings.publish
+    return pull_from(Run(settings).store, release, publish.model, None, key=publish.verify_key).folder
 
 
 def read_photo(path: Path, settings: Settings) -> Any:

@@ -18,6 +18,7 @@ from flows.train import ADAPTER_FILES, current_training, finished_training, line
 from infra.errors import UserError
 from infra.large_objects import local_file
 from infra.registry import Release
+from infra.release_signatures import Signer
 from infra.settings import Settings
 from preprocessing.shards import encode_json
 
@@ -38,6 +39,8 @@ def publish(settings: Settings, run_id: str = "", from_scratch: bool = False) ->
     published, said = run.releases.find(run_id), list[str]()
     if published is None:
         published = _release(run, run_id, fingerprint, evaluated, said.append)
+    elif signer := _signer(settings):
+        run.releases.sign(published, signer)
     verdict = run.releases.card(published)["verdict"]
     alias = settings.publish.alias
     already = any(move.release == published for move in run.releases.history(alias))
@@ -78,4 +81,10 @@ def _release(
     with tempfile.TemporaryDirectory(prefix="moa-publish-") as folder, artifacts.telling() as tell:
         adapter = {name: local_file(run.store, f"runs/{run_id}/{name}", Path(folder)) for name in ADAPTER_FILES}
         texts = {"README.md": readme.encode(), "metrics.json": encode_json(measured)}
-        return run.releases.publish({**adapter, **texts}, made, say, partial(tell, "publish: bytes"))
+        progress = partial(tell, "publish: bytes")
+        return run.releases.publish({**adapter, **texts}, made, say, progress, _signer(run.settings))
+
+
+def _signer(settings: Settings) -> Signer | None:
+    """The settings' key. Raises UserError where it cannot be used."""
+    return Signer(settings.publish.signing_key) if settings.publish.signing_key else None

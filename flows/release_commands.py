@@ -12,13 +12,18 @@ from flows.options import AsJson, Changes, Preset, Workspace, read_settings
 from flows.quantities import in_bytes
 
 releases = typer.Typer(
-    help="Look at releases, compare them, move names, tidy up: list, show, diff, promote, rollback, verify, gc, export."
+    help="Look at releases, compare them, move names, sign, tidy up: list, show, diff, promote, rollback, verify, "
+    "keygen, sign, gc, export."
 )
 pulling = typer.Typer()
 
 _REFERENCE = 'MODEL@NAME, MODEL@NUMBER or MODEL@ID, as "moa@production"; where there is one model, NAME, NUMBER or ID.'
 _WATCHED_BYTES = 20_000_000  # less takes no second
 Reference = Annotated[str, typer.Argument(metavar="RELEASE", help=_REFERENCE)]
+Key = Annotated[
+    Path | None,
+    typer.Option("--key", metavar="PUBLIC", help="The public key that must have signed it; else the preset's, if any."),
+]
 Why = Annotated[str, typer.Option(help="Why; it stays in the name's history.")]
 
 
@@ -32,6 +37,7 @@ def pull(
         typer.Argument(metavar="DIR", help="A new or empty folder, or one that holds it; none: one of the cache's."),
     ] = None,
     update: Annotated[bool, typer.Option("--update", help="Exchange the release that DIR holds, in one step.")] = False,
+    key: Key = None,
     offline: Annotated[bool, typer.Option("--offline", help="Ask nobody: only what was pulled before.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the folder's path and nothing else.")] = False,
     as_json: AsJson = False,
@@ -39,30 +45,34 @@ def pull(
     workspace: Workspace = None,
     changes: Changes = None,
 ) -> None:
-    """Fetch a release: what is not here yet, every file's digest checked before the folder appears."""
+    """Fetch a release: what is not here yet, every file's digest, and with a key the signature, checked before the
+    folder appears."""
     from infra.pulling import pull_from
     from infra.references import split_address
     from infra.storage import open_store
 
     root, text = split_address(reference)
     if root:
-        store, model = open_store(root, attempts=3), ""
+        store, model, trusted = open_store(root, attempts=3), "", ""
     else:
         settings = read_settings(preset, workspace, changes)
         store = open_store(settings.store_root, settings.storage.endpoint_url, attempts=3)
-        model = settings.publish.model
+        model, trusted = settings.publish.model, settings.publish.verify_key
     with _bar("pull: bytes", quiet or as_json) as progress:
-        done = pull_from(store, text, model, directory, update=update, offline=offline, progress=progress)
+        done = pull_from(
+            store, text, model, directory, key=key or trusted, update=update, offline=offline, progress=progress
+        )
     release = done.release
     if as_json:
         about = {"model": done.model, "number": release.number, "id": release.id}
-        say_json({**about, "folder": str(done.folder), "fetched": done.fetched})
+        say_json({**about, "folder": str(done.folder), "fetched": done.fetched, "signature_verified": done.signed})
     elif quiet:
         typer.echo(done.folder)
     else:
         fetched = f"{in_bytes(done.fetched)} fetched" if done.fetched else "nothing to fetch"
         where = done.folder if directory is None else directory
-        typer.echo(f"Release {release.number} ({release.id}) is in {where}, every digest verified; {fetched}.")
+        verified = f"every digest{' and the signature' if done.signed else ''} verified"
+        typer.echo(f"Release {release.number} ({release.id}) is in {where}, {verified}; {fetched}.")
 
 
 @releases.callback(invoke_without_command=True)
@@ -124,6 +134,8 @@ def show(
         typer.echo("For non-commercial use only, by the terms of its data.")
     if found["verdict"]:
         typer.echo(f"gate: {found['gate']}: {' '.join(found['verdict']['reasons'])}")
+    for one in found["signed_by"]:
+        typer.echo(f"signature by the key {one}, not verified here: moa releases verify --key PUBLIC")
     card = found["card"]
     for name in ("samples", "catalog_version", "catalog_digest", "start", "run_id"):
         if name in card:
@@ -217,17 +229,22 @@ def verify(
     mend_from: Annotated[
         Path | None, typer.Option("--mend-from", metavar="DIR", help="Put back what a pulled release has, too.")
     ] = None,
+    key: Key = None,
     as_json: AsJson = False,
     preset: Preset = "demo",
     workspace: Workspace = None,
     changes: Changes = None,
 ) -> None:
-    """Read every file of a release, or of all, and say what is damaged; exit code 1 where something stays so."""
+    """Read every file of a release, or of all, and say what is damaged, and with a key what it did not sign; exit code
+    1 where something stays so."""
     from flows.releases import find, registry
     from infra import upkeep
     from infra.registry import Releases, models
+    from infra.release_signatures import Verifier
 
     settings = read_settings(preset, workspace, changes)
+    trusted = key or settings.publish.verify_key
+    verifier = Verifier(trusted) if trusted else None
     asked: list[tuple[Releases, list[int] | None]]
     if reference is None:
         store = registry(settings)
@@ -238,7 +255,7 @@ def verify(
     found, left = [], []
     for those, numbers in asked:
         with _bar("verify: bytes", as_json) as progress:
-            damaged = upkeep.verify(those, numbers, progress)
+            damaged = upkeep.verify(those, numbers, progress, verifier)
         found += damaged
         left += upkeep.mend(those, damaged, mend_from) if mend or mend_from else damaged
     mended = len(found) - len(left)
@@ -251,6 +268,34 @@ def verify(
             typer.echo(f"damaged  {one.address}: {one.problem}{needed}")
         typer.echo(f"{len(found) or 'Nothing is'} damaged{f', {mended} of them mended' if mended else ''}.")
     raise typer.Exit(1 if left else 0)
+
+
+@releases.command()
+def keygen(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="Of the private key; the public one is FILE.pub.")],
+) -> None:
+    """A new key pair, its private key encrypted with the passphrase in MOA_SIGNING_PASSPHRASE if there is one."""
+    from infra.release_signatures import make_keys
+
+    public = make_keys(path)
+    typer.echo(f"{path} signs and stays with you (publish.signing_key); {public} is for those who pull (--key).")
+
+
+@releases.command()
+def sign(
+    reference: Reference,
+    as_json: AsJson = False,
+    preset: Preset = "demo",
+    workspace: Workspace = None,
+    changes: Changes = None,
+) -> None:
+    """Vouch for a release that is there with the key in publish.signing_key, as for one of before or with a new key."""
+    from flows.releases import sign
+
+    those, release = sign(read_settings(preset, workspace, changes), reference)
+    if as_json:
+        return say_json({"model": those.model, "number": release.number, "id": release.id})
+    typer.echo(f"Release {release.number} ({release.id}) of {those.model} is signed.")
 
 
 @releases.command()

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import UserError, written_by_us
-from infra.manifest import MANIFEST
+from infra.manifest import MANIFEST, SIGNATURE
 from infra.pulling import pull_from
 from infra.references import is_name
 from infra.registry import Move, Release, Releases, models, open_releases
+from infra.release_signatures import Signer, signers
 from infra.settings import Settings
 from infra.storage import ObjectStore, open_store
 
@@ -78,6 +79,7 @@ def shown(settings: Settings, reference: str) -> dict[str, Any]:
         "gate": gate_says(card),
         "non_commercial": non_commercial(card),
         "files": files,
+        "signed_by": signers(releases.store, releases.manifest(release)),
         "moves": moves,
         "metrics": measures(card),
         "card": {name: value for name, value in card.items() if name not in ("metrics", "verdict")},
@@ -140,13 +142,24 @@ def roll_back(settings: Settings, model: str, name: str, why: str) -> Move:
     return releases.history(name)[-1]
 
 
+def sign(settings: Settings, reference: str) -> tuple[Releases, Release]:
+    """Let the settings' key vouch for a release that is there. Raises UserError where the settings name none."""
+    if not settings.publish.signing_key:
+        raise UserError("No key to sign with is named: add --set publish.signing_key=FILE.")
+    releases, release = find(settings, reference)
+    releases.sign(release, Signer(settings.publish.signing_key))
+    return releases, release
+
+
 def export(settings: Settings, reference: str, directory: Path) -> Release:
     """The release in the form of a model repository of Hugging Face's hub, in a new or empty folder.
 
-    A release of before, whose README has no header, gets today's, and no manifest, which would no longer fit.
+    A release of before, whose README has no header, gets today's, and neither manifest nor signature, which would no
+    longer fit.
     """
     releases, release = find(settings, reference)
-    source = pull_from(releases.store, f"{releases.model}@{release.number}", "", None).folder
+    key = settings.publish.verify_key
+    source = pull_from(releases.store, f"{releases.model}@{release.number}", "", None, key=key).folder
     directory = Path(os.path.realpath(directory.expanduser()))
     if os.path.lexists(directory) and not (directory.is_dir() and not any(directory.iterdir())):
         raise UserError(f"{directory} is not an empty folder: name a new one to export into.")
@@ -173,6 +186,7 @@ def _with_header(folder: Path, releases: Releases, release: Release, alias: str)
     if "metrics" in card and "verdict" in card:
         readme.write_text(model_card(card, None, releases.model, alias), "utf-8")
         (folder / MANIFEST).unlink()
+        (folder / SIGNATURE).unlink(missing_ok=True)
 
 
 def gate_says(card: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from infra import model_files
 from infra.errors import written_by_us
 from infra.model_index import read_model_index
 from infra.registry import Release, Releases
+from infra.release_signatures import Verifier
 from infra.settings import ModelReference, Settings, ShardSettings
 from infra.storage import ObjectStore, open_store
 from preprocessing.augmentation import in_effect
@@ -74,7 +75,8 @@ class Run:
 
     @cached_property
     def releases(self) -> Releases:
-        return Releases(self.store, self.settings.publish.model)
+        publish = self.settings.publish
+        return Releases(self.store, publish.model, Verifier(publish.verify_key) if publish.verify_key else None)
 
     @property
     def photos(self) -> Path:

@@ -1,6 +1,7 @@
 """What a registry was last heard to hold, for when nobody answers there: manifests, and where its names pointed.
 
 known/{digest of the address}/{model}/0007.json            the manifest, as it was read
+known/{digest of the address}/{model}/signatures/…         its signatures, as they were read
 known/{digest of the address}/{model}/names/production     number and id; its time is when it was asked
 """
 
@@ -45,6 +46,20 @@ class KnownReleases:
             _write(self._folder / model / f"{release.number:04d}.json", manifest.data)
             if is_name(which):
                 _write(self._folder / model / "names" / which, json.dumps(said).encode())
+
+    def remember_signature(self, model: str, manifest: Manifest, key_id: str, signature: bytes) -> None:
+        """That the key vouches for the release. What cannot be written is not remembered."""
+        with suppress(OSError):
+            _write(self._signature(model, manifest, key_id), signature)
+
+    def recall_signature(self, model: str, manifest: Manifest, key_id: str) -> bytes | None:
+        """The key's signature of the release, unverified; None where none is known."""
+        with suppress(OSError):
+            return self._signature(model, manifest, key_id).read_bytes()
+        return None
+
+    def _signature(self, model: str, manifest: Manifest, key_id: str) -> Path:
+        return self._folder / model / "signatures" / f"{manifest.id}-{key_id[:16]}.json"
 
     def recall(self, model: str, which: str) -> Known | None:
         """What is known of the release that a name, a number or an id names; None for nothing."""

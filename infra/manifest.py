@@ -19,6 +19,7 @@ from infra.storage import check_key
 
 FORMAT = "moa-release/1"
 MANIFEST = "manifest.json"
+SIGNATURE = "model.sig"  # beside a pulled release (`infra.release_signatures`), never one of its files
 PART_BYTES = 16 * 2**20
 ID_DIGITS = 16
 MAX_BYTES = 4 * 2**20  # of a manifest: 600 GB in parts
@@ -206,7 +207,7 @@ def _check_names(names: list[str]) -> None:
 
 def _check_distinct(names: list[str]) -> None:
     """One file each also where the file system does not tell a from A; none is another one's folder."""
-    seen = {MANIFEST}
+    seen = {MANIFEST, SIGNATURE}
     for name in sorted(name.casefold() for name in names):
         parents = {name.rsplit("/", depth)[0] for depth in range(1, name.count("/") + 1)}
         if name in seen or parents & seen:

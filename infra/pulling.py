@@ -18,8 +18,9 @@ from infra.manifest import MANIFEST, MAX_BYTES, BadManifest, Manifest, parse_jso
 from infra.references import PRODUCTION, parse_reference, split_address
 from infra.registry import Releases, open_releases
 from infra.release_cache import ReleaseCache, Wanted
-from infra.release_folder import alone, differs, strangers, write_folder
+from infra.release_folder import alone, differs, put_signature, strangers, write_folder
 from infra.release_names import Release
+from infra.release_signatures import Verifier, find_signature, require_signature
 from infra.storage import DirectoryStore, ObjectStore, S3Store, StoreUnreachable, explained, open_store
 
 _ATTEMPTS = 3  # at the small requests: who is offline should not wait for long
@@ -29,12 +30,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Pulled:
-    """What a pull came to. fetched: bytes of files that were not on this machine."""
+    """What a pull came to. fetched: bytes of files that were not on this machine. signed: by the key that was named."""
 
     model: str
     release: Release
     folder: Path
     fetched: int
+    signed: bool
 
 
 def pull(
@@ -42,6 +44,7 @@ def pull(
     directory: str | Path | None = None,
     *,
     endpoint_url: str | None = None,
+    key: str | Path | None = None,
     update: bool = False,
     offline: bool = False,
     progress: Progress = lambda done, total: None,
@@ -50,20 +53,22 @@ def pull(
 
     directory: a new or empty folder, or one that holds the release already; None: one of the cache's own. With `update`
     one that holds another release, or a changed one, is exchanged in one step. endpoint_url: of an S3 server that is
-    not AWS's. offline: ask nobody; without it what is known is taken where nobody answers, with a notice if it is where
-    a name pointed. Raises UserError, and leaves the folder as it was, where any file is not what was published.
+    not AWS's. key: the public key that must have signed it. offline: ask nobody; without it what is known is taken
+    where nobody answers, with a notice if it is where a name pointed. Raises UserError, and leaves the folder as it
+    was, where any file is not what was published or signed.
     """
     root, text = split_address(reference)
     if not root:
         raise UserError(f"{reference[:200]!r} says no registry: write s3://bucket/prefix/{text} or FOLDER/{text}.")
     store = open_store(root, endpoint_url, _ATTEMPTS)
-    return pull_from(store, text, "", directory, update=update, offline=offline, progress=progress).folder
+    done = pull_from(store, text, "", directory, key=key, update=update, offline=offline, progress=progress)
+    return done.folder
 
 
-def pull_release(releases: Releases, which: str, directory: Path) -> tuple[Release, Path]:
-    """The release of that name, number or id, and its folder."""
-    pulled = pull_from(releases.store, f"{releases.model}@{which}", "", directory)
-    return pulled.release, pulled.folder
+def pull_release(releases: Releases, which: str, directory: Path) -> Release:
+    """The release of that name, number or id, in the folder."""
+    key = releases.verifier.path if releases.verifier else None
+    return pull_from(releases.store, f"{releases.model}@{which}", "", directory, key=key).release
 
 
 def pull_from(
@@ -72,13 +77,18 @@ def pull_from(
     model: str,
     directory: str | Path | None,
     *,
+    key: str | Path | None = None,
     update: bool = False,
     offline: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Pulled:
     """As `pull`, of a store. model: the one that is meant where the reference names none and there are several."""
-    cache = ReleaseCache()
-    model, release, manifest = _resolve(store, reference, model, cache, offline)
+    cache, verifier = ReleaseCache(), Verifier(key) if key else None
+    known = KnownReleases(cache.root, _address(store))
+    model, release, manifest, asked = _resolve(store, reference, model, known, offline)
+    signature = _signature(store if asked else None, known, model, manifest, verifier)
+    if verifier:
+        require_signature(signature, manifest, verifier, f"{model}@{release.number}")
     if directory is None:
         folder = cache.root / "folders" / f"{model}-{release.number:04d}-{release.id}"
     else:
@@ -89,16 +99,18 @@ def pull_from(
     ):
         there = os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir()))
         if there and _holds(folder, manifest, cache, release, model, update or directory is None):
-            return Pulled(model, release, folder, 0)
+            if verifier and signature is not None:
+                put_signature(folder, signature)
+            return Pulled(model, release, folder, 0, verifier is not None)
         fetched = _fetch(store, manifest, cache, progress)
-        write_folder(folder, manifest, cache, replace=there)
-    return Pulled(model, release, folder, fetched)
+        write_folder(folder, manifest, cache, there, signature)
+    return Pulled(model, release, folder, fetched, verifier is not None)
 
 
 def _resolve(
-    store: ObjectStore, reference: str, model: str, cache: ReleaseCache, offline: bool
-) -> tuple[str, Release, Manifest]:
-    known = KnownReleases(cache.root, _address(store))
+    store: ObjectStore, reference: str, model: str, known: KnownReleases, offline: bool
+) -> tuple[str, Release, Manifest, bool]:
+    """The model, the release, its manifest, and whether the store was asked for them."""
     asked = parse_reference(reference)
     try:
         if offline:
@@ -110,7 +122,7 @@ def _resolve(
             release = releases.resolve(which)
             manifest = releases.manifest(release)
         known.remember(releases.model, which, release, manifest)
-        return releases.model, release, manifest
+        return releases.model, release, manifest, True
     except StoreUnreachable as error:
         there = known.models()
         of = asked.model or (there[0] if len(there) == 1 else model)
@@ -120,7 +132,21 @@ def _resolve(
         if found is None:
             raise UserError(f"{str(error).rstrip('.')}, and {reference} was never pulled here.") from error
         _say_age(found, of, asked.which, _address(store))
-        return of, found.release, found.manifest
+        return of, found.release, found.manifest, False
+
+
+def _signature(
+    store: ObjectStore | None, known: KnownReleases, model: str, manifest: Manifest, verifier: Verifier | None
+) -> bytes | None:
+    """The key's signature, or without a key any; unverified. store: None where only what is known counts."""
+    key_id = verifier.key_id if verifier else ""
+    if store is None:
+        return known.recall_signature(model, manifest, key_id)
+    with explained(store):
+        found = find_signature(store, manifest, key_id)
+    if found is not None:
+        known.remember_signature(model, manifest, key_id, found)
+    return found
 
 
 def _say_age(found: Known, model: str, which: str, address: str) -> None:

@@ -3,6 +3,7 @@
     blobs/sha256/ab/abcd…                 files, each once however many releases have it
     releases/{model}/0007/manifest.json   which files release 7 has; written last and only if absent: it is the release
     names/{model}/{name}/0003.json        each move of a name (`infra.release_names`)
+    signatures/{manifest's SHA-256}/…     who vouches for a release (`infra.release_signatures`)
 
 Only "create if absent" is asked of the store, so the same code is right on a directory, AWS, Ceph and MinIO; and doing
 anything twice, as after a crash, changes nothing. What was published before models had names (`infra.old_registry`) is
@@ -36,6 +37,7 @@ from infra.manifest import (
 from infra.old_registry import old_card, old_dates, old_id, old_log_key, old_manifest_key, read_old_manifest
 from infra.references import PRODUCTION, check_name, is_id, is_number, parse_reference
 from infra.release_names import OLD_MODEL, Move, Names, Release
+from infra.release_signatures import Signer, Verifier, find_signature, require_signature, signature_key
 from infra.storage import ObjectStore, TooLarge, explained
 
 __all__ = ["OLD_MODEL", "Move", "Release", "Releases", "models", "open_releases"]
@@ -93,10 +95,10 @@ def open_releases(store: ObjectStore, reference: str, model: str = "") -> tuple[
 
 
 class Releases:
-    """The releases of one model in one object store."""
+    """The releases of one model in one object store. verifier: whose signature a file must have to be read."""
 
-    def __init__(self, store: ObjectStore, model: str = OLD_MODEL) -> None:
-        self.store, self.model = store, check_name(model, "model")
+    def __init__(self, store: ObjectStore, model: str = OLD_MODEL, verifier: Verifier | None = None) -> None:
+        self.store, self.model, self.verifier = store, check_name(model, "model"), verifier
         self.names = Names(store, model)
         self._known: dict[int, Manifest] = {}  # a release never changes
         self._cards: dict[str, dict[str, Any]] = {}
@@ -110,12 +112,14 @@ class Releases:
         card: Mapping[str, Any],
         say: Callable[[str], None] = lambda sentence: None,
         progress: Progress = silent,
+        signer: Signer | None = None,
     ) -> Release:
         """Make a release of the files and of the card (JSON, kept as lineage.json; `find` looks for its "run_id").
 
         The same files and card are the same release with the same number, however often and by how many they are
         published; what of its files is missing in the store is put back. `say` hears that this was so, and that
-        somebody else has taken a number meanwhile. Raises ValueError for names that no release can have.
+        somebody else has taken a number meanwhile. signer: the key that vouches for it. Raises ValueError for names
+        that no release can have.
         """
         if not files or {MANIFEST, LINEAGE} & files.keys():
             raise ValueError(f"a release needs files, none called {MANIFEST} or {LINEAGE}: got {sorted(files)}")
@@ -128,10 +132,20 @@ class Releases:
         needed = {file.content.sha256 for one in releases for file in self.manifest(one).files}
         by_digest = {one.sha256: (one, contents[name]) for name, one in described.items()}
         ensure_blobs(self.store, by_digest.values(), needed, progress)
+        if signer:  # anew, so that it is young: the manifest that needs it comes next
+            self.store.put(signature_key(manifest, signer.key_id), signer.sign(manifest))
         release = self._numbered(manifest, releases, say)
         # A `gc` that looked before the manifest was there may have taken what nobody seemed to need.
         ensure_blobs(self.store, by_digest.values(), by_digest.keys())
+        if signer and find_signature(self.store, manifest, signer.key_id) is None:
+            self.sign(release, signer)
         return release
+
+    @_explained
+    def sign(self, release: Release, signer: Signer) -> None:
+        """Let the key vouch for a release, in the place of an earlier signature of the same key."""
+        manifest = self.manifest(release)
+        self.store.put(signature_key(manifest, signer.key_id), signer.sign(manifest))
 
     def _numbered(self, manifest: Manifest, releases: list[Release], say: Callable[[str], None]) -> Release:
         for release in releases:
@@ -204,8 +218,12 @@ class Releases:
 
     @_explained
     def read(self, release: Release, name: str) -> bytes:
-        """One verified file of a release, in memory; UserError when it has none of that name or it was altered."""
+        """One verified file of a release, in memory; UserError when it has none of that name, or it was altered or is
+        not signed by whom it should be."""
         manifest = self.manifest(release)
+        if self.verifier:
+            signature = find_signature(self.store, manifest, self.verifier.key_id)
+            require_signature(signature, manifest, self.verifier, f"{self.model}@{release.number}")
         file = manifest.file(name)
         if file is None:
             has = ", ".join(file.name for file in manifest.files)
@@ -216,7 +234,7 @@ class Releases:
         """The named release's files and manifest in a folder, which is new or holds them (`infra.pulling`)."""
         from infra.pulling import pull_release
 
-        return pull_release(self, which, directory)[0]
+        return pull_release(self, which, directory)
 
     def uri(self, release: Release) -> str:
         """The address of its manifest."""

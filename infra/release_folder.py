@@ -13,8 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from infra.errors import UserError, written_by_us
-from infra.manifest import MANIFEST, MAX_BYTES, Manifest, ReleaseFile
+from infra.manifest import MANIFEST, MAX_BYTES, SIGNATURE, Manifest, ReleaseFile
 from infra.release_cache import ReleaseCache
+from infra.release_signatures import MAX_BYTES as MAX_SIGNATURE_BYTES
 
 _HEADER_BYTES = 100_000_000  # safetensors refuses longer headers
 _LITTER_SECONDS = 3600.0
@@ -53,8 +54,8 @@ def differs(folder: Path, manifest: Manifest, cache: ReleaseCache) -> str | None
 
 
 def strangers(folder: Path, manifest: Manifest) -> list[str]:
-    """The files of the folder that the release does not have."""
-    known = {MANIFEST, *(file.name for file in manifest.files)}
+    """The files of the folder that the release does not have; a signature may lie beside it."""
+    known = {MANIFEST, SIGNATURE, *(file.name for file in manifest.files)}
     found = []
     for where, _, names in os.walk(folder):
         relative = Path(where).relative_to(folder)
@@ -62,8 +63,24 @@ def strangers(folder: Path, manifest: Manifest) -> list[str]:
     return sorted(name for name in found if name not in known)
 
 
-def write_folder(folder: Path, manifest: Manifest, cache: ReleaseCache, replace: bool) -> None:
-    """Make the folder of files that are in the cache.
+def put_signature(folder: Path, signature: bytes) -> None:
+    """Lay a signature beside the release that the folder holds, in the place of another."""
+    target = folder / SIGNATURE
+    with suppress(FileNotFoundError), target.open("rb") as file:
+        if file.read(MAX_SIGNATURE_BYTES + 1) == signature:
+            return
+    partial = folder / f".{SIGNATURE}-{secrets.token_hex(4)}"
+    try:
+        partial.write_bytes(signature)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_folder(
+    folder: Path, manifest: Manifest, cache: ReleaseCache, replace: bool, signature: bytes | None = None
+) -> None:
+    """Make the folder of files that are in the cache, and of a signature.
 
     replace: exchange it, in one step, with one that is there. Raises UserError where a file cannot be one of a release,
     and where somebody has put something there meanwhile; OSError where the file system refuses.
@@ -78,6 +95,8 @@ def write_folder(folder: Path, manifest: Manifest, cache: ReleaseCache, replace:
             _check_weights(cache.path(file.content), file.name)
             cache.place(file.content, target)
         (partial / MANIFEST).write_bytes(manifest.data)
+        if signature is not None:
+            put_signature(partial, signature)
         if replace:
             _exchange(partial, folder)
         else:

@@ -145,6 +145,10 @@ class ShardSettings(FrozenSettings):
 class PublishSettings(FrozenSettings):
     model: str = Field(pattern=r"^[a-z][a-z0-9-]{0,62}$", description="what the releases' model is called")
     alias: str = Field(pattern=r"^[a-z][a-z0-9-]*$", description="the name that follows releases which pass the gate")
+    signing_key: str = Field(description='file of the private key that signs releases; "" = they are not signed')
+    verify_key: str = Field(
+        description='file of the public key that must have signed what is pulled or read; "" = digests alone'
+    )
     min_identity_gain: float = Field(description="gate: identity similarity of the release minus the prior's")
     min_scene_ratio: float = Field(ge=0, description="gate: scene accuracy divided by the prior's")
     min_object_ratio: float = Field(ge=0, description="gate: held-object accuracy divided by the prior's")
@@ -235,6 +239,8 @@ def load_settings(preset: str, workspace: Path | None = None, overrides: Mapping
     for model in _tables(values.get("models")):
         if str(model.get("location", "")).startswith(("./", "../", "~")):
             model["location"] = _absolute(model["location"])
+    for group in _tables({"publish": values.get("publish")}):
+        group |= {name: _absolute(group[name]) for name in ("signing_key", "verify_key") if group.get(name)}
     try:
         return Settings.model_validate(values)
     except ValidationError as error:

@@ -335,9 +335,12 @@ class S3Store:
 
         away = isinstance(error, (EndpointConnectionError, ConnectTimeoutError, ConnectionClosedError))
         place = f"s3://{self.bucket}/{self.prefix} on {self.server}"
+        code = (getattr(error, "response", None) or {}).get("Error", {}).get("Code")
+        mend = "mend storage.root, storage.endpoint_url or the AWS credentials"
+        if code == "RequestTimeTooSkewed":
+            mend = "this machine's clock is not the server's, so set it"
         return (StoreUnreachable if away else UserError)(
-            f"The store {place} cannot be used ({' '.join(str(error).split())}): "
-            "mend storage.root, storage.endpoint_url or the AWS credentials."
+            f"The store {place} cannot be used ({' '.join(str(error).split())}): {mend}."
         )
 
     def _connect(self) -> Any:

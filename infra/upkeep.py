@@ -12,10 +12,11 @@ from infra.large_objects import LargeObjects, Unfinished, UnreadableObject, larg
 from infra.manifest import MANIFEST, Content, Manifest, part_spans
 from infra.registry import Releases, models
 from infra.release_cache import ReleaseCache
+from infra.release_signatures import FOLDER, Verifier, find_signature, require_signature, signature_key, signers
 from infra.storage import ObjectStore, explained
 
 _AT_ONCE = 8
-_PLACES = ("blobs/", "releases/", "names/", "probes/")  # in a store, what is the registry's
+_PLACES = ("blobs/", "releases/", "names/", "probes/", FOLDER)  # in a store, what is the registry's
 Progress = Callable[[int, int], None]
 
 
@@ -40,10 +41,13 @@ class Garbage:
 
 
 def verify(
-    releases: Releases, which: Sequence[int] | None = None, progress: Progress = lambda done, total: None
+    releases: Releases,
+    which: Sequence[int] | None = None,
+    progress: Progress = lambda done, total: None,
+    verifier: Verifier | None = None,
 ) -> list[Damage]:
     """Read every file of the releases with these numbers (None: of all, and the histories of all names) and say what is
-    not what was published. `progress` hears of bytes."""
+    not what was published, and with a key what it did not sign. `progress` hears of bytes."""
     store, large = releases.store, large_objects(releases.store)
     needed: dict[str, tuple[Content, list[str]]] = {}
     damaged: list[Damage] = []
@@ -55,6 +59,8 @@ def verify(
             except UserError as error:
                 damaged.append(Damage(f"{name}/{MANIFEST}", str(error).rstrip("."), (name,)))
                 continue
+            if verifier:
+                damaged += _unsigned(store, manifest, verifier, name)
             for file in manifest.files:
                 key = manifest.key(file)
                 needed.setdefault(key, (file.content, []))[1].append(f"{name}/{file.name}")
@@ -77,6 +83,14 @@ def verify(
                 damaged.append(Damage(f"{releases.model}@{number}/{MANIFEST}", "it is missing", ()))
             damaged += _names_damage(releases)
     return damaged
+
+
+def _unsigned(store: ObjectStore, manifest: Manifest, verifier: Verifier, name: str) -> list[Damage]:
+    try:
+        require_signature(find_signature(store, manifest, verifier.key_id), manifest, verifier, name)
+    except UserError as error:
+        return [Damage(store.uri(signature_key(manifest, verifier.key_id)), str(error).rstrip("."), (name,))]
+    return []
 
 
 def _problem(large: LargeObjects, key: str, content: Content) -> str | None:
@@ -146,9 +160,9 @@ def find_garbage(store: ObjectStore) -> Garbage:
     with explained(store):
         oldest = large.clock() - GARBAGE_SECONDS
         # In this order: what is published meanwhile is needed by the releases that are read after it.
-        there = {**large.entries("blobs/"), **large.entries("probes/")}
+        there = {**large.entries("blobs/"), **large.entries("probes/"), **large.entries(FOLDER)}
         old = {key: one.size for key, one in there.items() if one.written < oldest}
-        needed = {manifest.key(file) for manifest in _manifests(store) for file in manifest.files}
+        needed = _needed(store)
         unfinished = [one for place in _PLACES for one in large.unfinished(place) if one.begun < oldest]
     return Garbage({key: size for key, size in sorted(old.items()) if key not in needed}, tuple(unfinished))
 
@@ -158,7 +172,7 @@ def collect_garbage(store: ObjectStore, garbage: Garbage) -> int:
     large, deleted = large_objects(store), 0
     with explained(store):
         oldest = large.clock() - GARBAGE_SECONDS
-        needed = {manifest.key(file) for manifest in _manifests(store) for file in manifest.files}
+        needed = _needed(store)
         for key in garbage.objects:
             there = large.find(key)
             if there is not None and there.written < oldest and key not in needed:
@@ -167,6 +181,15 @@ def collect_garbage(store: ObjectStore, garbage: Garbage) -> int:
         for one in garbage.unfinished:
             large.abandon(one)
     return deleted
+
+
+def _needed(store: ObjectStore) -> set[str]:
+    """The keys of the releases' files and signatures."""
+    needed = set()
+    for manifest in _manifests(store):
+        needed |= {manifest.key(file) for file in manifest.files}
+        needed |= {signature_key(manifest, one) for one in signers(store, manifest)}
+    return needed
 
 
 def _manifests(store: ObjectStore) -> Iterable[Manifest]:

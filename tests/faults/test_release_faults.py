@@ -72,3 +72,24 @@ def test_an_answer_that_is_lost_changes_nothing(s3_store: S3Store, proxy: Faulty
     releases = Releases(s3_store)
     assert releases.all() == [release] and releases.current("production") == release
     assert len(releases.history("production")) == 1 and verify(releases) == []
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("fault", ["500", "503", "reset", "skewed"])
+def test_what_stays_wrong_is_one_sentence_and_no_half_of_a_release(
+    s3_store: S3Store, proxy: FaultyS3, weights: Path, fault: str
+) -> None:
+    """At each part of a publisher's work in turn; afterwards the same work ends well."""
+    name = s3_store.prefix
+    publisher = S3Store(s3_store.bucket, name, proxy.address, attempts=2)
+    for number, part in enumerate(("probes/", "blobs/", "partNumber=", "manifest.json", "names/")):
+        publisher.prefix = s3_store.prefix = f"{name}/{number}"
+        proxy.faults = {part: [fault]}
+        with pytest.raises(UserError, match="cannot be used") as refusal:
+            whole(publisher, weights)
+        assert "\n" not in str(refusal.value)
+        proxy.faults = {}
+        left = Releases(s3_store)
+        assert len(left.all()) == (part == "names/") and left.current("production") is None and verify(left) == []
+        release = whole(publisher, weights)
+        assert Releases(s3_store).all() == [release] == [Releases(s3_store).current("production")]

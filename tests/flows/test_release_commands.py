@@ -24,8 +24,8 @@ def moa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("MOA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        command = [*arguments, "--workspace", str(tmp_path / "workspace")]
+    def run(*arguments: str, workspace: bool = True) -> tuple[int, str, str]:
+        command = [*arguments, *(("--workspace", str(tmp_path / "workspace")) if workspace else ())]
         monkeypatch.setattr(sys, "argv", ["moa", *command])
         code = cli._run()
         said = capsys.readouterr()
@@ -116,6 +116,40 @@ def test_damage_is_found_mended_and_said(moa: Moa, tmp_path: Path) -> None:
     assert moa("releases", "verify", "1")[0] == 0
     code, out, _ = moa("releases", "verify")
     assert code == 1 and "damaged  " in out and "needed by moa@2/README.md" in out
+
+
+def test_a_release_is_signed_and_who_names_the_key_gets_nothing_else(
+    moa: Moa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOA_SIGNING_PASSPHRASE", "sécret")
+    key, public, folder = str(tmp_path / "key"), str(tmp_path / "key.pub"), str(tmp_path / "out")
+    assert moa("releases", "keygen", key, workspace=False)[0] == 0
+    for arguments in (
+        ("pull", "production", folder, "--key", public),
+        ("pull", "production", folder, "--set", f"publish.verify_key={public}"),
+        ("releases", "export", "production", folder, "--set", f"publish.verify_key={public}"),
+    ):
+        code, out, err = moa(*arguments)
+        assert code == 2 and out == "" and err.count("\n") == 1 and "moa@3 is not signed with" in err, arguments
+    code, out, _ = moa("releases", "verify", "production", "--key", public)
+    assert code == 1 and "moa@3 is not signed" in out
+    assert "publish.signing_key" in moa("releases", "sign", "production")[2]
+    code, out, err = moa("releases", "sign", "production", "--set", f"publish.signing_key={key}")
+    assert (code, err) == (0, "") and out.startswith("Release 3 (") and "sécret" not in out
+    assert moa("releases", "verify", "production", "--key", public)[0] == 0
+    assert moa("releases", "verify", "--set", f"publish.verify_key={public}")[0] == 1  # of 1 and 2 nobody knows
+    code, out, _ = moa("pull", "production", folder, "--key", public)
+    assert code == 0 and "every digest and the signature verified" in out
+    assert moa("pull", "production", folder, "--key", public, "--quiet") == (0, f"{folder}\n", "")
+    assert as_json(moa("pull", "production", folder, "--key", public, "--json"))["signature_verified"] is True
+    assert as_json(moa("pull", "production", folder, "--json"))["signature_verified"] is False
+    assert len(as_json(moa("releases", "show", "production", "--json"))["signed_by"]) == 1
+    assert "not verified here" in moa("releases", "show", "production")[1]
+    code, _, err = moa("pull", "production", folder, "--key", key)
+    assert code == 2 and err.count("\n") == 1 and "is no public key" in err
+    monkeypatch.setenv("MOA_SIGNING_PASSPHRASE", "another")
+    code, _, err = moa("releases", "sign", "1", "--set", f"publish.signing_key={key}")
+    assert code == 2 and err.count("\n") == 1 and "wrong passphrase" in err and "another" not in err
 
 
 def test_garbage_is_listed_first(moa: Moa, tmp_path: Path) -> None:

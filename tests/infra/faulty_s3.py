@@ -15,6 +15,7 @@ _ERRORS = {
     "503": (503, "SlowDown"),
     "expired": (400, "ExpiredToken"),
     "denied": (403, "AccessDenied"),
+    "skewed": (403, "RequestTimeTooSkewed"),
     "ended": (404, "NoSuchUpload"),
 }
 
@@ -22,7 +23,7 @@ _ERRORS = {
 class FaultyS3(ThreadingHTTPServer):
     """`faults`: part of a path -> what happens to each request of it in turn; the last one stays, "" is no fault.
 
-    "500", "503", "expired", "denied", "ended": that answer. "reset": no answer. "lost": it is done, and no answer.
+    "500", "503", "expired", "denied", "skewed", "ended": that answer. "reset": no answer. "lost": it is done, none.
     "short": the connection ends in the middle of the body. "less": the server says that half is all. "drip": a byte now
     and then. "changed": another etag. "more": the whole object whatever range was asked for. With `last_write` set to
     n, the n-th write is done and then nobody is answered any more: to the store that is a client that was killed there.

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from infra import s3_reading, storage
+from infra.ceph import ENDPOINT
 from infra.errors import UserError, UserNotice
 from infra.manifest import PART_BYTES, blob_key
 from infra.pulling import pull, pull_from
@@ -156,6 +157,8 @@ def _through(proxy: FaultyS3, s3_store: S3Store) -> str:
 
 @pytest.mark.parametrize("fault", ["500", "503", "reset", "short", "less", "more"])
 def test_what_passes_does_not_matter(fault: str, proxy: FaultyS3, s3_store: S3Store, tmp_path: Path) -> None:
+    if fault == "more" and ENDPOINT in os.environ:
+        pytest.skip("a request without its range does not have the signature that a real server asks for")
     releases = Releases(s3_store)
     releases.promote("production", releases.publish(FILES, {}).id, "first")
     small = () if fault == "less" else ("manifest.json", "names/moa/production/0001.json")
