@@ -60,6 +60,8 @@ def pull(
     root, text = split_address(reference)
     if not root:
         raise UserError(f"{reference[:200]!r} says no registry: write s3://bucket/prefix/{text} or FOLDER/{text}.")
+    if not root.isprintable():
+        raise UserError(f"{reference[:200]!r} is no address: it has characters that cannot be printed.")
     store = open_store(root, endpoint_url, _ATTEMPTS)
     done = pull_from(store, text, "", directory, key=key, update=update, offline=offline, progress=progress)
     return done.folder
