@@ -57,6 +57,8 @@ def pull(
     where nobody answers, with a notice if it is where a name pointed. Raises UserError, and leaves the folder as it
     was, where any file is not what was published or signed.
     """
+    if not reference.isprintable():
+        raise UserError(f"{reference[:200]!r} is no address: it has characters that cannot be printed.")
     root, text = split_address(reference)
     if not root:
         raise UserError(f"{reference[:200]!r} says no registry: write s3://bucket/prefix/{text} or FOLDER/{text}.")
