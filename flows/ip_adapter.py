@@ -40,10 +40,10 @@ def locate_ip_adapter(path: Path) -> tuple[Path, Path]:
             has = f"several IP-Adapters ({names}): name one" if found else "no .safetensors: name an IP-Adapter's file"
             raise UserError(f"The folder {path} holds {has}, as ip-adapter:FOLDER/FILE.safetensors.")
         file = found[0]
-    if file.suffix != ".safetensors":
-        raise UserError(f"{file} is not a .safetensors file, and pickles are never loaded: fetch that version of it.")
     if not file.is_file():
         raise UserError(f"There is no IP-Adapter at {file}: name its .safetensors file, or its folder.")
+    if file.suffix != ".safetensors":
+        raise UserError(f"{file} is not a .safetensors file, and pickles are never loaded: fetch that version of it.")
     encoder = file.parent / ENCODER
     if not ((encoder / "config.json").is_file() and (encoder / "model.safetensors").is_file()):
         raise UserError(

@@ -80,12 +80,14 @@ def test_what_cannot_be_used_is_one_sentence(world: Path, tmp_path: Path) -> Non
     shutil.copytree(file.parent, tmp_path / "alone")
     shutil.rmtree(tmp_path / "alone" / "image_encoder")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "ip-adapter_sd15.bin").touch()
     for path, says in (
         (tmp_path / "two", "several IP-Adapters .ip-adapter-plus.safetensors, ip-adapter_tiny.safetensors.: name one"),
         (tmp_path / "alone", "image encoder is not at .*alone/image_encoder"),
         (tmp_path / "empty", "holds no .safetensors"),
         (tmp_path / "ip-adapter_sd15.bin", "pickles are never loaded"),
         (tmp_path / "none.safetensors", "There is no IP-Adapter at"),
+        (tmp_path / "nowhere", "There is no IP-Adapter at"),
     ):
         with pytest.raises(UserError, match=says):
             locate_ip_adapter(path)
