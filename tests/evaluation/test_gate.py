@@ -9,28 +9,28 @@ from evaluation.comparison import Comparison, Difference
 from evaluation.gate import Verdict, gate
 from evaluation.measures import Measure
 from evaluation.metrics import Metrics
-from infra.settings import PublishSettings, RegressionSettings, load_settings
+from infra.settings import RegressionSettings, load_settings
 
-LIMITS = PublishSettings(
-    model="moa",
-    alias="production",
-    min_identity_gain=0.35,
-    min_scene_ratio=0.95,
-    min_object_ratio=0.7,
-    max_background_change=0.3,
-    min_people_found=0.9,
-    min_faces_found=0.8,
-    max_flagged=0.1,
-    max_regression=RegressionSettings(
-        identity=0.03,
-        prompt_consistency=0.01,
-        scene_accuracy=0.03,
-        object_accuracy=0.1,
-        background_change=0.05,
-        prior_fidelity=1.5,
-        pair_identity=0.05,
-        pair_separation=0.05,
-    ),
+LIMITS = load_settings("demo").publish.model_copy(
+    update={
+        "min_identity_gain": 0.35,
+        "min_scene_ratio": 0.95,
+        "min_object_ratio": 0.7,
+        "max_background_change": 0.3,
+        "min_people_found": 0.9,
+        "min_faces_found": 0.8,
+        "max_flagged": 0.1,
+        "max_regression": RegressionSettings(
+            identity=0.03,
+            prompt_consistency=0.01,
+            scene_accuracy=0.03,
+            object_accuracy=0.1,
+            background_change=0.05,
+            prior_fidelity=1.5,
+            pair_identity=0.05,
+            pair_separation=0.05,
+        ),
+    }
 )
 
 
