@@ -14,36 +14,24 @@ from pathlib import Path
 import infra.torchvision_ops  # noqa: F401
 
 import facenet_pytorch
-import torch
-from facenet_pytorch import MTCNN
 from PIL import Image
 
 from evaluation.people import Found
-
-_SMALLEST_FACE = 20  # pixels; MTCNN's image pyramid is empty for pictures no larger than this
+from infra.mtcnn import SMALLEST_FACE, open_mtcnn
 
 
 class FaceLocator:
     """A `Locate` that finds faces; boxes are MTCNN's own, which may reach beyond the picture."""
 
     def __init__(self, device: str = "cpu") -> None:
-        self._mtcnn = MTCNN(
-            image_size=160,
-            margin=0,
-            min_face_size=_SMALLEST_FACE,
-            thresholds=[0.6, 0.7, 0.7],
-            factor=0.709,
-            post_process=True,
-            keep_all=True,
-            device=torch.device(device),
-        ).eval()
+        self._mtcnn = open_mtcnn(device)
 
     def __call__(self, pictures: Sequence[Image.Image]) -> list[list[Found]]:
         """The faces of each picture, the largest first; picture by picture, as their sizes may differ."""
         return [self._faces(picture.convert("RGB")) for picture in pictures]
 
     def _faces(self, picture: Image.Image) -> list[Found]:
-        if min(picture.size) <= _SMALLEST_FACE:
+        if min(picture.size) <= SMALLEST_FACE:
             return []
         boxes, scores = self._mtcnn.detect(picture)
         if boxes is None:

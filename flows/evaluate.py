@@ -4,9 +4,9 @@ Any other model is judged by the same protocol (`flows/contenders.py`), without 
 """
 
 import hashlib
-import json
 import time
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from flows import artifacts
@@ -14,14 +14,14 @@ from flows.cancellation import stage_flow
 from flows.cluster_job import run_on_cluster, runs_on_cluster
 from flows.contenders import AdapterModel, Contender, DrawingModel, find_contender, released
 from flows.evaluation_people import read_people
-from flows.evaluation_pictures import PICTURES, as_the_prior_drew, draw_evaluation, read_drawn, read_pictures
+from flows.evaluation_pictures import PICTURES, as_the_prior_drew, draw_evaluation, read_drawn
 from flows.evaluation_scores import check_references, is_measured, measure, metric_table, read_metrics, read_scores
 from flows.evaluation_split import check_split
 from flows.run import Run, StageResult, digest
-from flows.train import current_training, trained_adapter
+from flows.train import current_training, finished_training, trained_adapter
 from infra.errors import UserError
 from infra.settings import Settings
-from preprocessing.shards import encode_json
+from preprocessing.shards import decode_picture, encode_json
 
 
 @stage_flow("evaluate")
@@ -44,8 +44,7 @@ def evaluate(settings: Settings, run_id: str = "", from_scratch: bool = False, m
     folder = evaluation_folder(run_id, fingerprint)
     before = is_measured(run, folder)
     if not before:
-        plan = json.loads(run.store.get(f"runs/{run_id}/finished.json"))["plan"]
-        check_split(run, plan)
+        check_split(run, finished_training(run, run_id)["plan"])
         _draw_and_measure(run, AdapterModel(trained_adapter(run, run_id)), people, folder)
     metrics = read_metrics(run, folder)
     production = run.releases.current(settings.publish.alias)
@@ -66,9 +65,8 @@ def evaluate(settings: Settings, run_id: str = "", from_scratch: bool = False, m
     artifacts.table("metrics", metric_table(metrics, beside), "Metrics of the new release")
     reasons = "\n".join(f"- {check['sentence']}" for check in verdict["checks"])
     artifacts.markdown("gate", f"**{'promote' if verdict['promote'] else 'keep, do not promote'}**\n\n{reasons}")
-    drawn = read_pictures(run, folder)
-    shown = [picture for cell, picture, _ in drawn if cell.subject][:48]
-    artifacts.pictures("drawn", shown, "First pictures drawn", 12)
+    drawn = islice((png for cell, png, _ in read_drawn(run, folder) if cell.subject), 48)
+    artifacts.pictures("drawn", [decode_picture(png) for png in drawn], "First pictures drawn", 12)
     seconds = time.monotonic() - started
     return StageResult(
         "evaluate", 0 if before else 1, int(before), seconds=seconds, note=_counted(metrics), facts=facts

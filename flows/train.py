@@ -230,7 +230,7 @@ def _fit(run: Run, job: TrainingJob, log: AttemptLog, continued: int) -> frozens
     pictures = LivePictures(run.store, job.run_id, settings.pictures_every, continued)
     with LiveMetrics(job.run_id, settings.steps, continued, run.settings.monitoring.prometheus_port) as live:
         future, ended = _in_background(trainer.fit), False
-        machines = MachineWatch(settings.min_workers or settings.workers, gpu)
+        machines = MachineWatch(training_cluster.fewest_workers(settings), gpu)
         while not ended:
             ended = bool(wait([future], timeout=1.0).done)
             news: News = ray.get(reporter.ask.remote())

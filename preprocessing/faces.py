@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-_SMALLEST_FACE = 20  # pixels; MTCNN's image pyramid is empty for pictures no larger than this
+from infra.mtcnn import SMALLEST_FACE, open_mtcnn
+
 # Pixels. The pyramid of a 100-megapixel photo would not fit into memory, and its faces are large anyway.
 _LARGEST_SIDE = 1600
 
@@ -120,20 +121,7 @@ class FaceDetector:
     """facenet-pytorch's MTCNN with the settings of FastComposer's evaluation; its weights come with the package."""
 
     def __init__(self, device: str = "cpu") -> None:
-        import infra.torchvision_ops  # noqa: F401  (facenet-pytorch imports torchvision)
-
-        import torch
-        from facenet_pytorch import MTCNN
-
-        self._mtcnn = MTCNN(
-            image_size=160,
-            margin=0,
-            min_face_size=_SMALLEST_FACE,
-            thresholds=[0.6, 0.7, 0.7],
-            factor=0.709,
-            keep_all=True,
-            device=torch.device(device),
-        ).eval()
+        self._mtcnn = open_mtcnn(device)
 
     def detect(self, image: Image.Image) -> list[Face]:
         """All faces of an RGB picture, largest first, in its pixels; empty where there are none."""
@@ -142,7 +130,7 @@ class FaceDetector:
         if scale < 1.0:
             size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
             small = image.resize(size, Image.Resampling.BOX)
-        if min(small.size) <= _SMALLEST_FACE:
+        if min(small.size) <= SMALLEST_FACE:
             return []
         boxes, scores, points = self._mtcnn.detect(small.convert("RGB"), landmarks=True)
         if boxes is None:

@@ -1,5 +1,7 @@
 """The way to a server on this machine, which can be taken away for a while."""
 
+import contextlib
+import random
 import socket
 import subprocess
 import sys
@@ -8,39 +10,52 @@ from pathlib import Path
 
 
 class Relay:
-    """Use as a context manager; `port` is the way's own."""
+    """Use as a context manager; `address` is the way's own."""
 
     def __init__(self, server_port: int) -> None:
-        self._server_port = server_port
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self._server_port, self._port = server_port, _lasting_port()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
 
     def __enter__(self) -> "Relay":
-        self._start()
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        self.stop()
 
     def away(self, seconds: float) -> None:
         """Cut all connections, and let none through for so long."""
-        self._end()
+        self.stop()
         time.sleep(seconds)
-        self._start()
+        self.start()
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Let connections through."""
         script = Path(__file__).with_name("relay.py")
-        self._process = subprocess.Popen([sys.executable, str(script), str(self.port), str(self._server_port)])
+        self._process = subprocess.Popen([sys.executable, str(script), str(self._port), str(self._server_port)])
         deadline = time.monotonic() + 60
         while True:
             try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
                 return
             except OSError:
+                assert self._process.poll() is None, "the way to the server ended at its start"
                 assert time.monotonic() < deadline
-                time.sleep(0.1)
+                time.sleep(0.05)
 
-    def _end(self) -> None:
+    def stop(self) -> None:
+        """Cut all connections."""
         self._process.kill()
         self._process.wait()
+
+
+def _lasting_port() -> int:
+    """One that is free, and below those that Linux and Ray give to whoever asks for any: it stays free."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

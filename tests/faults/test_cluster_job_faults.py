@@ -5,7 +5,6 @@ bit for bit. `make test-faults` runs it: real processes, real signals, a real Pr
 """
 
 import asyncio
-import hashlib
 import os
 import signal
 import socket
@@ -24,9 +23,10 @@ from flows import job_records
 from flows.checkpoints import latest_step
 from flows.job_records import Attempt
 from flows.run import Run
-from flows.train import loss_curve, plan_training, trained_adapter
+from flows.train import plan_training
 from infra.ray_jobs import JobServer, JobState
 from tests.faults.lost_connection import Relay
+from tests.faults.training_driver import outcome
 from tests.faults.training_runs import prepare
 from tests.ray_head import RayHead
 from tests.tiny_world import tiny_changes, write_people, write_photos, write_world
@@ -100,12 +100,14 @@ class Training:
     def state(self, number: int = 1) -> JobState | None:
         return JobServer(self.settings.ray.address).state(Attempt(self.name, number).job_id)
 
+    def until_stopped(self) -> None:
+        """Wait until the cluster says so of the first job."""
+        _until(lambda: (state := self.state()) is not None and state.status == "STOPPED", lambda: self.said)
+
     def goes_well(self, driver: "subprocess.Popen[bytes]") -> dict[str, Any]:
-        """Wait for the driver's good end: {"adapter": digest of the weights, "curve"}."""
+        """Wait for the driver's good end: `outcome`."""
         assert driver.wait(timeout=600) == 0, self.said[-4000:]
-        files = trained_adapter(self.run, self.run_id)
-        digest = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()
-        return {"adapter": digest, "curve": loss_curve(self.run, self.run_id)}
+        return outcome(self.run, self.run_id)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +121,7 @@ def calm(root: Path, head: RayHead) -> dict[str, Any]:
 
 def test_a_lost_connection_loses_nothing(root: Path, head: RayHead, calm: dict[str, Any]) -> None:
     with Relay(head.ports["dashboard"]) as relay:
-        training = Training(root, "connection", f"http://127.0.0.1:{relay.port}")
+        training = Training(root, "connection", relay.address)
         driver = training.start()
         training.at_step(15, driver)
         relay.away(15.0)
@@ -130,10 +132,10 @@ def test_a_lost_connection_loses_nothing(root: Path, head: RayHead, calm: dict[s
 def test_a_connection_that_stays_away_until_after_the_end(root: Path, head: RayHead, calm: dict[str, Any]) -> None:
     """The outcome is taken from the store."""
     with Relay(head.ports["dashboard"]) as relay:
-        training = Training(root, "gone", f"http://127.0.0.1:{relay.port}")
+        training = Training(root, "gone", relay.address)
         driver = training.start()
         training.at_step(15, driver)
-        relay._end()
+        relay.stop()
         assert training.goes_well(driver) == calm
         assert "answers again" not in training.said
 
@@ -197,7 +199,7 @@ def test_ctrl_c_stops_the_job_and_the_command_goes_on(root: Path, head: RayHead,
     assert driver.wait(timeout=120) == 130, training.said[-3000:]
     _end_group(driver)
     assert f"{training.name}-0001 was stopped on the cluster too" in training.said
-    _until(lambda: (state := training.state()) is not None and state.status == "STOPPED", lambda: training.said)
+    training.until_stopped()
     assert not training.ended
     assert training.goes_well(training.start()) == calm
     assert training.attempts == 2
@@ -274,7 +276,7 @@ def test_a_run_that_is_cancelled_by_hand_stops_its_job(root: Path, head: RayHead
     _cancel(prefect, flow_run)
     assert driver.wait(timeout=120) == 2, training.said[-3000:]
     assert f"cancelled, and with it the job {training.name}-0001" in training.said
-    _until(lambda: (state := training.state()) is not None and state.status == "STOPPED", lambda: training.said)
+    training.until_stopped()
     assert _state_of(prefect, flow_run) == "CANCELLED" and not training.ended
 
 
@@ -301,7 +303,7 @@ def test_a_run_that_a_runner_cancels_stops_its_job(root: Path, head: RayHead, pr
         )
         training.at_step(10, runner)
         _cancel(prefect, flow_run)
-        _until(lambda: (state := training.state()) is not None and state.status == "STOPPED", lambda: training.said)
+        training.until_stopped()
         _until(lambda: _state_of(prefect, flow_run) == "CANCELLED", lambda: training.said)
         assert not training.ended
     finally:
@@ -329,7 +331,7 @@ def test_the_runners_hook_needs_nothing_but_the_run(root: Path, head: RayHead, p
 
     with temporary_settings({PREFECT_API_URL: prefect["PREFECT_API_URL"]}):
         stop_jobs(None, asyncio.run(read()), None)
-    _until(lambda: (state := training.state()) is not None and state.status == "STOPPED", lambda: training.said)
+    training.until_stopped()
 
 
 def _until(found: Callable[[], Any], said: Callable[[], str], driver: "subprocess.Popen[bytes] | None" = None) -> Any:

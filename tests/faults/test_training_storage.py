@@ -4,16 +4,10 @@ has seen every sample of every epoch exactly once: real disks that are full, rea
 `make test-faults` runs it; `FAULTS_SEED` repeats a run's moments.
 """
 
-import contextlib
 import random
 import secrets
-import socket
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +15,7 @@ import boto3
 import pytest
 
 from preprocessing.catalog import ShardRow
+from tests.faults.lost_connection import Relay
 from tests.faults.shard_damage import flip_a_bit
 from tests.faults.small_disk import MayNotMount, SmallDisk
 from tests.faults.training_runs import STEPS, Training
@@ -53,13 +48,11 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
 def test_an_object_store_that_is_away_for_half_a_minute(
     trainings: Trainings, calm: dict[str, Any], chance: random.Random, bucket: str, s3_address: str
 ) -> None:
-    with _Relay(s3_address) as relay:
+    with Relay(int(s3_address.rpartition(":")[2])) as relay:
         store = {"storage__root": bucket, "storage__endpoint_url": relay.address}
         training = trainings("away", **store).start()
         training.workers_at(chance.randrange(STEPS))
-        relay.stop()
-        time.sleep(30)
-        relay.start()
+        relay.away(30.0)
         assert training.result() == calm
 
 
@@ -154,46 +147,3 @@ def test_a_copy_of_a_shard_that_is_damaged_is_fetched_anew(
     assert training.result() == calm
     found = {row.sha256: (folder / row.sha256).read_bytes() for row in rows}
     assert found == {row.sha256: training.run.store.get(row.object_key) for row in rows}
-
-
-class _Relay:
-    """The way to the object store, which can be taken away for a while."""
-
-    def __init__(self, address: str) -> None:
-        self._target = address.rpartition(":")[2]
-
-    def __enter__(self) -> "_Relay":
-        self._port = _lasting_port()
-        self.start()
-        return self
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
-
-    def start(self) -> None:
-        relay = Path(__file__).with_name("relay.py")
-        self._process = subprocess.Popen([sys.executable, str(relay), str(self._port), self._target])
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
-                return
-            except OSError:
-                assert self._process.poll() is None, "the way to the store ended at its start"
-                time.sleep(0.05)
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-
-def _lasting_port() -> int:
-    """One that is free, and below those that Linux and Ray give to whoever asks for any: it stays free."""
-    while True:
-        port = random.randrange(20_000, 30_000)
-        with closing(socket.socket()) as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
