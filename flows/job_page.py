@@ -25,6 +25,7 @@ class StoreBoard:
         self.left: list[dict[str, Any]] = []  # [{"kind", "content"}]: the artifacts, for the outcome
         self._parts = list[dict[str, Any]]()
         self._lock, self._over = threading.Lock(), threading.Event()
+        self._writing = threading.Lock()  # what was taken down later is written later, too
         self._written, self._told = "", float("-inf")
         self._thread = threading.Thread(target=self._keep_writing, name="job page", daemon=True)
 
@@ -61,6 +62,10 @@ class StoreBoard:
                 return
 
     def _write(self) -> None:
+        with self._writing:
+            self._write_alone()
+
+    def _write_alone(self) -> None:
         with self._lock:
             parts = json.dumps(self._parts, default=str)
         if parts == self._written and time.monotonic() - self._told < _ALIVE_SECONDS:

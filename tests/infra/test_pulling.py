@@ -23,7 +23,7 @@ from tests.infra.faulty_s3 import FaultyS3, faulty_s3
 
 REPOSITORY = Path(__file__).parents[2]
 FILES = {"adapter.bin": b"weights", "deep/metrics.txt": b"{}", "README.md": b"card"}
-LARGE = bytes(range(256)) * (3 * PART_BYTES // 256) + b"more"
+LARGE = bytes(range(256)) * (4 * PART_BYTES // 256)  # four parts of the same size: any of them may come first
 
 
 @pytest.fixture(autouse=True)
