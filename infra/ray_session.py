@@ -110,6 +110,12 @@ def map_shards(
     first = list(islice(items, 1))
     if not first:
         return  # and nothing is started
+    import ray
+
+    # Beside the driver: where these are lost, so is the driver.
+    here = {"num_cpus": 0, "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
+    queue = Queue(_queues.of_this_session(here), uuid4().hex)
+    # Only now: the half second that this takes, the queues' process has for its own start.
     import ray.data
     from ray.exceptions import RayError
 
@@ -118,11 +124,8 @@ def map_shards(
     context.print_on_execution_start = False
     context.target_max_block_size = 1  # byte: every number is a block of its own, the unit of scheduling and of retry
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    # Beside the driver: where these are lost, so is the driver.
-    here = {"num_cpus": 0, "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
     actors = min(concurrency, total or concurrency)
     staged = issubclass(worker_class, StagedWorker)
-    queue = Queue(_queues.of_this_session(here), uuid4().hex)
     try:
         batches = Batches(queue, chain(first, items), total, actors)
         batches.fill()
