@@ -115,8 +115,7 @@ def map_shards(
     # Beside the driver: where these are lost, so is the driver.
     here = {"num_cpus": 0, "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
     queue = Queue(_queues.of_this_session(here), uuid4().hex)
-    # Only now: the half second that this takes, the queues' process has for its own start.
-    import ray.data
+    import ray.data  # only now: the queues' process starts meanwhile
     from ray.exceptions import RayError
 
     context = ray.data.DataContext.get_current()
