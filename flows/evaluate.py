@@ -14,7 +14,7 @@ from flows.cancellation import stage_flow
 from flows.cluster_job import run_on_cluster, runs_on_cluster
 from flows.contenders import AdapterModel, Contender, DrawingModel, find_contender, released
 from flows.evaluation_people import read_people
-from flows.evaluation_pictures import PICTURES, as_the_prior_drew, draw_evaluation, read_drawn
+from flows.evaluation_pictures import draw_evaluation, pictures_address, read_drawn
 from flows.evaluation_scores import check_references, is_measured, measure, metric_table, read_metrics, read_scores
 from flows.evaluation_split import check_split
 from flows.run import Run, StageResult, digest
@@ -65,7 +65,7 @@ def evaluate(settings: Settings, run_id: str = "", from_scratch: bool = False, m
     artifacts.table("metrics", metric_table(metrics, beside), "Metrics of the new release")
     reasons = "\n".join(f"- {check['sentence']}" for check in verdict["checks"])
     artifacts.markdown("gate", f"**{'promote' if verdict['promote'] else 'keep, do not promote'}**\n\n{reasons}")
-    drawn = islice((png for cell, png, _ in read_drawn(run, folder) if cell.subject), 48)
+    drawn = islice((png for _, png, _ in read_drawn(run, folder, lambda cell: cell.subject is not None)), 48)
     artifacts.pictures("drawn", [decode_picture(png) for png in drawn], "First pictures drawn", 12)
     seconds = time.monotonic() - started
     return StageResult(
@@ -93,7 +93,7 @@ def _evaluate_model(run: Run, spec: str) -> StageResult:
         "model": contender.name,
         "evaluation": fingerprint,
         "folder": folder,
-        "pictures": run.store.uri(f"{folder}/{PICTURES}"),
+        "pictures": pictures_address(run, folder),
         "metrics": metrics,
         "production": beside,
         "production_release": production.number if production else None,
@@ -142,8 +142,7 @@ def judge(run: Run, folder: str, production: str = "") -> tuple[dict[str, Any] |
 def _draw_and_measure(run: Run, model: DrawingModel, people: Sequence[dict[str, Any]], folder: str) -> None:
     check_references(run, people)
     draw_evaluation(run, model, people, folder)
-    drawn = list(read_drawn(run, folder))
-    measure(run, drawn if model.draws_subjects else as_the_prior_drew(run.settings, people, drawn), people, folder)
+    measure(run, people, folder, model.draws_subjects)
 
 
 def _sha256(data: bytes) -> str:

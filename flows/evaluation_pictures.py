@@ -1,12 +1,15 @@
 """An evaluation's pictures: drawn by actors batch by batch, and every batch kept as soon as it is drawn.
 
-    {folder}/drawn/{batch}.tar    a finished batch: each picture with its cell and router map
-    {folder}/pictures.tar         all of them, once there are all; the batches then go
+    {folder}/drawn/{batch}.tar    a batch: each picture with its cell and router map
+    {folder}/pictures.json        which batches are the evaluation, and whose pictures each has; once all are there
 
-So an evaluation that is killed and started again draws only the batches that are missing. A batch is named by its
-cells, and a picture's noise by its seed alone (`Painter.draw`): who draws it, when and after what does not matter.
+So an evaluation that is killed and started again draws only the batches that are missing, two that draw the same agree
+on one list, and nobody ever holds more of the 13,000 pictures of the whole protocol (5 GB) than those of one prompt. A
+batch is named by its cells, and a picture's noise by its seed alone (`Painter.draw`): who draws it, when and after what
+does not matter. Earlier versions left all pictures in one `pictures.tar`; it is read as it is.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -18,23 +21,26 @@ from flows.run import Run, digest
 from flows.workers import PaintWorker
 from infra.ray_session import map_shards
 from infra.settings import Settings
+from infra.storage import ObjectStore
 from preprocessing.shards import decode_npy, encode_json, encode_npy, read_tar, write_tar
 
 if TYPE_CHECKING:
     from flows.contenders import DrawingModel
 
-PICTURES = "pictures.tar"
+INDEX, OLD_PICTURES = "pictures.json", "pictures.tar"
 Drawn = tuple[Cell, bytes, Any]
 """A cell, its picture as PNG, and its router map where one was recorded."""
+Kept = list[tuple[str, list[Cell]]]
+"""An evaluation's tars: where each is in the store, and the cells in it."""
 
 
 def draw_evaluation(run: Run, model: "DrawingModel", people: Sequence[Mapping[str, Any]], folder: str) -> int:
-    """Draw what the folder lacks, and make pictures.tar of all; how many batches were drawn now. Needs Ray.
+    """Draw what the folder lacks, until all of it is there; how many batches were drawn now. Needs Ray.
 
     A model that draws nobody draws the prior's pictures alone.
     """
-    if run.store.exists(f"{folder}/{PICTURES}"):
-        _remove_batches(run, folder)
+    if is_drawn(run, folder):
+        _remove_others(run, folder)
         return 0
     items = batches_of(run.settings, people, folder, model.draws_subjects)
     there = set(run.store.list(f"{folder}/drawn/"))
@@ -49,18 +55,40 @@ def draw_evaluation(run: Run, model: "DrawingModel", people: Sequence[Mapping[st
     with closing(results):
         for _ in artifacts.tracked(results, len(missing), "evaluate: batches"):
             pass
-    drawn = [one for item in items for one in unpacked(run.store.get(item["key"]))]
-    drawn.sort(key=lambda one: one[0].model_dump_json())
-    run.store.put(f"{folder}/{PICTURES}", packed(drawn))
-    _remove_batches(run, folder)
+    index = [
+        {"tar": item["key"].removeprefix(f"{folder}/"), "cells": [one.model_dump(mode="json") for one in item["cells"]]}
+        for item in items
+    ]
+    # Where somebody else was quicker, perhaps with batches of another size, theirs are the evaluation.
+    run.store.create(f"{folder}/{INDEX}", encode_json({"batches": index}))
+    _remove_others(run, folder)
     return len(missing)
+
+
+def is_drawn(run: Run, folder: str) -> bool:
+    """Whether all of an evaluation's pictures are there."""
+    return any(run.store.exists(f"{folder}/{name}") for name in (INDEX, OLD_PICTURES))
+
+
+def pictures_address(run: Run, folder: str) -> str:
+    """Where people find the pictures of an evaluation."""
+    return run.store.uri(f"{folder}/drawn" if run.store.exists(f"{folder}/{INDEX}") else f"{folder}/{OLD_PICTURES}")
+
+
+def kept(run: Run, folder: str) -> Kept:
+    """Where a drawn evaluation's pictures are, in the protocol's order."""
+    if not run.store.exists(f"{folder}/{INDEX}"):
+        old = f"{folder}/{OLD_PICTURES}"
+        return [(old, [cell for cell, _, _ in unpacked(run.store.get(old))])]
+    batches = json.loads(run.store.get(f"{folder}/{INDEX}"))["batches"]
+    return [(f"{folder}/{one['tar']}", [Cell.model_validate(cell) for cell in one["cells"]]) for one in batches]
 
 
 def batches_of(
     settings: Settings, people: Sequence[Mapping[str, Any]], folder: str, with_subjects: bool = True
 ) -> list[dict[str, Any]]:
     """Everything that there is to draw, as `PaintWorker` takes it: {"cells", "key": where they are kept}."""
-    evaluate, subjects = settings.evaluate, _without_photos(people)
+    evaluate, subjects = settings.evaluate, without_photos(people)
     kinds = (protocol.prior_cells, protocol.cells) if with_subjects else (protocol.prior_cells,)
     return [
         {"cells": batch, "key": f"{folder}/drawn/{digest([cell.model_dump(mode='json') for cell in batch])}.tar"}
@@ -69,16 +97,23 @@ def batches_of(
     ]
 
 
-def as_the_prior_drew(settings: Settings, people: Sequence[Mapping[str, Any]], drawn: Sequence[Drawn]) -> list[Drawn]:
-    """The prior's pictures, and each once more for everybody of whom it would be: how the prior itself is measured."""
+def as_the_prior_drew(cells: Sequence[Cell], drawn: Sequence[Drawn]) -> list[Drawn]:
+    """The prior's pictures, each once more for every one of these cells of which it would be: how the prior itself is
+    measured."""
     pngs = {cell: png for cell, png, _ in drawn}
-    everybody = protocol.cells(settings.evaluate, _without_photos(people))
-    return [*drawn, *((cell, pngs[cell.prior], None) for cell in everybody)]
+    return [*drawn, *((cell, pngs[cell.prior], None) for cell in cells if cell.prior in pngs)]
 
 
-def read_drawn(run: Run, folder: str) -> Iterator[Drawn]:
-    """An evaluation's drawings as they are kept."""
-    return unpacked(run.store.get(f"{folder}/{PICTURES}"))
+def read_drawn(run: Run, folder: str, wanted: Callable[[Cell], bool] = lambda cell: True) -> Iterator[Drawn]:
+    """An evaluation's drawings of the cells that are wanted, as they are kept; a tar without one is not fetched."""
+    return read_from(run.store, kept(run, folder), wanted)
+
+
+def read_from(store: ObjectStore, tars: Kept, wanted: Callable[[Cell], bool] = lambda cell: True) -> Iterator[Drawn]:
+    """The drawings of the cells that are wanted, tar by tar."""
+    for key, cells in tars:
+        if any(map(wanted, cells)):
+            yield from (one for one in unpacked(store.get(key)) if wanted(one[0]))
 
 
 def read_pictures(
@@ -87,8 +122,7 @@ def read_pictures(
     """An evaluation's drawings of the cells that are wanted: (Cell, picture, router map or None), as drawn."""
     from preprocessing.shards import decode_picture
 
-    drawn = read_drawn(run, folder)
-    return [(cell, decode_picture(png), router) for cell, png, router in drawn if wanted(cell)]
+    return [(cell, decode_picture(png), router) for cell, png, router in read_drawn(run, folder, wanted)]
 
 
 def packed(drawn: Iterable[Drawn]) -> bytes:
@@ -103,7 +137,8 @@ def unpacked(tar: bytes) -> Iterator[Drawn]:
         yield Cell.model_validate(sample.json()), sample.parts["png"], None if router is None else decode_npy(router)
 
 
-def _without_photos(people: Sequence[Mapping[str, Any]]) -> list[Any]:
+def without_photos(people: Sequence[Mapping[str, Any]]) -> list[Subject]:
+    """People as `read_people` has them, as the protocol asks for them."""
     return [Subject(one["name"], one["word"], None) for one in people]  # type: ignore[arg-type]
 
 
@@ -112,7 +147,9 @@ def _parts(cell: Cell, png: bytes, router: Any) -> dict[str, bytes]:
     return parts if router is None else parts | {"router.npy": encode_npy(router)}
 
 
-def _remove_batches(run: Run, folder: str) -> None:
+def _remove_others(run: Run, folder: str) -> None:
+    """What lies in `drawn` and is not the evaluation: batches of another size that were begun, or that came late."""
+    mine = {key for key, _ in kept(run, folder)}
     for key in run.store.list(f"{folder}/drawn/"):
-        run.store.delete(key)
-    run.store.sweep(f"{folder}/drawn")
+        if key not in mine:
+            run.store.delete(key)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
+from evaluation import protocol
 from flows import artifacts
-from flows.evaluation_pictures import Drawn
+from flows.evaluation_pictures import kept, without_photos
 from flows.run import Run
 from flows.workers import JudgeWorker, ReferenceWorker
 from infra.errors import UserError
@@ -34,23 +35,33 @@ def read_scores(run: Run, folder: str) -> Any:
     return Scores.from_parquet(run.store.get(f"{folder}/{SCORES}"))
 
 
-def measure(run: Run, drawn: Sequence[Drawn], people: Sequence[dict[str, Any]], folder: str) -> None:
-    """Measure the pictures and keep every picture's values and the metrics. Needs Ray.
+def measure(run: Run, people: Sequence[dict[str, Any]], folder: str, draws_subjects: bool = True) -> None:
+    """Measure a drawn evaluation and keep every picture's values and the metrics. Needs Ray.
 
-    Prompt by prompt: no pictures of two are compared.
+    Prompt by prompt: no pictures of two are compared. `draws_subjects` as the model says it of itself.
     """
     from evaluation.instruments import About
     from evaluation.scores import Scores
     from evaluation.summary import summarise
 
-    prompts: dict[int, dict[str, Any]] = {}
-    for one in drawn:
-        item = prompts.setdefault(one[0].prompt, {"release": [], "prior": []})
-        item["release" if one[0].names else "prior"].append(one)
+    tars = kept(run, folder)
+    # All that there should be: of a model that draws nobody the prior's pictures stand for everybody.
+    everybody = [] if draws_subjects else protocol.cells(run.settings.evaluate, without_photos(people))
+    numbers = dict.fromkeys(cell.prompt for _, cells in tars for cell in cells)
+    prompts = [
+        {
+            "prompt": number,
+            "tars": [(key, cells) for key, cells in tars if any(cell.prompt == number for cell in cells)],
+            "everybody": [cell for cell in everybody if cell.prompt == number],
+        }
+        for number in numbers
+    ]
     # Each judge loads every instrument: it is worth it for a thousand pictures.
-    judges = max(1, min(run.settings.evaluate.workers, len(drawn) // 1000))
+    pictures = len(everybody) + sum(len(cells) for _, cells in tars)
+    judges = max(1, min(run.settings.evaluate.workers, pictures // 1000))
     gpus = run.settings.ray.gpus_per_worker
-    results = map_shards(JudgeWorker, list(prompts.values()), judges, (run.settings, list(people)), gpus=gpus)
+    arguments = (run.store, run.settings, list(people))
+    results = map_shards(JudgeWorker, prompts, judges, arguments, gpus=gpus)
     with closing(results):
         judged = list(artifacts.tracked(results, len(prompts), "evaluate: prompts"))
     scores = Scores.joined([Scores.from_parquet(one["scores"]) for one in judged])

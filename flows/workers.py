@@ -247,18 +247,19 @@ class ReferenceWorker:
 class JudgeWorker:
     """Measures a prompt's pictures.
 
-    {"release", "prior": lists of `Drawn`} -> {"scores": Parquet of every picture, "real_photos": similarities
-    of the people's other photos, "about": the instruments}. `people` as `read_people` gives them.
+    {"prompt": its number, "tars": the `Kept` that have its pictures, "everybody": cells that the prior's pictures stand
+    for, too} -> {"scores": Parquet of every picture, "real_photos": similarities of the people's other photos, "about":
+    the instruments}. `people` as `read_people` gives them.
     """
 
-    def __init__(self, settings: Settings, people: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, store: ObjectStore, settings: Settings, people: Sequence[dict[str, Any]]) -> None:
         from evaluation.observations import photographed
         from evaluation.scoring import real_photos
         from flows.judging import open_instruments
         from flows.painting import as_subjects
 
         limit_threads()
-        self.settings = settings
+        self.store, self.settings = store, settings
         self.instruments = open_instruments(settings)
         self.photos = photographed(as_subjects(people), self.instruments)
         self.told = {
@@ -268,9 +269,14 @@ class JudgeWorker:
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         from evaluation.scoring import score_pictures
+        from flows.evaluation_pictures import as_the_prior_drew, read_from
         from flows.painting import as_drawings
 
-        release, prior = as_drawings(item["release"]), as_drawings(item["prior"])
+        drawn = list(read_from(self.store, item["tars"], lambda cell: cell.prompt == item["prompt"]))
+        drawn = as_the_prior_drew(item["everybody"], drawn)
+        drawn.sort(key=lambda one: one[0].model_dump_json())  # whatever the batches were
+        release = as_drawings([one for one in drawn if one[0].names])
+        prior = as_drawings([one for one in drawn if not one[0].names])
         scores = score_pictures(release, prior, self.photos, self.settings.evaluate, self.instruments)
         return {"scores": scores.to_parquet(), **self.told}
 

@@ -89,6 +89,19 @@ class RayHead:
                 found.append(process)
         return found
 
+    @contextmanager
+    def holding(self, words: Sequence[str]) -> Iterator[None]:
+        """These processes stand still within the block, so that a job is not over before it was looked at."""
+        held = self.processes(words)
+        assert held, f"no process of {words} is there"
+        for process in held:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in held:
+                process.resume()
+
     def kill(self) -> None:
         """The head and all that it started, at once."""
         family = [self._process_of_head(), *self.processes([])] if self._process.poll() is None else []

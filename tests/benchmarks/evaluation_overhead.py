@@ -18,7 +18,7 @@ from diffusers import StableDiffusionPipeline
 from flows import evaluation_pictures, evaluation_scores
 from flows.contenders import AdapterModel
 from flows.evaluation_people import read_people
-from flows.evaluation_pictures import draw_evaluation, read_drawn
+from flows.evaluation_pictures import draw_evaluation
 from flows.evaluation_scores import measure, read_metrics
 from flows.run import Run
 from flows.train import adapter_of
@@ -67,7 +67,7 @@ def measure_overhead(folder: Path, subjects: int) -> dict[str, Any]:
         draw_evaluation(run, AdapterModel(adapter), people, place)
         drawn = time.perf_counter() - started - clock.loading
         started, before = time.perf_counter(), clock.loading
-        measure(run, list(read_drawn(run, place)), people, place)
+        measure(run, people, place)
         measured = time.perf_counter() - started - (clock.loading - before)
     metrics = read_metrics(run, place)
     own = clock.pipeline

@@ -76,9 +76,9 @@ def test_every_model_draws_the_same_cells_and_is_measured_by_the_same_judges(
         assert (metrics["pictures"], metrics["pair_pictures"], metrics["subjects"]) == (8, 2, 2), kind
         assert metrics["instruments"] == facts[0]["metrics"]["instruments"]
         assert one.facts["production_release"] == 1 and one.facts["production"]["router_iou"] is not None
-        for name in ("scores.parquet", "metrics.json", "pictures.tar", "model.json"):
+        for name in ("scores.parquet", "metrics.json", "pictures.json", "model.json"):
             assert Run(settings).store.exists(f"{one.facts['folder']}/{name}"), (kind, name)
-        assert one.facts["pictures"].endswith("pictures.tar") and Path(one.facts["pictures"]).is_file()
+        assert one.facts["pictures"].endswith("drawn") and list(Path(one.facts["pictures"]).glob("*.tar"))
     run = Run(settings)
     drawn = {kind: read_pictures(run, one.facts["folder"]) for kind, one in judged.items()}
     cells = [cell for cell, _, _ in drawn["release"]]
@@ -150,7 +150,7 @@ def test_the_command_shows_numbers_and_where_the_pictures_are(
     monkeypatch.chdir(tmp_path)
     code, out, err = moa("evaluate", "--model", "ip-adapter:mine")
     assert code == 0, err
-    for said in ("IP-Adapter ip-adapter_tiny", "release 1, production", "Identity", "Pictures: ", "pictures.tar"):
+    for said in ("IP-Adapter ip-adapter_tiny", "release 1, production", "Identity", "Pictures: ", "drawn"):
         assert said in out, said
     assert "IP-Adapter ip-adapter_tiny has no router maps: the router's measures are absent." in out
     for arguments, says in (

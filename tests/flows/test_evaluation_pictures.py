@@ -15,7 +15,18 @@ from evaluation import protocol
 from flows import evaluation_pictures
 from flows.contenders import AdapterModel
 from flows.evaluation_people import read_people
-from flows.evaluation_pictures import PICTURES, batches_of, draw_evaluation, read_drawn, read_pictures
+from flows.evaluation_pictures import (
+    INDEX,
+    OLD_PICTURES,
+    batches_of,
+    draw_evaluation,
+    is_drawn,
+    kept,
+    packed,
+    pictures_address,
+    read_drawn,
+    read_pictures,
+)
 from flows.painting import open_pipeline
 from flows.run import Run
 from flows.session import prepare_environment
@@ -83,9 +94,52 @@ def test_what_a_failed_worker_had_drawn_is_kept_and_others_go_on_to_the_same_byt
     prepare_environment()
     with ray_session(run.settings.ray):
         assert draw_evaluation(run, AdapterModel(adapter), people, FOLDER) == 2
-    assert run.store.list(f"{FOLDER}/") == [f"{FOLDER}/{PICTURES}"], "the batches are one file, and gone"
-    assert run.store.get(f"{FOLDER}/{PICTURES}") == undisturbed.store.get(f"{FOLDER}/{PICTURES}")
+    here, there = ({key: each.store.get(key) for key in each.store.list(f"{FOLDER}/")} for each in (run, undisturbed))
+    assert here == there and set(here) == {f"{FOLDER}/{INDEX}", *(key for key, _ in kept(run, FOLDER))}
     assert draw_evaluation(run, AdapterModel(adapter), people, FOLDER) == 0, "and without Ray"
+
+
+def test_two_that_draw_the_same_agree_on_one_list(
+    world: Path, adapter: dict[str, bytes], undisturbed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second begins while the first is at its second batch, has batches of another size, and is done earlier."""
+    slow, quick = _run(world, tmp_path, {"evaluate.batch_size": "5"}), _run(world, tmp_path)
+    people, begun = read_people(slow), list[int]()
+
+    class Overtaken(PaintWorker):
+        def work(self, item: dict[str, Any], fetched: None) -> Any:
+            begun.append(len(item["cells"]))
+            if len(begun) == 2:
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(evaluation_pictures, "PaintWorker", PaintWorker)
+                    assert draw_evaluation(quick, AdapterModel(adapter), people, FOLDER) == 6
+            return super().work(item, fetched)
+
+    monkeypatch.setattr(evaluation_pictures, "map_shards", map_shards)
+    monkeypatch.setattr(evaluation_pictures, "PaintWorker", Overtaken)
+    assert draw_evaluation(slow, AdapterModel(adapter), people, FOLDER) == len(begun) == 4
+    assert slow.store.list(f"{FOLDER}/") == undisturbed.store.list(f"{FOLDER}/"), "the slow one's are gone"
+    assert list(read_drawn(slow, FOLDER))[0][1] == list(read_drawn(undisturbed, FOLDER))[0][1]
+
+
+def test_pictures_of_an_earlier_version_are_read(undisturbed: Run) -> None:
+    """One tar of all, in the order of their cells."""
+    old, store = "runs/old/evaluation-y", undisturbed.store
+    drawn = sorted(read_drawn(undisturbed, FOLDER), key=lambda one: one[0].model_dump_json())
+    assert not is_drawn(undisturbed, old)
+    store.put(f"{old}/{OLD_PICTURES}", packed(drawn))
+    assert is_drawn(undisturbed, old) and pictures_address(undisturbed, old).endswith(OLD_PICTURES)
+    one, other = ({cell: png for cell, png, _ in read_drawn(undisturbed, each)} for each in (FOLDER, old))
+    assert one == other and len(one) == 16
+    assert [cell.prompt for cell, _, _ in read_pictures(undisturbed, old, lambda cell: cell.prompt == 1)] == [1] * 8
+
+
+def test_a_tar_without_what_is_wanted_is_not_fetched(undisturbed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched, get = list[str](), undisturbed.store.get
+    monkeypatch.setattr(undisturbed.store, "get", lambda key: fetched.append(key) or get(key))
+    (key, cells), *_ = kept(undisturbed, FOLDER)
+    assert [cell for cell, _, _ in read_drawn(undisturbed, FOLDER, cells[:2].__contains__)] == cells[:2]
+    assert [one for one in fetched if one.endswith(".tar")] == [key]
 
 
 def test_batches_of_another_size_are_the_same_pictures_up_to_rounding(
