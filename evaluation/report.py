@@ -48,7 +48,10 @@ def render(data: ReportData) -> str:
         data=data,
         rows=metric_rows(data.metrics, data.production) if data.metrics else [],
         groups=group_rows(data.groups),
-        differences=difference_rows(data.comparison) if data.comparison else [],
+        beside=[
+            (name, found.pictures, difference_rows(found))
+            for name, found in [*([("production", data.comparison)] if data.comparison else []), *data.others]
+        ],
         lines=[(curve, charts.draw_line(curve.steps, curve.values, curve.log, curve.marks)) for curve in data.curves],
         overlay=charts.overlay,
         heat_map=charts.heat_map,

@@ -166,7 +166,10 @@ class Command:
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that the page shows. Only the title is needed; an empty part is left out."""
+    """All that the page shows. Only the title is needed; an empty part is left out.
+
+    comparison: the release beside production; others: beside any other model, with its name.
+    """
 
     title: str
     subtitle: str = ""
@@ -186,6 +189,7 @@ class ReportData:
     gallery: Gallery | None = None
     groups: Sequence[GroupTable] = ()
     comparison: Comparison | None = None
+    others: Sequence[tuple[str, Comparison]] = ()
     lineage: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     stages: Sequence[Stage] = ()
     commands: Sequence[Command] = ()

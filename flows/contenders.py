@@ -8,6 +8,7 @@ Whatever can open itself as something that draws can be judged; it needs a line 
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from infra.registry import Release, Releases, open_releases
 from infra.settings import ModelReference, Settings
 
 PRIOR, RELEASE, IP_ADAPTER = "prior", "release:", "ip-adapter:"
+_MODELS = "models-evaluated/"
 
 
 class Draws(Protocol):
@@ -121,7 +123,7 @@ class Contender:
 def find_contender(run: Run, spec: str) -> Contender:
     """The model that is meant. Raises UserError where there is none such."""
     if spec == PRIOR:
-        return Contender("prior", PRIOR, ("models-evaluated/prior/",), PriorModel, {"model": PRIOR})
+        return Contender("prior", PRIOR, (f"{_MODELS}prior/",), PriorModel, {"model": PRIOR})
     if spec.startswith(IP_ADAPTER):
         return _ip_adapter(run.settings, spec.removeprefix(IP_ADAPTER))
     reference = spec.removeprefix(RELEASE)
@@ -152,6 +154,20 @@ def released(releases: Releases, release: Release) -> Contender:
     )
 
 
+def evaluated_models(run: Run, protocol: str) -> list[tuple[str, str]]:
+    """What was judged under the protocol and is no release: (name for people, folder of its results)."""
+    ends = f"/{protocol}/model.json"
+    folders = [key.rpartition("/")[0] for key in run.store.list(_MODELS) if key.endswith(ends)]
+    found = []
+    for folder in folders:
+        if is_measured(run, folder):
+            about = json.loads(run.store.get(f"{folder}/model.json"))
+            of_adapter = "IP-Adapter {} at scale {:g}".format(Path(about.get("file", "")).stem, about.get("scale", 1))
+            named = of_adapter if about["model"] == "ip-adapter" else "the prior alone"
+            found.append((named, folder))
+    return sorted(found)
+
+
 def _ip_adapter(settings: Settings, path: str) -> Contender:
     from flows.ip_adapter import locate_ip_adapter
 
@@ -166,7 +182,7 @@ def _ip_adapter(settings: Settings, path: str) -> Contender:
     return Contender(
         f"IP-Adapter {file.stem}",
         f"{IP_ADAPTER}{file}",
-        (f"models-evaluated/ip-adapter-{digest(made)}/",),
+        (f"{_MODELS}ip-adapter-{digest(made)}/",),
         lambda: IPAdapterModel(file, encoder),
         {"model": "ip-adapter", "file": file.name, **made},
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from evaluation.comparison import Comparison
+from evaluation.comparison import Comparison, compare
 from evaluation.gallery import choose, gather
 from evaluation.gate import Verdict
 from evaluation.groups import group_tables
@@ -33,7 +33,7 @@ from evaluation.report_data import (
     Swapped,
 )
 from evaluation.scores import Scores
-from flows.contenders import released
+from flows.contenders import evaluated_models, released
 from flows.evaluate import people_fingerprint
 from flows.evaluation_people import read_people
 from flows.evaluation_pictures import read_pictures
@@ -100,6 +100,10 @@ def report_data(run: Run, summary: dict[str, Any]) -> ReportData:
         gallery=gather(scores, chosen, drawings, references, before),
         groups=group_tables(scores),
         comparison=Comparison.model_validate(card["comparison"]) if card.get("comparison") else None,
+        others=[
+            (name, compare(scores, read_scores(run, theirs)))
+            for name, theirs in evaluated_models(run, card["evaluation"])
+        ],
         grid=_grid(run, people, drawn, metrics),
         swaps=_swaps(run, people, drawn),
         routers=_routers(drawn),

@@ -157,6 +157,7 @@ def everything(name: str = "00007.png", caption: str = "a photo of a man on the 
             GroupTable(group=caption, prompts=2, pictures=16, measures=dict.fromkeys(BETTER, measure(0.9))),
         ],
         comparison=differences(),
+        others=[(caption, differences())],
         lineage={name: {caption: name}},
         stages=[Stage(name, 0.0, caption), Stage("train", 61.0)],
         commands=[Command(name, caption, name)],

@@ -83,6 +83,7 @@ def test_a_gallery_says_of_every_picture_what_it_is_and_what_was_measured(page: 
     text = Page(page).text
     assert "All 28 pictures that were judged. In 4 of 28 nobody was found" in text
     assert "Identity" in text and "By kind of prompt" in text and "Beside production, picture by picture" in text
+    assert "Beside a photo of a man on the beach, picture by picture" in text
 
 
 def test_pictures_that_many_shots_share_are_there_once(page: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from flows import cli, evaluation_pictures, evaluation_scores, session
 from flows import evaluate as stage
 from flows.compare import compare_models
+from flows.contenders import evaluated_models
 from flows.evaluation_pictures import read_pictures
 from flows.painting import open_pipeline
 from flows.run import Run, StageResult
@@ -120,6 +121,15 @@ def test_another_strength_is_another_model_and_the_same_protocol(settings: Setti
     more = stage.evaluate.fn(full, model=f"ip-adapter:{file}").facts
     assert more["evaluation"] == before["evaluation"] and more["folder"] != before["folder"]
     assert more["metrics"]["prior_fidelity"]["mean"] > before["metrics"]["prior_fidelity"]["mean"]
+
+
+def test_what_was_judged_and_is_no_release_is_found(settings: Settings, judged: dict[str, StageResult]) -> None:
+    run, protocol = Run(settings), judged["prior"].facts["evaluation"]
+    found = dict(evaluated_models(run, protocol))
+    assert found.pop("the prior alone") == judged["prior"].facts["folder"]
+    assert found["IP-Adapter ip-adapter_tiny at scale 0.6"] == judged["ip-adapter"].facts["folder"]
+    run.store.put(f"models-evaluated/unfinished/{protocol}/model.json", b'{"model": "prior"}')
+    assert len(evaluated_models(run, protocol)) == len(found) + 1 and evaluated_models(run, "another") == []
 
 
 def test_evaluated_models_are_compared(settings: Settings, judged: dict[str, StageResult]) -> None:
