@@ -42,7 +42,7 @@ def test_everything_is_there_and_nothing_is_asked_for(tab: Tab, page: Path) -> N
     assert sections == [*told, "losses", "timeline", "course", "lineage", "use"]
     tab.until("[...document.images].every(image => image.complete)")
     assert tab.ask("[...document.images].filter(image => !image.naturalWidth).length") == 0
-    assert tab.ask("document.querySelectorAll('table').length") == 5
+    assert tab.ask("document.querySelectorAll('table').length") == 6
     assert "data:image/webp" in tab.ask("getComputedStyle(document.querySelector('.prior-0')).backgroundImage")
     assert tab.ask("getComputedStyle(document.body).backgroundColor") == "rgb(246, 236, 220)", "its style is allowed"
     assert not tab.ask("document.documentElement.classList.contains('plain')"), "and its script"
