@@ -42,7 +42,10 @@ from flows.shard import shard
 from flows.train import finished_training, train
 from flows.training_history import read_attempts
 from infra.errors import UserError
+from infra.manifest import SIGNATURE
+from infra.pulling import pull_from
 from infra.ray_session import ray_session
+from infra.release_signatures import make_keys
 from infra.settings import Settings
 from preprocessing.catalog import load_shard
 from preprocessing.forgetting import find_photo
@@ -75,8 +78,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def settings(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return tiny_settings(world, tmp_path_factory.mktemp("workspace"), SEARCHED | TRAINED)
+def signed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The settings with which all releases of this journey are signed, and read only if they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MOA_SIGNING_PASSPHRASE", "correct horse")
+        key = tmp_path_factory.mktemp("keys") / "team.pem"
+        public = make_keys(key)
+        yield {"publish.signing_key": str(key), "publish.verify_key": str(public)}
+
+
+@pytest.fixture(scope="module")
+def settings(world: Path, signed: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return tiny_settings(world, tmp_path_factory.mktemp("workspace"), SEARCHED | TRAINED | signed)
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +99,10 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(settings: Settings, world: Path, elsewhere: Path) -> subprocess.CompletedProcess[str]:
+def first(settings: Settings, world: Path, elsewhere: Path, signed: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """`moa retrain` killed with everything it started, first while it captions, then while it trains; then somebody
     else, in another place, types the same with the store's address, and it ends well."""
-    changes = {**tiny_changes(world), **SEARCHED, **TRAINED, "storage.root": settings.store_root}
+    changes = {**tiny_changes(world), **SEARCHED, **TRAINED, **signed, "storage.root": settings.store_root}
     command = [sys.executable, "-m", "flows.cli", "retrain"]
     command += [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
     run, attempts = Run(settings), Path(settings.store_root) / "runs"
@@ -210,9 +223,13 @@ def test_report_and_summary(settings: Settings, first: subprocess.CompletedProce
 
 def test_pulled_release_draws(settings: Settings, world: Path, first: object, tmp_path: Path) -> None:
     folder = tmp_path / "pulled"
-    Run(settings).releases.pull("production", folder)
+    store = Run(settings).store
+    pull_from(store, "production", "", folder, key=settings.publish.verify_key)
+    with pytest.raises(UserError, match="is not signed with"):
+        pull_from(store, "production", "", tmp_path / "refused", key=make_keys(tmp_path / "somebody.pem"))
+    assert not (tmp_path / "refused").exists()
     names = {"adapter.safetensors", "adapter_config.json", "README.md", "metrics.json", "lineage.json"}
-    assert {path.name for path in folder.iterdir()} == {*names, "manifest.json"}
+    assert {path.name for path in folder.iterdir()} == {*names, "manifest.json", SIGNATURE}
     readme = (folder / "README.md").read_text()
     assert "| ffhq | CC0 |" in readme and "## The gate: promote" in readme
     photo = world / "celeba" / "img_celeba" / "000001.png"
