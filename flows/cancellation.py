@@ -62,7 +62,12 @@ class Cancellation:
 
 def stop_jobs(flow: Any, flow_run: Any, state: Any) -> None:
     """Prefect's hook: end the jobs for which a cancelled flow run waited. Its process may be gone by now."""
-    settings = Settings.model_validate(flow_run.parameters["settings"])
+    if "settings" in flow_run.parameters:
+        settings = Settings.model_validate(flow_run.parameters["settings"])
+    else:  # a deployment's form
+        from flows.deployed import settings_of
+
+        settings = settings_of(flow_run.parameters)
     if not is_dashboard(settings.ray.address):
         return
     server = JobServer(settings.ray.address)

@@ -17,8 +17,9 @@ import typer
 from flows.application_commands import applications
 from flows.catalog_commands import catalog, planning
 from flows.evaluation_commands import MODELS, comparing
-from flows.options import AsJson, Changes, Preset, Workspace, read_settings
+from flows.options import AsJson, Changes, Preset, Source, Workspace, read_settings
 from flows.release_commands import pulling, releases
+from flows.service_commands import service
 from flows.zoo import zoo
 from infra.errors import UserError, UserNotice
 from infra.settings import Settings
@@ -35,6 +36,7 @@ app.add_typer(planning)
 app.add_typer(comparing)
 app.add_typer(applications)
 app.add_typer(pulling)
+app.add_typer(service)
 app.add_typer(releases, name="releases")
 
 _STOPPED = "moa: stopped; the same command continues where it was."
@@ -44,10 +46,6 @@ _PATIENCE_SECONDS = 5.0  # for Prefect to note that the run was stopped
 _CLUSTER_SECONDS = 15.0  # for a cluster to note that a job is to be stopped
 _stopping: Callable[[float], str] | None = None  # waits so long for that, and says what came of it
 
-Source = Annotated[
-    str | None,
-    typer.Option(help='"paperfolk" or KIND:PATH: ffhq, celeba, fastcomposer, webdataset, folder; PATH may be s3://…'),
-]
 FromScratch = Annotated[bool, typer.Option("--from-scratch", help="Start with a fresh adapter, not a released one.")]
 
 

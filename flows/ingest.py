@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from flows import artifacts
+from flows import artifacts, events
 from flows.cancellation import stage_flow
 from flows.cluster_job import run_on_cluster, runs_on_cluster
 from flows.model_stages import written_down
@@ -27,9 +27,18 @@ from preprocessing.sources import Record
 @stage_flow("ingest")
 def ingest(settings: Settings) -> StageResult:
     """Read what the catalog does not know of the source yet."""
-    started, run = time.monotonic(), Run(settings)
+    run = Run(settings)
     if runs_on_cluster(settings):
-        return run_on_cluster(run, "ingest", [run.fingerprints["ingest"], settings.ingest.source], {})
+        result = run_on_cluster(run, "ingest", [run.fingerprints["ingest"], settings.ingest.source], {})
+    else:
+        result = _ingest_here(run)
+    if result.facts:
+        events.tell(settings, events.INGESTED, says=result.note, refused=result.refused, **result.facts)
+    return result
+
+
+def _ingest_here(run: Run) -> StageResult:
+    started, settings = time.monotonic(), run.settings
     before = run.done("ingest")
     if run.catalog.shard_frame("ingest").height != before:
         raise UserError(
@@ -50,6 +59,7 @@ def ingest(settings: Settings) -> StageResult:
         refusals.count,
         time.monotonic() - started,
         f"{len(records)} new photos, {kept} kept",
+        {"read": len(records), "kept": kept},
     )
 
 

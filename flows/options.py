@@ -15,6 +15,10 @@ Workspace = Annotated[Path | None, typer.Option(help="Folder for all that a run 
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, as train.steps=500.")
 ]
+Source = Annotated[
+    str | None,
+    typer.Option(help='"paperfolk" or KIND:PATH: ffhq, celeba, fastcomposer, webdataset, folder; PATH may be s3://…'),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 

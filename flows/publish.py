@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flows import artifacts
+from flows import artifacts, events
 from flows.cancellation import stage_flow
 from flows.evaluate import evaluation_folder, people_fingerprint
 from flows.evaluation_people import read_people
@@ -37,6 +37,7 @@ def publish(settings: Settings, run_id: str = "", from_scratch: bool = False) ->
         raise UserError(f"Training {run_id} was not evaluated: run moa evaluate first.")
     evaluated = json.loads(run.store.get(f"{folder}/verdict.json"))
     published, said = run.releases.find(run_id), list[str]()
+    new = published is None
     if published is None:
         published = _release(run, run_id, fingerprint, evaluated, said.append)
     elif signer := _signer(settings):
@@ -49,10 +50,25 @@ def publish(settings: Settings, run_id: str = "", from_scratch: bool = False) ->
     promoted = bool(verdict["promote"])
     artifacts.link("release", run.releases.uri(published), f"release {published.number}")
     says = f"{alias} now points at it" if promoted else f"kept, {alias} stays where it was: {verdict['reasons'][0]}"
+    _tell(settings, published, verdict, new=new, moved=promoted and not already)
     facts = {"release": published.number, "id": published.id, "run_id": run_id, "promoted": promoted, "folder": folder}
     seconds = time.monotonic() - started
     note = " ".join([f"release {published.number}: {says}", *said])
     return StageResult("publish", 1, 0, seconds=seconds, note=note, facts=facts)
+
+
+def _tell(settings: Settings, release: Release, verdict: Mapping[str, Any], new: bool, moved: bool) -> None:
+    """New release, production moved, gate refused: each once, whoever repeats the stage."""
+    name, alias = f"{settings.publish.model}@{release.number}", settings.publish.alias
+    facts = {"release": release.number, "id": release.id}
+    if new:
+        events.tell(settings, events.RELEASED, says=f"{name} was published.", **facts)
+    if moved:
+        events.tell(settings, events.PROMOTED, says=f"{alias} is now {name}: it passed the gate.", **facts)
+    if new and not verdict["promote"]:
+        why = list(verdict["reasons"])
+        says = f"The gate refused {name}, {alias} stays where it was: {why[0]}"
+        events.tell(settings, events.GATE_REFUSED, says=says, reasons=why, **facts)
 
 
 def _release(

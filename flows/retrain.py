@@ -26,6 +26,7 @@ from flows.shard import shard
 from flows.train import train
 from flows.world import prepare_world
 from infra.errors import UserError
+from infra.registry import Release
 from infra.settings import Settings
 from preprocessing.catalog import sweep
 
@@ -41,9 +42,18 @@ class Journey:
     nothing_new: bool
 
 
+Check = Callable[[Run, list[StageResult], Release | None], None]
+
+
 @stage_flow("retrain")
 def retrain(settings: Settings, from_scratch: bool = False) -> Journey:
     """Bring production up to date with the source's photos."""
+    return bring_up_to_date(settings, from_scratch)
+
+
+def bring_up_to_date(settings: Settings, from_scratch: bool, check: Check | None = None) -> Journey:
+    """The DAG, within a flow run. `check` sees the data stages' results, and the release that was already made of all
+    that can be trained on, if there is one; it raises where no training is to follow."""
     run = Run(settings)
     prepare_world(settings)
     if not at_work(run.store):  # a job whose driver was killed goes on, and has not committed all that it uploaded
@@ -54,6 +64,8 @@ def retrain(settings: Settings, from_scratch: bool = False) -> Journey:
     if not run.training_shards():
         raise UserError(_nothing_usable(run))
     settled = run.settled(from_scratch)
+    if check is not None:
+        check(run, stages, settled)
     if settled is not None:
         card = run.releases.card(settled)
         artifacts.markdown("nothing-new", f"Release {settled.number} was made of exactly these photos and settings.")

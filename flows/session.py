@@ -28,9 +28,9 @@ _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    # Errors reach the user as one sentence or as Python's own traceback; Prefect would print them a second time.
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
 }
+# Errors reach the user as one sentence or as Python's own traceback; Prefect would print them a second time.
+_NO_CONSOLE = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
 
 _DYING_SECONDS = 10.0  # that a killed run may need to give its memory back, and only then its lock
 
@@ -85,5 +85,10 @@ def _locked(file: IO[str]) -> bool:
 
 def prepare_environment() -> None:
     """Set what Prefect, Ray and their workers read from the environment, where the user has not."""
-    for name, value in (_ONE_THREAD | _PRIORITY | _ATTENTION | _QUIET).items():
+    for name, value in (environment_of_runs() | _NO_CONSOLE).items():
         os.environ.setdefault(name, value)
+
+
+def environment_of_runs() -> dict[str, str]:
+    """What holds for Ray's processes as well, which may be started before a run's."""
+    return _ONE_THREAD | _PRIORITY | _ATTENTION | _QUIET

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 from infra.augmentation_settings import AugmentationSettings
 from infra.errors import UserError
 from infra.evaluation_settings import EvaluateSettings, RegressionSettings
+from infra.service_settings import ServiceSettings
 from infra.settings_fields import Count, Fraction, FrozenSettings, OptionalText
 from infra.train_settings import TrainSettings as TrainSettings
 
@@ -202,6 +203,7 @@ class Settings(FrozenSettings):
     publish: PublishSettings = Field(description="stage 7")
     ray: RaySettings = Field(description="where heavy work runs")
     monitoring: MonitoringSettings = Field(description="who can watch a run")
+    service: ServiceSettings = Field(description="retraining by itself, and who is told what")
 
     @property
     def store_root(self) -> str:

@@ -300,14 +300,19 @@ def load_shard(store: ObjectStore, row: ShardRow) -> bytes:
 
 def sweep(store: ObjectStore, catalog: Catalog, stages: Iterable[str]) -> list[str]:
     """Delete shard files that no commit names: a crash before the commit leaves them. Nobody may be writing."""
-    removed = []
+    removed = litter(store, catalog, stages)
+    for key in removed:
+        store.delete(key)
+    return removed
+
+
+def litter(store: ObjectStore, catalog: Catalog, stages: Iterable[str]) -> list[str]:
+    """What `sweep` deletes."""
+    found = []
     for stage in stages:
         named = set(catalog.shard_frame(stage, replaced=True)["object_key"])
-        for key in store.list(f"shards/{stage}/"):
-            if key not in named:
-                store.delete(key)
-                removed.append(key)
-    return removed
+        found += [key for key in store.list(f"shards/{stage}/") if key not in named]
+    return found
 
 
 def _frame(
