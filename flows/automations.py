@@ -119,7 +119,9 @@ def _prefix(settings: Settings) -> str:
 def _telling(settings: Settings, block: Any, says: str) -> Any:
     if settings.service.notify == "webhook":
         # The sentence is made first and then quoted: what stands in it cannot break out of the JSON.
-        payload = "{% set says %}" + says + '{% endset %}{"text": {{ says|tojson }}, "event": {{ event.event|tojson }}}'
+        # Where nothing happened, and that is told, there is no event.
+        event = "{{ event.event|default('')|tojson }}"
+        payload = "{% set says %}" + says + '{% endset %}{"text": {{ says|tojson }}, "event": ' + event + "}"
         return CallWebhook(block_document_id=block, payload=payload)
     return SendNotification(block_document_id=block, subject="moa", body=says)
 
@@ -183,7 +185,7 @@ def _bring_block(client: SyncPrefectClient, settings: Settings, dry_run: bool) -
             f'service.notify is "{service.notify}" and {service.notify_secret} is not set: export it with the '
             f"{'key of SendGrid' if service.notify == 'email' else 'address of the webhook'}."
         )
-    if there is not None and (not secret or there.model_dump() == wanted.model_dump()):
+    if there is not None and (not secret or _secrets(there) == _secrets(wanted)):
         return [Change("block", name, "unchanged")], there._block_document_id
     if dry_run:
         said = "created" if there is None else "changed: its secret"
@@ -206,6 +208,13 @@ def _block(settings: Settings) -> Block:
     if not (service.notify_sender and service.notify_to):
         raise UserError("For e-mails set service.notify_sender and service.notify_to.")
     return SendgridEmail(api_key=secret, sender_email=service.notify_sender, to_emails=list(service.notify_to))
+
+
+def _secrets(block: Any) -> tuple[Any, ...]:
+    """What of a block the settings and the environment decide."""
+    if hasattr(block, "url"):
+        return (block.url.get_secret_value(),)
+    return block.api_key.get_secret_value(), block.sender_email, list(block.to_emails)
 
 
 def _load(kind: type[Block], name: str) -> Any:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.answers import say_json
 from flows.application_commands import applications
 from flows.catalog_commands import catalog, planning
 from flows.evaluation_commands import MODELS, comparing
@@ -26,7 +27,6 @@ from infra.settings import Settings
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Photos in at one end; a verified, better checkpoint out at the other.",
 )
@@ -236,12 +236,16 @@ def export(
 
 
 @app.command()
-def doctor(preset: Preset = "demo", workspace: Workspace = None, changes: Changes = None) -> None:
+def doctor(
+    preset: Preset = "demo", as_json: AsJson = False, workspace: Workspace = None, changes: Changes = None
+) -> None:
     """Say what a preset needs and whether it is here."""
     from infra.doctor import diagnose
 
     checks = diagnose(read_settings(preset, workspace, changes))
-    for check in checks:
+    if as_json:
+        say_json([{"name": check.name, "ok": check.ok, "detail": check.detail} for check in checks])
+    for check in checks if not as_json else ():
         typer.echo(f"{'ok     ' if check.ok else 'missing'}  {check.name}: {check.detail}")
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
 
@@ -307,7 +311,7 @@ def _farewell(patience: float) -> str:
 
 def _run() -> int:
     try:
-        status = app(standalone_mode=False)  # the code of a typer.Exit, else what the command returned
+        status = app(standalone_mode=False, prog_name="moa")  # the code of a typer.Exit, else what the command returned
         if status == _INTERRUPTED:  # which is what typer makes of Ctrl-C
             raise KeyboardInterrupt
     except UserError as error:

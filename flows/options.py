@@ -8,9 +8,14 @@ from typing import Annotated
 import typer
 
 from infra.errors import UserError
-from infra.settings import Settings, load_settings
+from infra.settings import Settings, load_settings, preset_names
 
-Preset = Annotated[str, typer.Option(help='A shipped preset ("demo", "sd15", "sdxl") or a path to a .toml file.')]
+Preset = Annotated[
+    str,
+    typer.Option(
+        help='A shipped preset ("demo", "sd15", "sdxl") or a path to a .toml file.', autocompletion=preset_names
+    ),
+]
 Workspace = Annotated[Path | None, typer.Option(help="Folder for all that a run leaves; the preset's by default.")]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, as train.steps=500.")

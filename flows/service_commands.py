@@ -70,6 +70,17 @@ def down(
 
 
 @service.command()
+def status(
+    preset: Preset = "demo", as_json: AsJson = False, workspace: Workspace = None, changes: Changes = None
+) -> None:
+    """What runs, what waits, what failed last, what is in production and since when."""
+    from flows.status import read_status, show_status
+
+    found = read_status(read_settings(preset, workspace, changes))
+    say_json(found) if as_json else show_status(found)
+
+
+@service.command()
 def deploy(
     preset: Preset = "demo",
     source: Source = None,

@@ -1,0 +1,68 @@
+"""What `moa up` would start; that it does is in tests/end_to_end/test_service.py."""
+
+from pathlib import Path
+
+import pytest
+
+from flows import service_parts
+from flows.service_parts import Asked, about_store, parts_of
+from infra.service import Part
+from infra.settings import load_settings
+
+ASKED = Asked("demo", None, ["train.steps=3"])
+
+
+def _parts(tmp_path: Path, dry_run: bool = True, **changes: str) -> dict[str, Part]:
+    return {one.name: one for one in parts_of(load_settings("demo", tmp_path, changes), ASKED, dry_run)}
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    parts = _parts(tmp_path)
+    assert {"prefect-server", "deploy", "ray-head", "worker", "watcher"} <= parts.keys()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_listens_on_loopback_and_runs_find_ray_there(tmp_path: Path) -> None:
+    parts = _parts(tmp_path, **{"service.ray_port": "7001"})
+    assert "--host 127.0.0.1" in " ".join(parts["prefect-server"].command)
+    assert {"--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"} <= set(parts["ray-head"].command)
+    deploy = " ".join(parts["deploy"].command)
+    assert "--set train.steps=3" in deploy and "--set ray.address=127.0.0.1:7001" in deploy
+    assert "ray.address" not in " ".join(parts["watcher"].command)
+
+
+def test_a_cluster_that_is_named_gets_no_second_head(tmp_path: Path) -> None:
+    parts = parts_of(load_settings("demo", tmp_path, {"ray.address": "http://head:8265"}), ASKED, dry_run=True)
+    assert "ray-head" not in {one.name for one in parts}
+
+
+def test_pods_have_workers_of_their_own(tmp_path: Path) -> None:
+    assert "worker" not in _parts(tmp_path, **{"service.pool_type": "kubernetes"})
+
+
+def test_leases_outlive_the_server(tmp_path: Path) -> None:
+    environment = _parts(tmp_path)["prefect-server"].environment
+    assert environment["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"].endswith(".filesystem")
+
+
+def test_without_postgresql_there_is_sqlite_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_parts, "_postgres_programs", lambda: None)
+    parts = _parts(tmp_path)
+    assert "postgresql" not in parts and "on SQLite (PostgreSQL is not installed)" in parts["prefect-server"].says
+
+
+def test_secrets_are_made_once_and_are_their_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_parts, "_postgres_programs", lambda: None)
+    first, again = _parts(tmp_path, dry_run=False), _parts(tmp_path, dry_run=False)
+    token = first["ray-head"].environment["RAY_AUTH_TOKEN"]
+    assert len(token) == 64 and again["ray-head"].environment["RAY_AUTH_TOKEN"] == token
+    assert (tmp_path / "service" / "ray-token").stat().st_mode & 0o077 == 0
+    assert token not in " ".join(part for one in first.values() for part in one.command)
+
+
+def test_the_store_is_a_folder_or_somebody_elses_server(tmp_path: Path) -> None:
+    assert "no S3 server is started" in about_store(load_settings("demo", tmp_path))["says"]
+    other = {"storage.root": "s3://bucket/moa", "storage.endpoint_url": "http://minio:9000"}
+    assert about_store(load_settings("demo", tmp_path, other))["says"] == (
+        "s3://bucket/moa on http://minio:9000: served by others"
+    )
