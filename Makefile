@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench-model bench-data bench-training bench-release test-faults test-ceph test-faults-20 endurance full-size claims clean
+.PHONY: help install demo up down test lint bench-model bench-data bench-training bench-release test-faults test-ceph test-faults-20 endurance full-size claims clean
 
 help:  ## say what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -25,6 +25,13 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## photos in, a verified checkpoint and runs/demo/report.html out
 	$(BIN)/moa demo
+
+# OPTIONS are those of `moa up`: OPTIONS='--preset sd15 --source folder:/photos --workspace /srv/moa'.
+up: $(STAMP)  ## the whole service on this machine, without containers; OPTIONS='--source folder:PATH' as for moa up
+	$(BIN)/moa up $(OPTIONS)
+
+down: $(STAMP)  ## and down again, with the same OPTIONS
+	$(BIN)/moa down $(OPTIONS)
 
 test: lint  ## lint, types and the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not faults" -n 2 --dist loadfile --no-loadscope-reorder --durations 12

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 console = Console(stderr=True, highlight=False)
 _Item = TypeVar("_Item")
+_LOGGED = 100  # refused photos of a stage in a run's log; the table has more, the catalog all
 
 
 class _Bars:
@@ -235,6 +236,17 @@ def note(line: str) -> None:
         get_run_logger().info(line.strip())
 
 
+def log(line: str, **where: Any) -> None:
+    """A line in the run's log alone, with where it belongs: stage, and shard and photo where they are known.
+
+    Prefect adds the run. The form `[stage=ingest shard=0003 photo=a.jpg]` is for whoever searches.
+    """
+    if _in_run():
+        from prefect.logging import get_run_logger
+
+        get_run_logger().info("%s [%s]", line, " ".join(f"{name}={value}" for name, value in where.items() if value))
+
+
 def put(kind: str, content: dict[str, Any]) -> None:
     """One of Prefect's artifacts (table, markdown, link, image) with the arguments of its `create_…_artifact`."""
     if _board is not None:
@@ -277,6 +289,8 @@ class Refusals:
             }
             for row in self._rows
         ]
+        for row in self._rows[:_LOGGED]:
+            log(f"refused: {row.reason}, {row.detail}", stage=self.stage, shard=row.shard, photo=row.origin)
         counted = ", ".join(f"{reason} {count}" for reason, count in sorted(self._reasons.items()))
         table(f"{self.stage}-refused", lines, f"{self.count} photos refused by {self.stage}: {counted}")
 

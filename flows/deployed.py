@@ -11,7 +11,7 @@ from typing import Any
 
 from prefect import flow
 from prefect.exceptions import CancelledRun
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Cancelled, Completed, Failed, State
 
 from flows.cancellation import FlowCancelled, stop_jobs
 from flows.options import read_settings
@@ -92,14 +92,16 @@ def retrain(
     from_scratch: bool = False,
     accept_refusals: bool = False,
 ) -> str:
-    from flows.batch_check import check_batch
     from flows.demo import conclude
-    from flows.retrain import bring_up_to_date
+    from flows.retrain import retrain
 
     settings = settings_of(locals())
     started = time.monotonic()
     with _at_work(settings):
-        journey = bring_up_to_date(settings, from_scratch, None if accept_refusals else check_batch)
+        # Its body: the stages are then parts of this run, not of one within it.
+        journey = retrain.fn(settings, from_scratch, judge=not accept_refusals)
+        if isinstance(journey, State):
+            raise CancelledRun(journey.message)
         conclude(settings, journey, time.monotonic() - started)
     if journey.nothing_new:
         return f"Nothing new: release {journey.release} was made of exactly these photos and settings."

@@ -13,6 +13,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 
 from flows import artifacts
+from flows.batch_check import check_batch
 from flows.cancellation import stage_flow
 from flows.caption import caption
 from flows.evaluate import evaluate
@@ -26,7 +27,6 @@ from flows.shard import shard
 from flows.train import train
 from flows.world import prepare_world
 from infra.errors import UserError
-from infra.registry import Release
 from infra.settings import Settings
 from preprocessing.catalog import sweep
 
@@ -42,18 +42,12 @@ class Journey:
     nothing_new: bool
 
 
-Check = Callable[[Run, list[StageResult], Release | None], None]
-
-
 @stage_flow("retrain")
-def retrain(settings: Settings, from_scratch: bool = False) -> Journey:
-    """Bring production up to date with the source's photos."""
-    return bring_up_to_date(settings, from_scratch)
+def retrain(settings: Settings, from_scratch: bool = False, judge: bool = False) -> Journey:
+    """Bring production up to date with the source's photos.
 
-
-def bring_up_to_date(settings: Settings, from_scratch: bool, check: Check | None = None) -> Journey:
-    """The DAG, within a flow run. `check` sees the data stages' results, and the release that was already made of all
-    that can be trained on, if there is one; it raises where no training is to follow."""
+    judge: raise BatchRefused where the new ones are no batch to train on (`flows/batch_check.py`): nobody looks on.
+    """
     run = Run(settings)
     prepare_world(settings)
     if not at_work(run.store):  # a job whose driver was killed goes on, and has not committed all that it uploaded
@@ -64,8 +58,8 @@ def bring_up_to_date(settings: Settings, from_scratch: bool, check: Check | None
     if not run.training_shards():
         raise UserError(_nothing_usable(run))
     settled = run.settled(from_scratch)
-    if check is not None:
-        check(run, stages, settled)
+    if judge:
+        check_batch(run, stages, settled)
     if settled is not None:
         card = run.releases.card(settled)
         artifacts.markdown("nothing-new", f"Release {settled.number} was made of exactly these photos and settings.")
@@ -93,6 +87,7 @@ def side_by_side(settings: Settings, stages: Sequence[Callable[[Settings], Stage
 
 def _say(result: StageResult) -> StageResult:
     artifacts.console.print(f"[bold]{result.stage:<9}[/] {result.note} [dim]{result.seconds:.0f} s[/]")
+    artifacts.log(f"{result.note}, {result.seconds:.0f} s", stage=result.stage)
     return result
 
 

@@ -54,13 +54,17 @@ def up(
 
 @service.command()
 def down(
-    preset: Preset = "demo", as_json: AsJson = False, workspace: Workspace = None, changes: Changes = None
+    preset: Preset = "demo",
+    source: Source = None,
+    as_json: AsJson = False,
+    workspace: Workspace = None,
+    changes: Changes = None,
 ) -> None:
     """Stop all that `moa up` started, also where its supervisor was killed; what it knew stays in its folder."""
     from flows.artifacts import console
     from infra import service as processes
 
-    settings = read_settings(preset, workspace, changes)
+    settings = read_settings(preset, workspace, changes, source)  # the same options as up's
     home = settings.workspace / "service"
     with console.status("stopping"):
         ended = processes.stop(home)

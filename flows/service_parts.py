@@ -17,8 +17,11 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from flows.session import environment_of_runs
 from flows.watch import state_folder
@@ -98,7 +101,8 @@ def parts_of(settings: Settings, asked: Asked, dry_run: bool = False) -> list[Pa
             shared,
             says=f"{settings.ingest.source}, every {service.look_seconds:g} s",
         ),
-        *_prometheus(settings, home),
+        *_metrics(settings, asked, shared),
+        *_prometheus(settings, home, dry_run),
     ]
 
 
@@ -142,18 +146,58 @@ def _ray(
     return [head], token, [f"ray.address=127.0.0.1:{service.ray_port}"]
 
 
-def _prometheus(settings: Settings, home: Path) -> list[Part]:
-    """Debian's, with the file that the monitoring folder brings; nothing where one of the two is not here."""
+def _prometheus(settings: Settings, home: Path, dry_run: bool) -> list[Part]:
+    """Debian's, with the rules that the monitoring folder brings; nothing where one of the two is not here."""
     program = shutil.which("prometheus")
-    file = Path(__file__).parents[1] / "infra" / "monitoring" / "prometheus.yml"
-    if program is None or not file.is_file():
+    shipped = Path(__file__).parents[1] / "infra" / "monitoring" / "prometheus.yml"
+    if program is None or not shipped.is_file():
         return []
-    port = settings.service.scrape_port
+    port, file = settings.service.scrape_port, home / "prometheus.yml"
+    if not dry_run:
+        file.write_text(yaml.safe_dump(_scraped_here(settings, shipped, _short_folder(home, dry_run))), "utf-8")
     command = [
         program, f"--config.file={file}", f"--storage.tsdb.path={home / 'prometheus'}",
         f"--web.listen-address=127.0.0.1:{port}",
     ]  # fmt: skip
     return [Part("prometheus", command, f"http:http://127.0.0.1:{port}/-/ready", port=port, says=f"127.0.0.1:{port}")]
+
+
+def _scraped_here(settings: Settings, shipped: Path, ray_folder: str) -> dict[str, Any]:
+    """The shipped file's rules and intervals, and in place of its containers this machine's processes."""
+    about = dict(yaml.safe_load(shipped.read_text("utf-8")))
+    about["rule_files"] = [str(shipped.parent / name) for name in about.get("rule_files", [])]
+    training = settings.monitoring.prometheus_port
+    about["scrape_configs"] = [
+        # Ray's head writes down where its machines answer.
+        {
+            "job_name": "ray",
+            "file_sd_configs": [{"files": [f"{ray_folder}/prom_metrics_service_discovery.json"]}],
+        },
+        *([{"job_name": "moa-training", **_target(training)}] if training else []),
+        *([{"job_name": "moa", **_target(settings.service.metrics_port)}] if _tells_metrics() else []),
+    ]
+    return about
+
+
+def _tells_metrics() -> bool:
+    """Whether this code has `moa metrics`."""
+    return find_spec("flows.metrics_command") is not None
+
+
+def _metrics(settings: Settings, asked: Asked, environment: Mapping[str, str]) -> list[Part]:
+    """What the store knows, for Prometheus."""
+    if not _tells_metrics():
+        return []
+    port = settings.service.metrics_port
+    named = [f"ingest.source={asked.source}"] if asked.source else []
+    options = Asked(asked.preset, None, [*asked.changes, *named]).options(settings)
+    command = [sys.executable, "-m", "flows.cli", "metrics", "--port", str(port), *options]
+    address = f"http://127.0.0.1:{port}/metrics"
+    return [Part("metrics", command, f"http:{address}", dict(environment), port, says=address)]
+
+
+def _target(port: int) -> dict[str, Any]:
+    return {"static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}
 
 
 def _database(home: Path, port: int, dry_run: bool) -> tuple[list[Part], dict[str, str], str]:

@@ -49,4 +49,5 @@ class ServiceSettings(FrozenSettings):
     postgres_port: int = Field(ge=1, le=65535, description="moa up: PostgreSQL's, on loopback, where it is installed")
     ray_port: int = Field(ge=1, le=65535, description="moa up: where the Ray head listens, on loopback")
     ray_dashboard_port: int = Field(ge=1, le=65535, description="moa up: its dashboard's, on loopback")
+    metrics_port: int = Field(ge=1, le=65535, description="moa up: where moa metrics answers Prometheus, on loopback")
     scrape_port: int = Field(ge=1, le=65535, description="moa up: Prometheus', on loopback, where it is installed")

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,7 +39,7 @@ def changes(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     world = tmp_path_factory.mktemp("world")
     write_models(world / "models")
     write_people(world / "celeba")
-    ports = ("prefect_port", "postgres_port", "ray_port", "ray_dashboard_port", "scrape_port")
+    ports = ("prefect_port", "postgres_port", "ray_port", "ray_dashboard_port", "metrics_port", "scrape_port")
     return {
         **tiny_changes(world),
         "ingest.source": f"folder:{photos}",
@@ -52,8 +53,11 @@ def changes(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("workspace")
+def workspace() -> Iterator[Path]:
+    """Which the user postgres may enter: run by root, the service has PostgreSQL where that is installed."""
+    with tempfile.TemporaryDirectory(prefix="moa-service-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,12 @@
 """Progress and pictures outside of a flow run: the terminal's half."""
 
+import time
 from dataclasses import replace
 
 from PIL import Image
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.runtime import flow_run
 
 from flows import artifacts
 from preprocessing.catalog import PhotoRow
@@ -50,6 +54,37 @@ def test_nothing_is_sent_without_a_run() -> None:
     with artifacts.LiveTable("l", "d", seconds=0.0) as live:
         live.show([{"a": 1}])
         live.show([{"a": 2}])
+
+
+def test_a_runs_log_says_which_stage_shard_and_photo(prefect_client: SyncPrefectClient) -> None:
+    @flow
+    def refuses() -> str:
+        row = PhotoRow("ingest", "0003", "", "folder", "a/1.jpg", "refused", "truncated", "it ends early")
+        refusals = artifacts.Refusals("ingest")
+        refusals.add([row])
+        refusals.show()
+        artifacts.log("4 samples", stage="shard")
+        return str(flow_run.id)
+
+    run = refuses()
+    deadline = time.monotonic() + 120
+    while len(lines := _log(prefect_client, run)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert lines == [
+        "refused: truncated, it ends early [stage=ingest shard=0003 photo=a/1.jpg]",
+        "4 samples [stage=shard]",
+    ]
+
+
+def _log(client: SyncPrefectClient, run: str) -> list[str]:
+    """What the stages said, by the run's id."""
+    wanted = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC"}
+    return [
+        one["message"]
+        for one in client.request("POST", "/logs/filter", json=wanted).json()
+        if "[stage=" in one["message"]
+    ]
 
 
 def test_contact_sheet_has_room_for_all() -> None:
