@@ -7,6 +7,7 @@ gate's question to people ends it, "Failed" with one sentence for a user's mista
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Any
 
 from prefect import flow
@@ -39,19 +40,19 @@ def settings_of(parameters: dict[str, Any]) -> Settings:
 
 
 @contextmanager
-def _at_work(settings: Settings) -> Iterator[None]:
-    """Alone in the workspace, with Ray; Prefect is there already."""
+def _at_work(settings: Settings, patient: bool = False) -> Iterator[None]:
+    """Alone in the workspace, with Ray; Prefect is there already. patient: another run's end is waited for."""
     from flows.run import check_inputs
     from flows.session import machinery
     from flows.world import prepare_world
 
     check_inputs(settings)
-    with machinery(settings):
+    with machinery(settings, wait_seconds=inf if patient else None):
         prepare_world(settings)
         yield
 
 
-def _deployed(name: str, says: str, more: str = "") -> Callable[[Callable[..., Any]], Any]:
+def _deployed(name: str, says: str, more: str = "", by_the_clock: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """A flow whose docstring is its form, and whose mistakes are its state."""
 
     def decorated(body: Callable[..., Any]) -> Any:
@@ -60,9 +61,13 @@ def _deployed(name: str, says: str, more: str = "") -> Callable[[Callable[..., A
         @wraps(body)
         def run(*arguments: Any, **named: Any) -> Any:
             from flows.batch_check import BatchRefused
+            from flows.session import WorkspaceBusy
 
             try:
                 return Completed(message=body(*arguments, **named))
+            except WorkspaceBusy as error:
+                # What comes by the clock comes again; a stage was asked for by somebody, who should know.
+                return Completed(message=f"Put off: {error}") if by_the_clock else Failed(message=str(error))
             except (FlowCancelled, CancelledRun) as error:
                 return Cancelled(message=str(error))
             except BatchRefused as error:
@@ -97,7 +102,7 @@ def retrain(
 
     settings = settings_of(locals())
     started = time.monotonic()
-    with _at_work(settings):
+    with _at_work(settings, patient=True):  # nobody would start it again before the next night
         # Its body: the stages are then parts of this run, not of one within it.
         journey = retrain.fn(settings, from_scratch, judge=not accept_refusals)
         if isinstance(journey, State):
@@ -156,7 +161,11 @@ evaluate = _stage("evaluate", "Stage 6: draw people never seen in training, and 
 publish = _stage("publish", "Stage 7: a release, and production if the gate says so.", adapter=True)
 
 
-@_deployed("evaluate-production", "What is in production, by the present protocol: people, prompts, seeds, models.")
+@_deployed(
+    "evaluate-production",
+    "What is in production, by the present protocol: people, prompts, seeds, models.",
+    by_the_clock=True,
+)
 def evaluate_production(
     preset: str = "demo",
     source: str = "",
@@ -175,7 +184,7 @@ def evaluate_production(
         return str(evaluate(settings, model=f"release:{current.number}").note)
 
 
-@_deployed("sweep", "Delete what killed runs left and what no release needs.")
+@_deployed("sweep", "Delete what killed runs left and what no release needs.", by_the_clock=True)
 def sweep(
     preset: str = "demo",
     source: str = "",

@@ -35,15 +35,20 @@ _NO_CONSOLE = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
 _DYING_SECONDS = 10.0  # that a killed run may need to give its memory back, and only then its lock
 
 
+class WorkspaceBusy(UserError):
+    """Another run is at work in the workspace."""
+
+
 @contextmanager
-def machinery(settings: Settings, ray: bool = True) -> Iterator[None]:
+def machinery(settings: Settings, ray: bool = True, wait_seconds: float | None = None) -> Iterator[None]:
     """A Prefect API and a Ray session for the block; no Ray where it is False, or where jobs are sent to a cluster.
 
-    What a killed run left behind is not in the way: both have ports of their own, and Ray a new folder.
+    wait_seconds: for another run that is at work in the workspace, a few by default; WorkspaceBusy after that. What a
+    killed run left behind is not in the way: both have ports of their own, and Ray a new folder.
     """
     prepare_environment()
     with ExitStack() as stack:
-        stack.enter_context(alone_in(settings.workspace))
+        stack.enter_context(alone_in(settings.workspace, wait_seconds))
         if ray := ray and not is_dashboard(settings.ray.address):  # jobs are asked for there, by whoever needs one
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="moa-", ignore_cleanup_errors=True))
             os.environ["RAY_TMPDIR"] = folder  # short: Ray's sockets have paths of at most 107 characters
@@ -60,17 +65,19 @@ def machinery(settings: Settings, ray: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def alone_in(workspace: Path) -> Iterator[None]:
-    """Raise UserError where another run is at work in the workspace: each would sweep away what the other writes.
+def alone_in(workspace: Path, wait_seconds: float | None = None) -> Iterator[None]:
+    """Raise WorkspaceBusy where another run is at work in the workspace: each would sweep away what the other writes.
 
     The lock is the process's own: its children do not hold it, and however it ends, the lock ends with it.
     """
     workspace.mkdir(parents=True, exist_ok=True)
     with open(workspace / "lock", "w", encoding="utf-8") as file:
-        ends = time.monotonic() + _DYING_SECONDS
+        ends = time.monotonic() + (_DYING_SECONDS if wait_seconds is None else wait_seconds)
         while not _locked(file):
             if time.monotonic() > ends:
-                raise UserError(f"Another run is at work in {workspace}: wait for it, or choose another --workspace.")
+                raise WorkspaceBusy(
+                    f"Another run is at work in {workspace}: wait for it, or choose another --workspace."
+                )
             time.sleep(0.1)
         yield
 

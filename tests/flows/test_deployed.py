@@ -1,5 +1,8 @@
 """Deployed flows as a worker calls them; a whole retraining by a worker: tests/end_to_end/test_service.py."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,30 @@ def test_a_mistake_is_the_runs_state_in_one_sentence(prefect_client: SyncPrefect
 def test_nothing_in_production_is_no_mistake(prefect_client: SyncPrefectClient, tmp_path: Path) -> None:
     state = deployed.evaluate_production(workspace=str(tmp_path), return_state=True)
     assert state.is_completed() and state.message == "Nothing is in production yet."
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from flows.session import alone_in
+with alone_in(Path(sys.argv[1])):
+    print("at work", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_who_comes_by_the_clock_is_put_off_where_another_run_is_at_work(
+    prefect_client: SyncPrefectClient, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", HOLDS, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline().strip() == "at work"
+            state = deployed.sweep(workspace=str(tmp_path), return_state=True)
+        finally:
+            other.kill()
+    assert state.is_completed() and state.message.startswith("Put off: Another run is at work in")
 
 
 def test_a_sweep_by_schedule(prefect_client: SyncPrefectClient, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_batch_waits_until_it_is_quiet_or_has_waited_long_enough(tmp_path: Pat
 def test_a_watcher_that_is_killed_at_any_point_loses_and_doubles_nothing(tmp_path: Path) -> None:
     """Each look is a process of its own; some are killed between telling and writing down that it was told."""
     dice, names, told = random.Random(7), list[str](), dict[str, int]()
-    for second in range(400):
+    for second in range(150):
         if dice.random() < 0.3:
             names += [f"{second}-{one}" for one in range(dice.randrange(1, 50))]
         arrivals = Arrivals(tmp_path / "state.sqlite", quiet_seconds=3, longest_wait_seconds=20)
