@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from flows.run import Run
+from flows.service_parts import _postgres_programs
 from infra.service import marked, read_state
 from infra.settings import Settings, load_settings
 from preprocessing.sources.paperfolk_drawing import draw
@@ -99,6 +100,7 @@ def test_everything_comes_up_and_a_second_up_changes_nothing(up: dict[str, Any],
     assert not up["already"] and up["phase"] == "ready"
     assert {"prefect-server", "ray-head", "worker", "watcher"} <= up["parts"].keys()
     assert {about["state"] for about in up["parts"].values()} == {"ready", "done"}
+    assert ("postgresql" in up["parts"]) == (_postgres_programs() is not None)  # Debian's has the user postgres
     again = moa("up")
     assert again["already"] and {n: a["pid"] for n, a in again["parts"].items()} == {
         n: a["pid"] for n, a in up["parts"].items()

@@ -1,8 +1,11 @@
 """What `moa up` would start; that it does is in tests/end_to_end/test_service.py."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flows import service_parts
 from flows.service_parts import Asked, about_store, parts_of
@@ -66,3 +69,22 @@ def test_the_store_is_a_folder_or_somebody_elses_server(tmp_path: Path) -> None:
     assert about_store(load_settings("demo", tmp_path, other))["says"] == (
         "s3://bucket/moa on http://minio:9000: served by others"
     )
+
+
+def test_prometheus_keeps_the_shipped_rules_and_asks_this_machine(tmp_path: Path) -> None:
+    shipped = tmp_path / "prometheus.yml"
+    shipped.write_text(
+        "global: {scrape_interval: 15s}\nrule_files: [alerts.yml]\n"
+        "scrape_configs: [{job_name: moa, static_configs: [{targets: ['metrics:9465']}]}]\n"
+    )
+    settings = load_settings("demo", tmp_path, {"monitoring.prometheus_port": "9464"})
+    made = service_parts._scraped_here(settings, shipped, "/tmp/ray-folder")
+    assert made["rule_files"] == [str(tmp_path / "alerts.yml")] and made["global"] == {"scrape_interval": "15s"}
+    by_name = {one["job_name"]: one for one in made["scrape_configs"]}
+    assert by_name["moa-training"]["static_configs"] == [{"targets": ["127.0.0.1:9464"]}]
+    assert by_name["ray"]["file_sd_configs"] == [{"files": ["/tmp/ray-folder/prom_metrics_service_discovery.json"]}]
+    if program := shutil.which("promtool"):  # Debian's prometheus brings it
+        (tmp_path / "alerts.yml").write_text("groups: []\n")
+        (tmp_path / "made.yml").write_text(yaml.safe_dump(made))
+        done = subprocess.run([program, "check", "config", tmp_path / "made.yml"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
