@@ -277,8 +277,12 @@ def _secret(path: Path, dry_run: bool) -> str:
 
 
 def _short_folder(home: Path, dry_run: bool) -> str:
+    """Ray's; of the sessions of before the last one's logs stay there."""
     path = home / "ray-folder.json"
     if path.exists() and Path(folder := json.loads(path.read_text("utf-8"))).is_dir():
+        sessions = sorted(one for one in Path(folder).glob("session_*") if not one.is_symlink())
+        for old in sessions[:-1] if not dry_run else ():
+            shutil.rmtree(old, ignore_errors=True)
         return str(folder)
     if dry_run:
         return f"{tempfile.gettempdir()}/moa-ray-…"

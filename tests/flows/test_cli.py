@@ -48,6 +48,17 @@ def test_help_names_every_command() -> None:
     assert all(name in answer.stdout for name in names.split())
 
 
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [("moa sta", "status"), ("moa retrain --pre", "--preset"), ("moa retrain --preset sd1", "sd15")],
+)
+def test_a_shell_completes_commands_options_and_presets(words: str, offered: str) -> None:
+    asked = {"_MOA_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    command = [sys.executable, "-m", "flows.cli"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=os.environ | asked, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == [offered] and done.stderr == ""
+
+
 def test_a_mistake_is_one_sentence_and_exit_code_two(tmp_path: Path) -> None:
     answer = moa("retrain", "--source", "folder:/does/not/exist", "--workspace", str(tmp_path))
     assert answer.returncode == 2

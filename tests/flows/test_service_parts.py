@@ -88,3 +88,20 @@ def test_prometheus_keeps_the_shipped_rules_and_asks_this_machine(tmp_path: Path
         (tmp_path / "made.yml").write_text(yaml.safe_dump(made))
         done = subprocess.run([program, "check", "config", tmp_path / "made.yml"], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+def test_rays_sessions_of_before_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_parts, "_postgres_programs", lambda: None)
+    (folder,) = [
+        Path(part.removeprefix("--temp-dir="))
+        for part in _parts(tmp_path, dry_run=False)["ray-head"].command
+        if part.startswith("--temp-dir=")
+    ]
+    try:
+        for day in (1, 2, 3):
+            (folder / f"session_2026-11-0{day}" / "logs").mkdir(parents=True)
+        (folder / "session_latest").symlink_to(folder / "session_2026-11-03")
+        _parts(tmp_path, dry_run=False)
+        assert sorted(one.name for one in folder.iterdir()) == ["session_2026-11-03", "session_latest"]
+    finally:
+        shutil.rmtree(folder)
