@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench-model bench-data bench-training bench-release test-faults test-ceph test-faults-20 endurance full-size claims clean
+.PHONY: help install demo test lint bench-model bench-data bench-training bench-release test-faults test-ceph test-faults-20 endurance full-size claims sbom audit clean
 
 help:  ## say what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -69,6 +69,15 @@ claims: $(STAMP)  ## train and measure what the paper claims, into evaluation/CL
 
 full-size: $(STAMP)  ## SD 1.5 and SDXL at full size, random weights: attach, train, draw, save, load (12 GiB)
 	$(BIN)/python -m tests.benchmarks.full_size
+
+sbom: $(STAMP)  ## what is installed in .venv, as CycloneDX JSON in runs/sbom.json
+	mkdir -p runs
+	test -x $(BIN)/cyclonedx-py || $(BIN)/python -m pip install --quiet --constraint constraints.txt cyclonedx-bom
+	$(BIN)/cyclonedx-py environment --output-reproducible --of JSON -o runs/sbom.json $(BIN)/python
+	@echo runs/sbom.json
+
+audit: $(STAMP)  ## known holes in what is installed; asks a public database, so it needs a network
+	$(BIN)/python -m infra.audit
 
 clean:  ## remove .venv, runs and caches
 	rm -rf $(VENV) runs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -17,6 +17,7 @@ import typer
 from flows.application_commands import applications
 from flows.catalog_commands import catalog, planning
 from flows.evaluation_commands import MODELS, comparing
+from flows.metrics_command import watching
 from flows.options import AsJson, Changes, Preset, Workspace, read_settings
 from flows.release_commands import pulling, releases
 from flows.zoo import zoo
@@ -35,6 +36,7 @@ app.add_typer(planning)
 app.add_typer(comparing)
 app.add_typer(applications)
 app.add_typer(pulling)
+app.add_typer(watching)
 app.add_typer(releases, name="releases")
 
 _STOPPED = "moa: stopped; the same command continues where it was."
