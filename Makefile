@@ -70,14 +70,19 @@ claims: $(STAMP)  ## train and measure what the paper claims, into evaluation/CL
 full-size: $(STAMP)  ## SD 1.5 and SDXL at full size, random weights: attach, train, draw, save, load (12 GiB)
 	$(BIN)/python -m tests.benchmarks.full_size
 
-sbom: $(STAMP)  ## what is installed in .venv, as CycloneDX JSON in runs/sbom.json
-	mkdir -p runs
-	test -x $(BIN)/cyclonedx-py || $(BIN)/python -m pip install --quiet --constraint constraints.txt cyclonedx-bom
-	$(BIN)/cyclonedx-py environment --output-reproducible --of JSON -o runs/sbom.json $(BIN)/python
-	@echo runs/sbom.json
+# In an environment of its own: the tools are no part of what they look at.
+TOOLS := build/tools
+$(TOOLS)/installed: Makefile
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	touch $@
 
-audit: $(STAMP)  ## known holes in what is installed; asks a public database, so it needs a network
-	$(BIN)/python -m infra.audit
+sbom: $(STAMP) $(TOOLS)/installed  ## all that is installed, as CycloneDX in build/sbom.json
+	$(TOOLS)/bin/cyclonedx-py environment --output-reproducible --of JSON -o build/sbom.json $(BIN)/python
+	@echo build/sbom.json
+
+audit: $(STAMP) $(TOOLS)/installed  ## known holes in what is installed; asks a public database, so it needs a network
+	$(BIN)/python -m infra.audit $(TOOLS)/bin/pip-audit
 
 clean:  ## remove .venv, runs and caches
 	rm -rf $(VENV) runs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

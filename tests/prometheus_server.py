@@ -22,10 +22,16 @@ needs_prometheus = pytest.mark.skipif(
 
 
 class PrometheusServer:
-    """With the shipped configuration and rules but for the targets: job -> addresses. Use as a context manager."""
+    """With the shipped configuration and rules but for whom it asks. Use as a context manager.
 
-    def __init__(self, folder: Path, targets: Mapping[str, Sequence[str]]) -> None:
-        self.folder, self._targets = folder, targets
+    targets: job -> addresses. For a job whose addresses somebody is asked for (Ray's head), that one's URL alone.
+    secrets: what stands in the files below /run/secrets.
+    """
+
+    def __init__(
+        self, folder: Path, targets: Mapping[str, Sequence[str]], secrets: Mapping[str, str] | None = None
+    ) -> None:
+        self.folder, self._targets, self._secrets = folder, targets, secrets or {}
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
@@ -34,12 +40,17 @@ class PrometheusServer:
         config = yaml.safe_load((MONITORING / "prometheus.yml").read_text("utf-8"))
         config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
         config["rule_files"] = [str(MONITORING / "alerts.yml")]
-        config["scrape_configs"] = [
-            {"job_name": job["job_name"], "static_configs": [{"targets": list(self._targets[job["job_name"]])}]}
-            for job in config["scrape_configs"]
-            if job["job_name"] in self._targets
-        ]
-        (self.folder / "prometheus.yml").write_text(yaml.safe_dump(config), "utf-8")
+        config["scrape_configs"] = [one for one in config["scrape_configs"] if one["job_name"] in self._targets]
+        for job in config["scrape_configs"]:
+            targets = list(self._targets[job["job_name"]])
+            if "http_sd_configs" in job:
+                job["http_sd_configs"][0] |= {"url": targets[0], "refresh_interval": "1s"}
+            else:
+                job["static_configs"] = [{"targets": targets}]
+        for name, value in self._secrets.items():
+            (self.folder / name).write_text(value)
+        text = yaml.safe_dump(config).replace("/run/secrets", str(self.folder))
+        (self.folder / "prometheus.yml").write_text(text, "utf-8")
         self._log = (self.folder / "log").open("ab")
         command = ["prometheus", f"--config.file={self.folder / 'prometheus.yml'}"]
         command += [f"--storage.tsdb.path={self.folder / 'data'}", f"--web.listen-address=127.0.0.1:{self.port}"]

@@ -1,6 +1,7 @@
 """What Prometheus learns of a store with photos, shards, stages and releases; a real Prometheus asks."""
 
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from flows.run import Run
 from flows.service_metrics import ServiceMetrics, one_reading, serving
 from flows.stage_log import Outcome, note_run
+from flows.training_metrics import MetricsServer
 from infra.errors import UserError
 from infra.registry import Release, Releases
 from infra.settings import Settings, load_settings
@@ -124,6 +126,24 @@ def test_names_and_units_follow_the_convention(settings: Settings) -> None:
         ["promtool", "check", "metrics"], input=one_reading(settings), capture_output=True, text=True, timeout=60
     )
     assert (asked.returncode, asked.stderr) == (0, ""), asked.stderr
+
+
+@needs_prometheus
+def test_a_real_prometheus_follows_a_training(tmp_path: Path) -> None:
+    """Its own endpoint, under the shipped configuration's job for it; a loss that is no number is noticed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    (folder := tmp_path / "prometheus").mkdir()
+    with MetricsServer(port, "run") as server:
+        server.show({"step": 10, "loss/total": 0.5, "speed/data_wait": 0.1})
+        with PrometheusServer(folder, {"moa-training": [f"127.0.0.1:{port}"]}) as prometheus:
+            found = prometheus.until('moa_training_loss{loss="total"}', bool)
+            assert found[0]["metric"]["run"] == "run" and found[0]["value"][1] == "0.5"
+            assert prometheus.query("moa_training_steps_total")[0]["value"][1] == "10"
+            assert prometheus.query("ALERTS") == []
+            server.show({"step": 20, "loss/total": float("nan"), "speed/data_wait": 0.1})
+            prometheus.until("ALERTS{alertname='MoaTrainingLossIsNoNumber'}", bool)  # pending: it has a minute
 
 
 @needs_prometheus

@@ -52,6 +52,10 @@ def _holds(operator: str, wanted: Mapping[str, Any], values: Mapping[str, str]) 
     for name, options in wanted.items():
         value = values.get(name)
         options = [options] if isinstance(options, str) else options
+        if operator == "Null":
+            if (value is None) is not (options[0] == "true"):
+                return False
+            continue
         if value is None:
             return False
         if operator == "StringEquals" and value not in options:
@@ -76,7 +80,8 @@ def wants(method: str, path: str, query: str, body: bytes) -> list[Asked]:
             return [Asked("s3:DeleteObject", f"{whole}/{name}", {}) for name in keys]
         if "uploads" in asked:  # of which AWS knows no prefix
             return [Asked("s3:ListBucketMultipartUploads", whole, {})]
-        values = {"s3:prefix": asked.get("prefix", ""), "s3:max-keys": asked.get("max-keys", "1000")}
+        names = {"prefix": "s3:prefix", "max-keys": "s3:max-keys"}
+        values = {name: asked[word] for word, name in names.items() if word in asked}
         actions = {"GET": "s3:ListBucket", "HEAD": "s3:ListBucket"}
         actions |= {"PUT": "s3:CreateBucket", "DELETE": "s3:DeleteBucket"}
         return [Asked(actions[method], whole, values)]

@@ -15,11 +15,12 @@ from flows.stage_log import Outcome, note_run
 from flows.training_metrics import MetricsServer
 from infra.settings import load_settings
 from preprocessing.catalog import PhotoRow
-from tests.prometheus_server import MONITORING, needs_prometheus
+from tests.prometheus_server import MONITORING, PrometheusServer, needs_prometheus
+from tests.ray_head import RayHead
 
 ROOT = MONITORING.parents[1]
 DASHBOARDS = sorted((MONITORING / "dashboards").glob("*.json"))
-# What Ray 2.60 tells of a machine; the GPU's only where there is one. tests/flows/test_ray_metrics.py asks a real head.
+# What Ray 2.60 tells of a machine; the GPU's only where there is one.
 RAY = {
     *("ray_node_cpu_utilization", "ray_node_mem_used", "ray_node_mem_total", "ray_node_disk_usage"),
     *("ray_node_disk_free", "ray_node_gpus_utilization"),
@@ -80,6 +81,18 @@ def test_all_that_rules_and_dashboards_ask_for_is_told(exported: set[str]) -> No
     for where, ask in _asked():
         missing = _names(ask) - known
         assert not missing, f"{where} asks for {missing}: {ask}"
+
+
+@needs_prometheus
+def test_rays_head_names_its_machines_and_they_answer(tmp_path: Path) -> None:
+    """A real head with a token, a real Prometheus with the shipped configuration."""
+    (folder := tmp_path / "prometheus").mkdir()
+    with RayHead(tmp_path / "ray.log") as head:
+        where = {"ray": [f"{head.address}/api/prometheus/sd"]}
+        with PrometheusServer(folder, where, {"ray_token": head.token}) as prometheus:
+            prometheus.until('up{job="ray"} == 1', bool)
+            for name in sorted(RAY - {"ray_node_gpus_utilization"}):
+                prometheus.until(f'{name}{{job="ray"}}', bool)
 
 
 def test_all_that_the_service_tells_is_shown(exported: set[str]) -> None:

@@ -65,6 +65,9 @@ def test_there_is_a_policy_for_each_role_and_it_is_said_what_for() -> None:
         ("pull", ("GET", "/b", "list-type=2&prefix=p&max-keys=1"), True),
         ("pull", ("GET", "/b", "list-type=2&prefix=p"), False),
         ("pull", ("GET", "/b", "list-type=2"), False),
+        ("pull", ("HEAD", "/b", ""), False),
+        ("train", ("HEAD", "/b", ""), True),
+        ("train", ("GET", "/b", "list-type=2&prefix=p/shards/"), False),
         ("pull", ("GET", "/photos/1.jpg", ""), False),
         ("publish", ("PUT", "/b/p/names/moa/production/0002.json", ""), True),
         ("publish", ("DELETE", "/b/p/releases/moa/0001/manifest.json", ""), False),
@@ -184,7 +187,7 @@ def test_no_role_does_what_is_not_its_business(server: GuardedS3, as_role: Calla
             with pytest.raises(ClientError, match="Forbidden|AccessDenied|403"):
                 client.delete_object(Bucket=server.bucket, Key=key)
         with pytest.raises(ClientError, match="AccessDenied"):
-            client.list_objects_v2(Bucket=server.bucket)
+            client.list_objects_v2(Bucket=server.bucket, Prefix="other/")
         with pytest.raises(ClientError, match="AccessDenied"):
             client.put_object(Bucket=server.photos, Key="ffhq/new.png", Body=b"x")
     assert [one["Key"] for one in at_root.list_objects_v2(Bucket=server.bucket)["Contents"]] == keys

@@ -91,3 +91,11 @@ def _parse(line: str, words: list[str]) -> None:
     assert not (hasattr(command, "commands") and parsed.args), f"{line}: there is no such command"
     rest = getattr(parsed, "_protected_args", []) or []
     assert not (hasattr(command, "commands") and rest), f"{line}: there is no such command"
+
+
+def test_every_test_that_the_threats_page_names_exists() -> None:
+    text = (ROOT / "infra/threats.md").read_text("utf-8")
+    written = "\n".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert len(named) > 20 and {name for name in named if f"def {name}(" not in written} == set()
+    assert len(text.splitlines()) <= 75
