@@ -7,7 +7,7 @@ Base units, `_total` on what only grows, no label with more values than a person
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -182,15 +182,15 @@ def serving(settings: Settings, address: str, port: int, seconds: float = READ_S
         reader.join(seconds)
 
 
-def _gauge(name: str, text: str, values: dict[Any, float], *labels: str) -> Metric:
+def _gauge(name: str, text: str, values: Mapping[Any, float], *labels: str) -> Metric:
     return _filled(GaugeMetricFamily(name, text, labels=labels), values)
 
 
-def _counter(name: str, text: str, values: dict[Any, float], *labels: str) -> Metric:
+def _counter(name: str, text: str, values: Mapping[Any, float], *labels: str) -> Metric:
     return _filled(CounterMetricFamily(name, text, labels=labels), values)  # it adds _total
 
 
-def _filled(family: Any, values: dict[Any, float]) -> Metric:
+def _filled(family: Any, values: Mapping[Any, float]) -> Metric:
     for labels, value in values.items():
         family.add_metric(labels, value)
     return family

@@ -67,6 +67,8 @@ def test_there_is_a_policy_for_each_role_and_it_is_said_what_for() -> None:
         ("pull", ("GET", "/b", "list-type=2"), False),
         ("pull", ("HEAD", "/b", ""), False),
         ("train", ("HEAD", "/b", ""), True),
+        ("train", ("PUT", "/b/p/", ""), True),
+        ("train", ("PUT", "/b/p/x", ""), False),
         ("train", ("GET", "/b", "list-type=2&prefix=p/shards/"), False),
         ("pull", ("GET", "/photos/1.jpg", ""), False),
         ("publish", ("PUT", "/b/p/names/moa/production/0002.json", ""), True),
