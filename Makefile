@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down test lint bench-model bench-data bench-training bench-release test-faults test-ceph test-faults-20 endurance full-size claims clean
+.PHONY: help install demo up down test lint bench-model bench-data bench-training bench-release test-faults test-ceph test-faults-20 endurance full-size claims sbom audit clean
 
 help:  ## say what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -76,6 +76,20 @@ claims: $(STAMP)  ## train and measure what the paper claims, into evaluation/CL
 
 full-size: $(STAMP)  ## SD 1.5 and SDXL at full size, random weights: attach, train, draw, save, load (12 GiB)
 	$(BIN)/python -m tests.benchmarks.full_size
+
+# In an environment of its own: the tools are no part of what they look at.
+TOOLS := build/tools
+$(TOOLS)/installed: Makefile
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	touch $@
+
+sbom: $(STAMP) $(TOOLS)/installed  ## all that is installed, as CycloneDX in build/sbom.json
+	$(TOOLS)/bin/cyclonedx-py environment --output-reproducible --of JSON -o build/sbom.json $(BIN)/python
+	@echo build/sbom.json
+
+audit: $(STAMP) $(TOOLS)/installed  ## known holes in what is installed; asks a public database, so it needs a network
+	$(BIN)/python -m infra.audit $(TOOLS)/bin/pip-audit
 
 clean:  ## remove .venv, runs and caches
 	rm -rf $(VENV) runs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -17,6 +17,7 @@ from prefect.exceptions import CancelledRun
 from prefect.states import Cancelled
 
 from flows import artifacts, job_records
+from flows.stage_log import Outcome, noted
 from infra.errors import UserError
 from infra.ray_jobs import Away, JobServer, is_dashboard
 from infra.settings import Settings
@@ -86,12 +87,14 @@ def stage_flow(name: str) -> Callable[[Callable[..., Any]], Any]:
         @flow(name=name, on_cancellation=[stop_jobs])
         @wraps(body)
         def run(*arguments: Any, **named: Any) -> Any:
-            try:
+            if FlowRunContext.get() is None:  # in a job on a cluster: whoever waits for it has the flow
                 return body(*arguments, **named)
-            except (FlowCancelled, CancelledRun) as error:
-                if FlowRunContext.get() is None:
-                    raise
-                return Cancelled(message=str(error))
+            with noted(name, arguments[0] if arguments else named.get("settings")) as ended:
+                try:
+                    return body(*arguments, **named)
+                except (FlowCancelled, CancelledRun) as error:
+                    ended.append(Outcome.STOPPED)
+                    return Cancelled(message=str(error))
 
         return run
 

@@ -14,7 +14,7 @@ from infra.errors import UserError
 if TYPE_CHECKING:
     from flows.run import Run
 
-catalog = typer.Typer(help="What became of every photo and shard: summary, versions, diff, why, sql.")
+catalog = typer.Typer(help="What became of every photo and shard: summary, versions, diff, why, sql, verify.")
 planning = typer.Typer()
 
 Version = Annotated[int | None, typer.Option(min=0, help="Of the catalog; the newest by default.")]
@@ -122,6 +122,31 @@ def sql(
         return _say_json(found.to_dicts())
     more = f", the first {_MOST_ROWS} of them" if found.height > _MOST_ROWS else ""
     _table(f"{found.height} row{'s' * (found.height != 1)}{more}", found.head(_MOST_ROWS).to_dicts(), found.columns)
+
+
+@catalog.command()
+def verify(
+    version: Version = None,
+    as_json: AsJson = False,
+    preset: Preset = "demo",
+    workspace: Workspace = None,
+    changes: Changes = None,
+) -> None:
+    """Read every shard and say what is damaged, as after a restoring; exit code 1 where something is."""
+    from flows.artifacts import telling
+    from preprocessing import lookup
+
+    run = _run(preset, workspace, changes)
+    version = lookup.checked_version(run.catalog, version)
+    with telling() as tell:
+        found = lookup.damaged(run.catalog, run.store, version, lambda done, all: tell("verify: shards", done, all))
+    if as_json:
+        _say_json({"version": version, "damaged": found})
+    else:
+        for one in found:
+            typer.echo(f"damaged  {run.store.uri(one['key'])}: {one['problem']}")
+        typer.echo(f"{len(found) or 'Nothing is'} damaged in version {version}.")
+    raise typer.Exit(1 if found else 0)
 
 
 @planning.command()

@@ -18,6 +18,7 @@ from flows.answers import say_json
 from flows.application_commands import applications
 from flows.catalog_commands import catalog, planning
 from flows.evaluation_commands import MODELS, comparing
+from flows.metrics_command import watching
 from flows.options import AsJson, Changes, Preset, Source, Workspace, read_settings
 from flows.release_commands import pulling, releases
 from flows.service_commands import service
@@ -37,6 +38,7 @@ app.add_typer(comparing)
 app.add_typer(applications)
 app.add_typer(pulling)
 app.add_typer(service)
+app.add_typer(watching)
 app.add_typer(releases, name="releases")
 
 _STOPPED = "moa: stopped; the same command continues where it was."

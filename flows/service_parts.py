@@ -17,7 +17,6 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -174,20 +173,13 @@ def _scraped_here(settings: Settings, shipped: Path, ray_folder: str) -> dict[st
             "file_sd_configs": [{"files": [f"{ray_folder}/prom_metrics_service_discovery.json"]}],
         },
         *([{"job_name": "moa-training", **_target(training)}] if training else []),
-        *([{"job_name": "moa", **_target(settings.service.metrics_port)}] if _tells_metrics() else []),
+        {"job_name": "moa", **_target(settings.service.metrics_port)},
     ]
     return about
 
 
-def _tells_metrics() -> bool:
-    """Whether this code has `moa metrics`."""
-    return find_spec("flows.metrics_command") is not None
-
-
 def _metrics(settings: Settings, asked: Asked, environment: Mapping[str, str]) -> list[Part]:
     """What the store knows, for Prometheus."""
-    if not _tells_metrics():
-        return []
     port = settings.service.metrics_port
     named = [f"ingest.source={asked.source}"] if asked.source else []
     options = Asked(asked.preset, None, [*asked.changes, *named]).options(settings)

@@ -1,7 +1,7 @@
 """What people ask a catalog: how much of what there is, what changed, why a photo was refused, and anything in SQL."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import polars
 
 from infra.errors import UserError
 from infra.storage import ObjectStore
-from preprocessing.catalog import Catalog
+from preprocessing.catalog import Catalog, load_shard
 from preprocessing.photos import Reason
 
 Fingerprints = Mapping[str, str] | None
@@ -66,6 +66,24 @@ def _with_present(shards: polars.DataFrame, fingerprints: Fingerprints) -> polar
     if fingerprints is None:
         return shards.with_columns(present=polars.lit(True))
     return shards.with_columns(present=polars.col("fingerprint").is_in(list(fingerprints.values())))
+
+
+def damaged(
+    catalog: Catalog, store: ObjectStore, version: int, advance: Callable[[int, int], None]
+) -> list[dict[str, str]]:
+    """Every shard that the version names is read: those that are gone or have other bytes, as {"stage", "shard", "key",
+    "problem"}. `advance` hears how many of how many were read."""
+    rows, found = catalog.shards(version=version), []
+    for number, row in enumerate(rows, 1):
+        if row.object_key:  # a stage that only says what is done has no bytes
+            try:
+                load_shard(store, row)
+            except KeyError:
+                found.append({"stage": row.stage, "shard": row.shard, "key": row.object_key, "problem": "is missing"})
+            except ValueError as error:
+                found.append({"stage": row.stage, "shard": row.shard, "key": row.object_key, "problem": str(error)})
+        advance(number, len(rows))
+    return found
 
 
 def versions(catalog: Catalog) -> list[dict[str, Any]]:

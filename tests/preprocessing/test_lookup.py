@@ -137,3 +137,21 @@ def test_sql_that_cannot_be_answered_is_one_sentence(sql: str, says: str, tmp_pa
 def test_no_catalog_is_one_sentence(store: ObjectStore) -> None:
     with pytest.raises(UserError, match="no catalog here yet"):
         lookup.checked_version(Catalog(store), None)
+
+
+def test_every_shard_is_read_and_what_is_damaged_is_named(store: ObjectStore) -> None:
+    catalog, seen = filled(store), list[tuple[int, int]]()
+    assert lookup.damaged(catalog, store, 2, lambda *how_far: seen.append(how_far)) == []
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    first, old, new = catalog.shards("ingest") + sorted(
+        catalog.shards("segment"), key=lambda row: -len(row.fingerprint)
+    )
+    store.put(first.object_key, b"y" * 1500)
+    store.delete(new.object_key)
+    found = lookup.damaged(catalog, store, 2, lambda *_: None)
+    assert sorted((row["stage"], row["key"]) for row in found) == [
+        ("ingest", first.object_key),
+        ("segment", new.object_key),
+    ]
+    assert {row["problem"] for row in found if row["stage"] == "segment"} == {"is missing"}
+    assert len(lookup.damaged(catalog, store, 0, lambda *_: None)) == 1  # of an older version

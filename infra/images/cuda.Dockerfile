@@ -1,0 +1,30 @@
+# Ray's workers with GPUs: torch's build for CUDA brings its own libraries, the driver is the machine's.
+#   docker build -f infra/images/cuda.Dockerfile -t REGISTRY/moa-cuda:VERSION .
+FROM python:3.11.13-slim-bookworm AS build
+ARG TORCH_INDEX=""
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /source
+RUN python -m venv /opt/moa
+COPY constraints.txt ./
+RUN /opt/moa/bin/pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch==2.13.0 -c constraints.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY flows flows
+COPY preprocessing preprocessing
+COPY moa_model moa_model
+COPY evaluation evaluation
+COPY infra infra
+RUN /opt/moa/bin/pip install . -c constraints.txt
+
+FROM python:3.11.13-slim-bookworm
+# torch.compile builds kernels with a C compiler.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc=4:12.2.0-3 libc6-dev=2.36-9+deb12u* \
+ && rm -rf /var/lib/apt/lists/* \
+ && groupadd --gid 10001 moa && useradd --uid 10001 --gid 10001 --create-home --shell /usr/sbin/nologin moa \
+ && mkdir /work && chown moa:moa /work
+COPY --from=build /opt/moa /opt/moa
+ENV PATH=/opt/moa/bin:$PATH PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1 \
+    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 RAY_USAGE_STATS_ENABLED=0
+WORKDIR /work
+USER 10001:10001
+CMD ["moa", "--help"]
