@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -59,6 +60,7 @@ def workspace() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="moa-service-") as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
+        shutil.rmtree(json.loads((Path(folder) / "service" / "ray-folder.json").read_text()), ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,8 @@
 """On a real server, with a real listener for the webhook."""
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -15,6 +18,7 @@ from flows import events
 from flows.deploy import deploy, model_tag
 from infra.errors import UserError
 from infra.settings import Settings, load_settings
+from tests.prefect_process import PrefectServer
 from tests.webhook import Heard, listening
 
 SECRET = "MOA_TEST_HOOK"
@@ -98,6 +102,63 @@ def _heartbeat(client: SyncPrefectClient, settings: Settings, run: Any) -> None:
     resource = {"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name}
     event = Event(event="prefect.flow-run.heartbeat", resource=resource, related=[tag])
     client.request("POST", "/events", json=[event.model_dump(mode="json")])
+
+
+WAITS = """
+import sys, time
+from pathlib import Path
+from flows.session import alone_in
+with alone_in(Path(sys.argv[1])):
+    print("at work", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.faults  # two minutes: Prefect's shortest heartbeat is 30 s, and three have to be missing
+def test_a_run_whose_process_and_worker_are_killed_is_crashed(
+    prefect_client: SyncPrefectClient, prefect_process: PrefectServer, tmp_path: Path
+) -> None:
+    """By the heartbeats of Prefect's own engine. The run waits for another one, and meanwhile it lives."""
+    settings = _settings("zombie", tmp_path, notify="", heartbeat_seconds=30)
+    parameters = {"preset": "demo", "workspace": str(tmp_path), "changes": ["paperfolk.photos=4"]}
+    deploy(prefect_client, settings, parameters)
+    deployment = prefect_client.read_deployment_by_name("retrain/zombie")
+    run = prefect_client.create_flow_run_from_deployment(deployment.id)
+    prefect_client.set_flow_run_state(run.id, Pending())
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    engine = {"PREFECT_API_URL": prefect_process.address, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    holder = [sys.executable, "-c", WAITS, str(tmp_path)]
+    with subprocess.Popen(holder, stdout=subprocess.PIPE, text=True, env=environment) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline().strip() == "at work"
+            command = [sys.executable, "-m", "prefect.engine", str(run.id)]
+            with subprocess.Popen(command, env=environment | engine, cwd=tmp_path) as process:
+                try:
+                    wanted = {
+                        "event": {"name": ["prefect.flow-run.heartbeat"]},
+                        "resource": {"id": [f"prefect.flow-run.{run.id}"]},
+                    }
+                    _wait(
+                        lambda: prefect_client.request("POST", "/events/filter", json={"filter": wanted}).json()[
+                            "events"
+                        ]
+                    )
+                    assert prefect_client.read_flow_run(run.id).state.is_running()
+                finally:
+                    process.kill()
+        finally:
+            other.kill()
+    _wait(lambda: prefect_client.read_flow_run(run.id).state.is_crashed())
+    message = prefect_client.read_flow_run(run.id).state.message
+    assert message.startswith("Nothing was heard of its process for 90 s")
+
+
+def _wait(found: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 250
+    while not found():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
 
 
 def test_the_second_time_nothing_changes_and_what_is_not_wanted_goes(

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ def test_without_postgresql_there_is_sqlite_and_it_is_said(tmp_path: Path, monke
 
 def test_secrets_are_made_once_and_are_their_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service_parts, "_postgres_programs", lambda: None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     first, again = _parts(tmp_path, dry_run=False), _parts(tmp_path, dry_run=False)
     token = first["ray-head"].environment["RAY_AUTH_TOKEN"]
     assert len(token) == 64 and again["ray-head"].environment["RAY_AUTH_TOKEN"] == token
