@@ -1,6 +1,6 @@
 """A run with secrets in its environment, which it uses: they stand in nothing that it writes, says or logs.
 
-Real Prefect, real Ray, an S3 server that knows the service's key; half a minute of it is Ray's and Prefect's start."""
+Real Prefect, real Ray, an S3 server behind the service's policies: two minutes, so `make test-faults` has it."""
 
 import base64
 import contextlib
@@ -24,7 +24,7 @@ from tests.infra.guarded_server import GuardedS3
 from tests.tiny_world import tiny_changes, write_world
 
 REPOSITORY = Path(__file__).parents[2]
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 def forms(secret: str) -> set[bytes]:
