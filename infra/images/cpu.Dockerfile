@@ -19,10 +19,10 @@ RUN /opt/moa/bin/pip install . -c constraints.txt
 FROM python:3.11.13-slim-bookworm
 # Nobody's home but moa's: no shell to log in with, no password. Kubernetes wants a number.
 RUN groupadd --gid 10001 moa && useradd --uid 10001 --gid 10001 --create-home --shell /usr/sbin/nologin moa \
- && mkdir /work && chown moa:moa /work
+ && mkdir -p /srv/moa && chown moa:moa /srv/moa
 COPY --from=build /opt/moa /opt/moa
 ENV PATH=/opt/moa/bin:$PATH PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1 \
     PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 RAY_USAGE_STATS_ENABLED=0
-WORKDIR /work
+WORKDIR /srv/moa
 USER 10001:10001
 CMD ["moa", "--help"]

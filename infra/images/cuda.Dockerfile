@@ -20,11 +20,11 @@ FROM python:3.11.13-slim-bookworm
 RUN apt-get update && apt-get install -y --no-install-recommends gcc=4:12.2.0-3 libc6-dev=2.36-9+deb12u* \
  && rm -rf /var/lib/apt/lists/* \
  && groupadd --gid 10001 moa && useradd --uid 10001 --gid 10001 --create-home --shell /usr/sbin/nologin moa \
- && mkdir /work && chown moa:moa /work
+ && mkdir -p /srv/moa && chown moa:moa /srv/moa
 COPY --from=build /opt/moa /opt/moa
 ENV PATH=/opt/moa/bin:$PATH PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1 \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 RAY_USAGE_STATS_ENABLED=0
-WORKDIR /work
+WORKDIR /srv/moa
 USER 10001:10001
 CMD ["moa", "--help"]
