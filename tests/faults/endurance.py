@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[2]
 KINDS = ("driver", "actor", "node", "object store")
 BUCKETS = ("calm", "killed")
 _OUTAGE_SECONDS = 5.0  # of the object store: longer than a client's first retries
+_COUNT_SECONDS = 3.0  # between two looks at what is there
 _STARTS = 60  # of one command: more than that is no bad luck
 _HANGS_AFTER = 2 * 3600.0  # seconds of one start
 _KEYS = {"AWS_ACCESS_KEY_ID": "endurance", "AWS_SECRET_ACCESS_KEY": "endurance", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -105,22 +106,28 @@ class Machines:
 
 @dataclass
 class Killer:
-    """Which kinds are killed at which seconds of work."""
+    """Which kinds are killed when which share of all shards is there: all are due, however fast the machine is."""
 
     machines: Machines
     moments: list[tuple[float, str]]
+    shards: int
     stream: random.Random
     done: list[dict[str, Any]] = field(default_factory=list)
+    _due: float = 0.0
 
     def look(self, worked: float, driver: subprocess.Popen[bytes], command: str) -> None:
-        """Kill what is due after so many seconds of work."""
-        while self.moments and worked >= self.moments[0][0]:
+        """Kill what is due; `worked`: seconds of work so far."""
+        if not self.moments or time.monotonic() < self._due:
+            return
+        share = count_shards(self.machines, "killed") / self.shards
+        while self.moments and share >= self.moments[0][0]:
             _, kind = self.moments[0]
             if not self._kill(kind, driver):
                 return  # nothing of the kind is there at the moment: at the next look
             self.moments.pop(0)
-            self.done.append({"kind": kind, "during": command, "second": round(worked, 1)})
-            console.print(f"  killed at {worked:.0f} s, during {command}: [bold]{kind}[/]")
+            self.done.append({"kind": kind, "during": command, "second": round(worked, 1), "share": round(share, 3)})
+            console.print(f"  killed at {worked:.0f} s, {share:.0%}, during {command}: [bold]{kind}[/]")
+        self._due = time.monotonic() + _COUNT_SECONDS
 
     def _kill(self, kind: str, driver: subprocess.Popen[bytes]) -> bool:
         if kind == "driver":
@@ -158,9 +165,9 @@ def main() -> None:
             _make_buckets(machines)
             calm, calm_seconds = journey(machines, "calm", Path(workspaces), sources, None)
             stream = random.Random(options.seed)
-            seconds = sorted(stream.uniform(0.02, 0.98) * calm_seconds for _ in range(options.kills))
-            moments = [(second, KINDS[number % len(KINDS)]) for number, second in enumerate(seconds)]
-            killer = Killer(machines, moments, stream)
+            shares = sorted(stream.uniform(0.02, 0.98) for _ in range(options.kills))
+            moments = [(share, KINDS[number % len(KINDS)]) for number, share in enumerate(shares)]
+            killer = Killer(machines, moments, count_shards(machines, "calm"), stream)
             killed, killed_seconds = journey(machines, "killed", Path(workspaces), sources, killer)
         finally:
             machines.stop()
@@ -186,7 +193,9 @@ def main() -> None:
 
 def report(result: Mapping[str, Any]) -> str:
     """The result as Markdown, with its date and the machine's name."""
-    kills = "\n".join(f"| {one['second']} | {one['during']} | {one['kind']} |" for one in result["kills"])
+    kills = "\n".join(
+        f"| {one['second']} | {one['share']:.0%} | {one['during']} | {one['kind']} |" for one in result["kills"]
+    )
     refused = ", ".join(f"{count} {reason}" for reason, count in sorted(result["counts"]["refused"].items())) or "none"
     rows = "\n".join(
         f"| {name} | {result[name]['catalog'][:16]} | {result[name]['shards'][:16]} | {result[name]['objects']} | "
@@ -206,8 +215,8 @@ In {result["counts"]["in"]}, kept {result["counts"]["kept"]}, refused: {refused}
 | --- | --- | --- | --- | --- |
 {rows}
 
-| second | during | killed |
-| --- | --- | --- |
+| second | shards there | during | killed |
+| --- | --- | --- | --- |
 {kills}
 """
 
@@ -294,6 +303,14 @@ def contents(machines: Machines, bucket: str) -> dict[str, Any]:
             "objects": len(rows),
             "counts": {"in": counts.seen, "kept": counts.kept, "refused": dict(counts.refused)},
         }
+
+
+def count_shards(machines: Machines, bucket: str) -> int:
+    """The shards in the bucket, asked of the server itself: also while the way to it is gone."""
+    from infra.storage import S3Store
+
+    with patch.dict(os.environ, _KEYS):
+        return len(S3Store(bucket, "data", f"http://127.0.0.1:{machines.server_port}").list("shards/"))
 
 
 def _make_buckets(machines: Machines) -> None:
