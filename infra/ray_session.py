@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import socket
 import threading
 import time
@@ -145,8 +146,9 @@ def map_shards(
                 done: _Done = sealed
                 if done.refusal:
                     raise UserError(done.refusal)
-                yield from done.results
-                batches.finished(done.number, len(done.results), done.seconds)
+                results: list[dict[str, Any]] = pickle.loads(done.results)
+                yield from results
+                batches.finished(done.number, len(results), done.seconds)
                 batches.fill()
     except RayError:
         _queues.forget()  # perhaps it was this actor that died
@@ -213,10 +215,11 @@ def _check_listening(address: str) -> None:
 @dataclass(frozen=True)
 class _Done:
     """A finished batch. A class of its own keeps Ray Data from taking the results apart into Arrow columns, where None
-    and empty lists change type."""
+    and empty lists change type; and as bytes it pickles them once, not twice with a slower pickler: of tiny shards that
+    is 2 % of the work."""
 
     number: int
-    results: list[dict[str, Any]]
+    results: bytes
     seconds: float = 0.0
     refusal: str = ""
 
@@ -241,8 +244,8 @@ class _BatchWorker:
             for item in ray.get(ray.get(self.queue.call("get", number))[0]):
                 results.append(self._one(item))
         except UserError as error:
-            return {"done": _Done(number, [], refusal=str(error))}
-        return {"done": _Done(number, results, time.monotonic() - started)}
+            return {"done": _Done(number, b"", refusal=str(error))}
+        return {"done": _Done(number, pickle.dumps(results, pickle.HIGHEST_PROTOCOL), time.monotonic() - started)}
 
     def _one(self, item: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(self.worker, StagedWorker):
