@@ -14,6 +14,7 @@ from infra import upkeep
 from infra.settings import Settings
 from preprocessing.catalog import litter
 
+_DRAWN_IN = ("runs", "models-evaluated", "releases-evaluated")  # where a killed drawing leaves half a file
 _RUN = re.compile(r"runs/([^/]+)/checkpoints/")
 
 
@@ -57,6 +58,9 @@ def take_away(settings: Settings, found: Litter) -> None:
     run = Run(settings)
     for key in (*found.shards, *sorted(found.checkpoints, key=lambda key: not key.endswith("complete.json"))):
         run.store.delete(key)  # a checkpoint's list first: no half is ever complete
+    if not found.at_work:
+        for folder in _DRAWN_IN:
+            run.store.sweep(folder)
     upkeep.collect_garbage(run.store, found.garbage)
 
 

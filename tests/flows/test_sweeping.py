@@ -8,6 +8,7 @@ import pytest
 from flows.run import Run
 from flows.sweeping import find_litter, take_away
 from infra.settings import Settings, load_settings
+from infra.storage import PARTIAL
 from tests.tiny_world import tiny_changes, write_models
 
 
@@ -34,12 +35,17 @@ def test_only_what_nobody_needs_goes(settings: Settings) -> None:
     old, new = _training(run, "old", 15), _training(run, "new", 13)
     run.store.put("runs/odd/checkpoints/step-00000001/complete.json", b"1")  # of unknown age
     run.store.put("shards/ingest/uploaded-and-not-committed.tar", b"123")
+    half = settings.workspace / "store" / "models-evaluated" / "prior" / "x" / "drawn" / f"{PARTIAL}0123"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"1")  # no object yet, and none that a key names
     found = find_litter(settings)
     assert found.shards == {"shards/ingest/uploaded-and-not-committed.tar": 3}
     assert sorted(found.checkpoints) == [f"{old}/complete.json", f"{old}/state.safetensors"]
     assert "1 shards of killed runs, 2 objects of abandoned checkpoints" in found.says
     assert find_litter(settings) == found  # looking changes nothing
+    assert half.exists()
     take_away(settings, found)
+    assert not half.exists()
     left = run.store.list("runs/") + run.store.list("shards/")
     assert not [key for key in left if key.startswith(old) or key.startswith("shards/")]
     assert [key for key in left if key.startswith(new)] and "runs/odd/checkpoints/step-00000001/complete.json" in left
