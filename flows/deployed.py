@@ -113,19 +113,11 @@ def retrain(
     return f"Release {journey.release}: {'promoted' if journey.promoted else 'kept, the gate refused it'}."
 
 
-def _stage(name: str, says: str, module: str = "", adapter: bool = False) -> Any:
-    """A stage alone."""
-
-    def work(parameters: dict[str, Any]) -> str:
-        from importlib import import_module
-
-        settings = settings_of(parameters)
-        stage = getattr(import_module(f"flows.{module or name}"), name)
-        with _at_work(settings):
-            given = {"from_scratch": parameters["from_scratch"]} if adapter else {}
-            return str(stage(settings, **given).note)
-
-    if adapter:
+def _form(
+    name: str, says: str, work: Callable[[Settings, bool], str], from_scratch: bool = False, by_the_clock: bool = False
+) -> Any:
+    """A flow whose form has the settings, and with `from_scratch` that as well; work(settings, from_scratch)."""
+    if from_scratch:
 
         def with_start(
             preset: str = "demo",
@@ -135,9 +127,9 @@ def _stage(name: str, says: str, module: str = "", adapter: bool = False) -> Any
             changes: list[str] = [],  # noqa: B006
             from_scratch: bool = False,
         ) -> str:
-            return work(locals())
+            return work(settings_of(locals()), from_scratch)
 
-        return _deployed(f"{name}-alone", says, _FROM_SCRATCH)(with_start)
+        return _deployed(name, says, _FROM_SCRATCH, by_the_clock)(with_start)
 
     def plain(
         preset: str = "demo",
@@ -146,9 +138,22 @@ def _stage(name: str, says: str, module: str = "", adapter: bool = False) -> Any
         workspace: str = "",
         changes: list[str] = [],  # noqa: B006
     ) -> str:
-        return work(locals())
+        return work(settings_of(locals()), False)
 
-    return _deployed(f"{name}-alone", says)(plain)
+    return _deployed(name, says, by_the_clock=by_the_clock)(plain)
+
+
+def _stage(name: str, says: str, module: str = "", adapter: bool = False) -> Any:
+    """A stage alone."""
+
+    def work(settings: Settings, from_scratch: bool) -> str:
+        from importlib import import_module
+
+        stage = getattr(import_module(f"flows.{module or name}"), name)
+        with _at_work(settings):
+            return str(stage(settings, **({"from_scratch": from_scratch} if adapter else {})).note)
+
+    return _form(f"{name}-alone", says, work, from_scratch=adapter)
 
 
 ingest = _stage("ingest", "Stage 1: read, check and crop new photos.")
@@ -161,22 +166,10 @@ evaluate = _stage("evaluate", "Stage 6: draw people never seen in training, and 
 publish = _stage("publish", "Stage 7: a release, and production if the gate says so.", adapter=True)
 
 
-@_deployed(
-    "evaluate-production",
-    "What is in production, by the present protocol: people, prompts, seeds, models.",
-    by_the_clock=True,
-)
-def evaluate_production(
-    preset: str = "demo",
-    source: str = "",
-    storage_root: str = "",
-    workspace: str = "",
-    changes: list[str] = [],  # noqa: B006
-) -> str:
+def _evaluate_production(settings: Settings, _: bool) -> str:
     from flows.evaluate import evaluate
     from flows.run import Run
 
-    settings = settings_of(locals())
     current = Run(settings).releases.current(settings.publish.alias)
     if current is None:
         return f"Nothing is in {settings.publish.alias} yet."
@@ -184,19 +177,20 @@ def evaluate_production(
         return str(evaluate(settings, model=f"release:{current.number}").note)
 
 
-@_deployed("sweep", "Delete what killed runs left and what no release needs.", by_the_clock=True)
-def sweep(
-    preset: str = "demo",
-    source: str = "",
-    storage_root: str = "",
-    workspace: str = "",
-    changes: list[str] = [],  # noqa: B006
-) -> str:
+def _sweep(settings: Settings, _: bool) -> str:
     from flows.session import alone_in
     from flows.sweeping import find_litter, take_away
 
-    settings = settings_of(locals())
     with alone_in(settings.workspace):
         litter = find_litter(settings)
         take_away(settings, litter)
     return litter.says
+
+
+evaluate_production = _form(
+    "evaluate-production",
+    "What is in production, by the present protocol: people, prompts, seeds, models.",
+    _evaluate_production,
+    by_the_clock=True,
+)
+sweep = _form("sweep", "Delete what killed runs left and what no release needs.", _sweep, by_the_clock=True)

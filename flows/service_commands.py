@@ -7,7 +7,6 @@ import typer
 
 from flows.answers import say_json, show_table
 from flows.options import AsJson, Changes, Preset, Source, Workspace, read_settings
-from infra.errors import UserError
 from infra.settings import Settings
 
 service = typer.Typer()
@@ -26,11 +25,11 @@ def up(
     """Start the whole service on this machine: Prefect, its database, a worker, Ray, the watcher; it stays up."""
     from flows.artifacts import console
     from flows.run import check_inputs
-    from flows.service_parts import Asked, about_store, home_of, parts_of
+    from flows.service_parts import Asked, about_store, parts_of
     from infra import service as processes
 
     settings = read_settings(preset, workspace, changes, source)
-    home = home_of(settings)
+    home = settings.service_home
     if processes.is_up(home):
         state = processes.read_state(home)
         if as_json:
@@ -65,7 +64,7 @@ def down(
     from infra import service as processes
 
     settings = read_settings(preset, workspace, changes, source)  # the same options as up's
-    home = settings.workspace / "service"
+    home = settings.service_home
     with console.status("stopping"):
         ended = processes.stop(home)
     if as_json:
@@ -133,16 +132,11 @@ def watch(
     """Look for new photos until it is stopped; once they are all there, an event starts the retraining."""
     import time
 
-    from flows.prefect_api import answers, server_address
+    from flows.prefect_api import prefect_server
     from flows.watch import watch
 
     settings = read_settings(preset, workspace, changes, source)
-    address = server_address(settings)
-    if not answers(address, 10.0):
-        raise UserError(f"No Prefect server answers at {address}: start one with moa up, or set PREFECT_API_URL.")
-    from prefect.settings import temporary_settings
-
-    with temporary_settings(updates={"api.url": address}):
+    with prefect_server(settings):
         watch(settings, lambda line: typer.echo(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}"))
 
 

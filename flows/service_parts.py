@@ -11,7 +11,6 @@ import os
 import pwd
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,18 +22,13 @@ from typing import Any
 import yaml
 
 from flows.session import environment_of_runs
-from flows.watch import state_folder
 from infra.errors import UserError
+from infra.ports import free_ports
 from infra.service import Part
 from infra.settings import Settings
 
 _POSTGRES_USER = "moa"
 _DEBIAN = Path("/usr/lib/postgresql")
-
-
-def home_of(settings: Settings) -> Path:
-    """Where the service keeps what it needs: pid files, logs, passwords, databases."""
-    return settings.workspace / "service"
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ class Asked:
 
 def parts_of(settings: Settings, asked: Asked, dry_run: bool = False) -> list[Part]:
     """What is to run. Prepares passwords and an empty database on first use; with dry_run it writes nothing."""
-    home, service = home_of(settings), settings.service
+    home, service = settings.service_home, settings.service
     if not dry_run:
         home.mkdir(parents=True, exist_ok=True)
     python = sys.executable
@@ -96,7 +90,7 @@ def parts_of(settings: Settings, asked: Asked, dry_run: bool = False) -> list[Pa
         Part(
             "watcher",
             [*moa, "watch", *asked.options(settings)],
-            f"file:{state_folder(settings) / 'beat.json'}",
+            f"file:{settings.watch_folder / 'beat.json'}",
             shared,
             says=f"{settings.ingest.source}, every {service.look_seconds:g} s",
         ),
@@ -129,14 +123,15 @@ def _ray(
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _secret(home / "ray-token", dry_run)}
     # Short, for Ray's sockets have paths of at most 107 characters; the same at each start.
     folder = _short_folder(home, dry_run)
+    client, agent, agent_grpc = free_ports(3)
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats",
         "--node-ip-address=127.0.0.1", f"--port={service.ray_port}", f"--num-cpus={settings.ray.num_cpus}",
         f"--object-store-memory={settings.ray.object_store_mb * 10**6}", f"--temp-dir={folder}",
         "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={service.ray_dashboard_port}",
         # Nobody needs to know these; their usual ones may be another Ray's.
-        f"--ray-client-server-port={_free_port()}", f"--dashboard-agent-listen-port={_free_port()}",
-        f"--dashboard-agent-grpc-port={_free_port()}",
+        f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
+        f"--dashboard-agent-grpc-port={agent_grpc}",
     ]  # fmt: skip
     says = f"127.0.0.1:{service.ray_port}, its dashboard http://127.0.0.1:{service.ray_dashboard_port}"
     head = Part(
@@ -281,12 +276,6 @@ def _short_folder(home: Path, dry_run: bool) -> str:
     folder = tempfile.mkdtemp(prefix="moa-ray-")
     path.write_text(json.dumps(folder), "utf-8")
     return folder
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def about_store(settings: Settings) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def _registry(settings: Settings) -> dict[str, Any]:
 
 def _service(settings: Settings) -> dict[str, Any]:
     """What `moa up` started here."""
-    home = settings.workspace / "service"
+    home = settings.service_home
     state = processes.read_state(home)
     up = processes.is_up(home)
     parts = {
@@ -144,7 +144,7 @@ def _service(settings: Settings) -> dict[str, Any]:
 
 def _watcher(settings: Settings) -> dict[str, Any] | None:
     """What the watcher last saw; None where there never was one."""
-    beat: Path = settings.workspace / "watch" / "beat.json"
+    beat: Path = settings.watch_folder / "beat.json"
     try:
         about = dict(json.loads(beat.read_text("utf-8")))
     except (OSError, ValueError):

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from uuid import UUID
 
 import httpx
@@ -40,11 +39,6 @@ def watched_place(settings: Settings) -> str:
     return place
 
 
-def state_folder(settings: Settings) -> Path:
-    """Where the watcher keeps what it knows; one file for each place."""
-    return settings.workspace / "watch"
-
-
 class Watcher:
     """One place, one model, one Prefect server."""
 
@@ -53,7 +47,7 @@ class Watcher:
         self.settings, self.client, self._say = settings, client, say
         self.place = watched_place(settings)
         name = "".join(letter if letter.isalnum() else "-" for letter in self.place)[-80:].strip("-")
-        folder = state_folder(settings)
+        folder = settings.watch_folder
         self.arrivals = Arrivals(folder / f"{name}.sqlite", service.quiet_seconds, service.longest_wait_seconds)
         self._beat = folder / "beat.json"
         self._slots = Slots(client, model_tag(settings), service.pending_minutes * 60)

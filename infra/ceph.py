@@ -15,7 +15,6 @@ import resource
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from infra.errors import UserError
+from infra.ports import free_ports
 
 ENDPOINT = "MOA_TEST_S3_ENDPOINT"
 _PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
@@ -87,7 +87,7 @@ class CephServer:
         if gone := missing():
             raise UserError(gone)
         self.folder.mkdir(parents=True)
-        ports = _free_ports(2)
+        ports = free_ports(2)
         state = {
             "environment": {
                 ENDPOINT: f"http://127.0.0.1:{ports[1]}",
@@ -209,14 +209,6 @@ def _started(pid: int) -> str:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if fields[0] in "ZX" else fields[19]
     return ""
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def main(arguments: list[str]) -> int:

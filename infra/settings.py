@@ -206,6 +206,16 @@ class Settings(FrozenSettings):
     service: ServiceSettings = Field(description="retraining by itself, and who is told what")
 
     @property
+    def service_home(self) -> Path:
+        """Where `moa up` keeps what it needs: state, logs, passwords, databases."""
+        return self.workspace / "service"
+
+    @property
+    def watch_folder(self) -> Path:
+        """Where the watcher keeps what it knows; one file for each place."""
+        return self.workspace / "watch"
+
+    @property
     def store_root(self) -> str:
         """What `infra.storage.open_store` takes: the storage root with its default filled in."""
         return self.storage.root or str(self.workspace / "store")

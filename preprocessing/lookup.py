@@ -78,10 +78,9 @@ def damaged(
         if row.object_key:  # a stage that only says what is done has no bytes
             try:
                 load_shard(store, row)
-            except KeyError:
-                found.append({"stage": row.stage, "shard": row.shard, "key": row.object_key, "problem": "is missing"})
-            except ValueError as error:
-                found.append({"stage": row.stage, "shard": row.shard, "key": row.object_key, "problem": str(error)})
+            except (KeyError, ValueError) as error:
+                problem = "is missing" if isinstance(error, KeyError) else str(error)
+                found.append({"stage": row.stage, "shard": row.shard, "key": row.object_key, "problem": problem})
         advance(number, len(rows))
     return found
 

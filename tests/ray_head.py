@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from infra.ports import free_ports
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -21,7 +23,8 @@ class RayHead:
     """One machine's cluster, which asks for a token as Ray does by default. Use as a context manager."""
 
     def __init__(self, log: Path, environment: Mapping[str, str] | None = None) -> None:
-        self.ports = {name: _free_port() for name in ("gcs", "dashboard", "agent", "agent_grpc", "client")}
+        names = ("gcs", "dashboard", "agent", "agent_grpc", "client")
+        self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.token = secrets.token_hex(32)
         self.log, self._more = log, dict(environment or {})
 
@@ -115,12 +118,6 @@ class RayHead:
 
     def _process_of_head(self) -> psutil.Process:
         return psutil.Process(self._process.pid)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _answers(port: int) -> bool:

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import pytest
 
 from flows.run import Run
 from flows.service_parts import _postgres_programs
+from infra.ports import free_ports
 from infra.service import marked, read_state
 from infra.settings import Settings, load_settings
 from preprocessing.sources.paperfolk_drawing import draw
@@ -50,7 +50,7 @@ def changes(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         "service.look_seconds": "0.5",
         "service.notify": "webhook",
         "service.notify_secret": "MOA_TEST_HOOK",
-        **{f"service.{name}": str(port) for name, port in zip(ports, _free_ports(len(ports)), strict=True)},
+        **{f"service.{name}": str(port) for name, port in zip(ports, free_ports(len(ports)), strict=True)},
     }
 
 
@@ -156,14 +156,3 @@ def _until(found: Callable[[], Any], workspace: Path) -> Any:
 def _logs(workspace: Path) -> str:
     logs = sorted((workspace / "service" / "logs").glob("*.log"))
     return "\n".join(f"== {path.name}\n{path.read_text('utf-8', 'replace')[-3000:]}" for path in logs)
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()

@@ -29,6 +29,7 @@ from unittest.mock import patch
 import psutil
 from rich.console import Console
 
+from infra.ports import free_ports
 from tests.benchmarks.machine import busy_machine
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +60,7 @@ class Machines:
         return f"http://127.0.0.1:{self.front_port}"
 
     def start(self) -> None:
-        self.server_port, self.front_port, self.ray_port = _free_port(), _free_port(), _free_port()
+        self.server_port, self.front_port, self.ray_port = free_ports(3)
         server = ROOT / "tests" / "infra" / "s3_server.py"
         self._process("server", [sys.executable, str(server), str(self.server_port)])
         _wait(lambda: _answers(self.server_port), "the S3 server")
@@ -341,12 +342,6 @@ def _title(process: psutil.Process) -> str:
         return (process.cmdline() or [""])[0]
     except psutil.Error:
         return ""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _answers(port: int) -> bool:

@@ -13,7 +13,7 @@ from prefect.client.orchestration import SyncPrefectClient
 
 from flows import events
 from flows.deploy import deploy
-from flows.watch import Watcher, state_folder, watch, watched_place
+from flows.watch import Watcher, watch, watched_place
 from infra.errors import UserError
 from infra.settings import Settings, load_settings
 
@@ -64,7 +64,7 @@ def test_new_photos_are_told_once_and_start_a_retraining(prefect_client: SyncPre
         ]
     )
     assert run.parameters == {"preset": "demo"} and run.state.is_scheduled()
-    beat = json.loads((state_folder(settings) / "beat.json").read_text())
+    beat = json.loads((settings.watch_folder / "beat.json").read_text())
     assert beat["objects"] == 3 and beat["place"] == str(tmp_path / "photos")
 
 

@@ -7,7 +7,6 @@ import ipaddress
 import os
 import re
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from infra.ports import free_ports
 from tests.prometheus_server import PrometheusServer, needs_prometheus
 
 CONFIG = Path(__file__).parents[2] / "infra" / "proxy" / "nginx.conf"
@@ -69,7 +69,7 @@ class Home:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     folder = tmp_path_factory.mktemp("proxy")
-    prefect, door, store = _free_port(), _free_port(), _free_port()
+    prefect, door, store = free_ports(3)
     _certificate(folder)
     line = subprocess.run(["openssl", "passwd", "-apr1", PASSWORD], capture_output=True, text=True, check=True).stdout
     (folder / "htpasswd").write_text(f"moa:{line}")
@@ -192,9 +192,3 @@ def _certificate(folder: Path) -> None:
     (folder / "tls.crt").write_bytes(made.public_bytes(serialization.Encoding.PEM))
     private = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     (folder / "tls.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, *private))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
