@@ -5,10 +5,14 @@ import queue
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any
 
+import infra.torchvision_ops  # noqa: F401, I001  # before diffusers and transformers
+
 import pytest
+from diffusers import ModelMixin
+from transformers import PreTrainedModel
 
 from flows import ingest, model_stages
 from flows.caption import caption
@@ -17,7 +21,6 @@ from flows.segment import segment
 from flows.shard import shard
 from infra.settings import Settings, load_settings
 from infra.storage import DirectoryStore
-from preprocessing import captioning, segmentation
 from preprocessing.catalog import ShardRow, load_shard, sweep
 from preprocessing.precompute import Precomputer
 from preprocessing.shards import read_tar
@@ -135,14 +138,14 @@ def test_the_number_of_workers_changes_no_byte(
 ) -> None:
     monkeypatch.setattr(ingest, "map_shards", map_shards_in_threads)
     monkeypatch.setattr(model_stages, "map_shards", map_shards_in_threads)
-    loading = Lock()
-    for place, name in ((Precomputer, "_ready"), (captioning, "open_captioner"), (segmentation, "open_segmenter")):
+    loading = RLock()
+    for kind in (PreTrainedModel, ModelMixin):
 
-        def one_at_a_time(*arguments: Any, load: Any = getattr(place, name), **options: Any) -> Any:
-            with loading:  # transformers' loading is for one thread of a process; Ray's actors are processes
-                return load(*arguments, **options)
+        def one_at_a_time(of: Any, *arguments: Any, load: Any = kind.from_pretrained.__func__, **options: Any) -> Any:
+            with loading:  # loading patches its classes, for one thread of a process; Ray's actors are processes
+                return load(of, *arguments, **options)
 
-        monkeypatch.setattr(place, name, one_at_a_time)
+        monkeypatch.setattr(kind, "from_pretrained", classmethod(one_at_a_time))
     settings = settings_of(world, tmp_path, workers=workers)
     for stage in ("ingest", "caption", "segment"):
         as_many = getattr(settings, stage).model_copy(update={"workers": workers})
