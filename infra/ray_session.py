@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pickle
 import socket
 import threading
 import time
@@ -16,7 +15,7 @@ from uuid import uuid4
 
 from infra.errors import UserError
 from infra.settings import RaySettings
-from infra.shard_feed import Batches, BatchQueues, Queue, numbers
+from infra.shard_feed import Batches, BatchQueues, Queue, numbers, opened, sealed
 
 
 class ShardWorker(Protocol):
@@ -100,7 +99,7 @@ def map_shards(
     actors back. Both travel as they are (no table is made of them); they should be small: keys and rows, not pictures.
 
     An actor that dies, alone or with its node, is replaced and what it had in its hands is tried again: a batch of
-    items, at most two seconds of work or a single item. An exception in a worker ends the iteration, a UserError as
+    items, at most four seconds of work or a single item. An exception in a worker ends the iteration, a UserError as
     itself. Close it (`contextlib.closing`) where the loop over it may be left early: its actors stay until then. Where
     a worker is a `StagedWorker`, one item is fetched and another put away while a third is worked on.
     Needs a `ray_session`.
@@ -142,11 +141,11 @@ def map_shards(
             **({"num_gpus": gpus} if gpus and ray.cluster_resources().get("GPU", 0) else {}),
         )
         for table in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):
-            for sealed in table["done"]:
-                done: _Done = sealed
+            for row in table["done"]:
+                done: _Done = row
                 if done.refusal:
                     raise UserError(done.refusal)
-                results: list[dict[str, Any]] = pickle.loads(done.results)
+                results = opened(done.results)
                 yield from results
                 batches.finished(done.number, len(results), done.seconds)
                 batches.fill()
@@ -215,8 +214,7 @@ def _check_listening(address: str) -> None:
 @dataclass(frozen=True)
 class _Done:
     """A finished batch. A class of its own keeps Ray Data from taking the results apart into Arrow columns, where None
-    and empty lists change type; and as bytes it pickles them once, not twice with a slower pickler: of tiny shards that
-    is 2 % of the work."""
+    and empty lists change type, and `sealed` from pickling them twice."""
 
     number: int
     results: bytes
@@ -241,11 +239,11 @@ class _BatchWorker:
         try:
             if self.refusal:
                 raise UserError(self.refusal)
-            for item in ray.get(ray.get(self.queue.call("get", number))[0]):
+            for item in opened(ray.get(ray.get(self.queue.call("get", number))[0])):
                 results.append(self._one(item))
         except UserError as error:
             return {"done": _Done(number, b"", refusal=str(error))}
-        return {"done": _Done(number, pickle.dumps(results, pickle.HIGHEST_PROTOCOL), time.monotonic() - started)}
+        return {"done": _Done(number, sealed(results), time.monotonic() - started)}
 
     def _one(self, item: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(self.worker, StagedWorker):

@@ -11,6 +11,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import polars
@@ -76,6 +77,10 @@ class PhotoRow:
     detail: str = ""
     fingerprint: str = ""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rows travel between processes by the thousand: dataclasses' own way takes two to four times as long."""
+        return PhotoRow, _PHOTO_VALUES(self)
+
 
 @dataclass(frozen=True, slots=True)
 class ShardRow:
@@ -91,6 +96,7 @@ class ShardRow:
 
 
 _Row = TypeVar("_Row", PhotoRow, ShardRow)
+_PHOTO_VALUES = attrgetter(*(field.name for field in fields(PhotoRow)))
 
 
 @dataclass(frozen=True, slots=True)

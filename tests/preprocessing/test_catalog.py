@@ -241,3 +241,9 @@ def test_on_s3(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(catalog.photos()) == 3 + 2 * 3
     finally:
         server.stop()
+
+
+def test_rows_travel_as_they_are() -> None:
+    values = {field.name: f"its {field.name}" for field in dataclasses.fields(PhotoRow)}
+    row = PhotoRow(**values)
+    assert pickle.loads(pickle.dumps(row)) == row and dataclasses.asdict(row) == values
