@@ -18,6 +18,7 @@ from prefect.states import Cancelled
 
 from flows import artifacts, job_records
 from flows.stage_log import Outcome, noted
+from infra.access_log import note_access
 from infra.errors import UserError
 from infra.ray_jobs import Away, JobServer, is_dashboard
 from infra.settings import Settings
@@ -87,9 +88,14 @@ def stage_flow(name: str) -> Callable[[Callable[..., Any]], Any]:
         @flow(name=name, on_cancellation=[stop_jobs])
         @wraps(body)
         def run(*arguments: Any, **named: Any) -> Any:
-            if FlowRunContext.get() is None:  # in a job on a cluster: whoever waits for it has the flow
+            context = FlowRunContext.get()
+            if context is None:  # in a job on a cluster: whoever waits for it has the flow
                 return body(*arguments, **named)
-            with noted(name, arguments[0] if arguments else named.get("settings")) as ended:
+            settings = arguments[0] if arguments else named.get("settings")
+            with noted(name, settings) as ended:
+                if isinstance(settings, Settings):
+                    run_id = str(context.flow_run.id) if context.flow_run else ""
+                    note_access(open_store(settings.store_root, settings.storage.endpoint_url), name, run=run_id)
                 try:
                     return body(*arguments, **named)
                 except (FlowCancelled, CancelledRun) as error:

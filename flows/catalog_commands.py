@@ -1,6 +1,7 @@
 """`moa catalog …` and `moa plan`: what is known, and what would be done. They start nothing and write nothing."""
 
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -147,6 +148,25 @@ def verify(
             typer.echo(f"damaged  {run.store.uri(one['key'])}: {one['problem']}")
         typer.echo(f"{len(found) or 'Nothing is'} damaged in version {version}.")
     raise typer.Exit(1 if found else 0)
+
+
+@planning.command()
+def access(
+    days: Annotated[float, typer.Option(min=0, help="Of the last so many days.")] = 30.0,
+    as_json: AsJson = False,
+    preset: Preset = "demo",
+    workspace: Workspace = None,
+    changes: Changes = None,
+) -> None:
+    """Who had photos in their hands: every stage's run, export, forget and purge, with user, machine and time."""
+    from infra.access_log import accesses
+    from infra.storage import explained, open_store
+
+    settings = read_settings(preset, workspace, changes)
+    store = open_store(settings.store_root, settings.storage.endpoint_url)
+    with _busy("reading"), explained(store):
+        found = [asdict(one) for one in accesses(store, days)]
+    _say_json(found) if as_json else _table(f"Accesses of the last {days:g} days", found)
 
 
 @planning.command()

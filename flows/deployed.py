@@ -178,13 +178,15 @@ def _evaluate_production(settings: Settings, _: bool) -> str:
 
 
 def _sweep(settings: Settings, _: bool) -> str:
+    from flows.retention import find_too_old, let_go
     from flows.session import alone_in
     from flows.sweeping import find_litter, take_away
 
     with alone_in(settings.workspace):
+        old = let_go(settings, find_too_old(settings))
         litter = find_litter(settings)
         take_away(settings, litter)
-    return litter.says
+    return f"{old.says} {litter.says}".strip()
 
 
 evaluate_production = _form(
@@ -193,4 +195,9 @@ evaluate_production = _form(
     _evaluate_production,
     by_the_clock=True,
 )
-sweep = _form("sweep", "Delete what killed runs left and what no release needs.", _sweep, by_the_clock=True)
+sweep = _form(
+    "sweep",
+    "Delete what killed runs left, what no release needs and photos over their time.",
+    _sweep,
+    by_the_clock=True,
+)

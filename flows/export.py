@@ -4,6 +4,7 @@ from pathlib import Path
 
 from flows import artifacts
 from flows.run import Run
+from infra.access_log import note_access
 from infra.errors import UserError, written_by_us
 from infra.settings import Settings
 from preprocessing.catalog import load_shard
@@ -16,6 +17,7 @@ def export_fastcomposer(settings: Settings, directory: Path) -> FastComposerExpo
     shards = run.training_shards()
     if not shards:
         raise UserError(f"There are no training samples in {settings.store_root}: run moa ingest … shard first.")
+    note_access(run.store, "export", f"{sum(row.samples for row in shards)} samples of {len(shards)} shards")
     with written_by_us(directory, "name another folder"):
         export = FastComposerExport(directory, shards)
         pending = export.pending()

@@ -9,6 +9,7 @@ from flows import artifacts, job_records
 from flows.holdings import Holdings, holdings
 from flows.run import Run
 from flows.session import alone_in
+from infra.access_log import note_access
 from infra.errors import UserError
 from infra.settings import Settings
 from preprocessing.catalog import PhotoRow
@@ -47,6 +48,7 @@ def forget(
         if new == Found([]):
             _say("All of it was forgotten before; nothing was changed.")
         else:
+            note_access(run.store, "forget", _count(len(new.photos), "photo"))
             with artifacts.Track("forget: shards", len(shards_to_replace(run.catalog, new.keys)) or 1) as track:
                 version = forget_photos(run.store, run.catalog, found, reason, lambda done, of: track.to(done))
             _say(f"Forgotten from catalog version {version} on: {_count(len(new.photos), 'photo')}.")
@@ -76,6 +78,7 @@ def purge(settings: Settings, confirmed: bool) -> None:
         if not confirmed:
             _say("Nothing was deleted: add --yes. Older catalog versions cannot be trained on again afterwards.")
             return
+        note_access(run.store, "purge", _count(len(keys) + len(grids), "object"))
         for key in artifacts.tracked([*keys, *grids], len(keys) + len(grids), "purge: objects"):
             run.store.delete(key)
         for key in told:

@@ -14,7 +14,7 @@ from flows.run import Run, StageResult
 from flows.workers import IngestWorker
 from infra.errors import UserError
 from infra.ray_session import map_shards
-from infra.settings import Settings
+from infra.settings import IngestSettings, Settings
 from preprocessing.catalog import PhotoRow
 from preprocessing.commits import CommitBuffer
 from preprocessing.forgetting import forgotten_keys, forgotten_people
@@ -77,10 +77,18 @@ def new_photos(settings: Settings) -> list[Record]:
             if splits and record.split not in splits:
                 continue
             if record.origin not in known:
-                new.append(_unless_forgotten(record, forgotten))
+                new.append(_unless_forgotten(_with_terms(record, settings.ingest), forgotten))
             elif record.origin in mending and record.problem is None and is_readable(record.path):
-                mended.append(_unless_forgotten(record, forgotten))
+                mended.append(_unless_forgotten(_with_terms(record, settings.ingest), forgotten))
     return new + mended
+
+
+def _with_terms(record: Record, settings: IngestSettings) -> Record:
+    """What files beside a photo say comes later, and goes before this."""
+    license, consent = record.license or settings.license, record.consent or settings.consent
+    if (license, consent) == (record.license, record.consent):
+        return record
+    return replace(record, license=license, consent=consent)
 
 
 def _unless_forgotten(record: Record, people: Mapping[str, str]) -> Record:

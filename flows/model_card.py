@@ -115,10 +115,16 @@ def _licences(card: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     shown = [
-        (row["source"], row["licence"] or "none given", f"{row['photos']:,}", "no" if row["non_commercial"] else "")
+        (
+            row["source"],
+            row["licence"] or "none given",
+            row.get("consent") or "not told",  # releases of before have none
+            f"{row['photos']:,}",
+            "no" if row["non_commercial"] else "",
+        )
         for row in rows
     ]
-    lines = ["## Data", "", _table(("source", "photo's licence", "photos", "commercial use"), shown), ""]
+    lines = ["## Data", "", _table(("source", "photo's licence", "consent", "photos", "commercial use"), shown), ""]
     lines += [f"- {_cell(terms)}" for terms in sorted({row["terms"] for row in rows if row["terms"]})]
     if sources := non_commercial(card):
         lines += ["", f"**For non-commercial use only**: that is what the terms of {_cell(', '.join(sources))} say."]

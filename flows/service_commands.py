@@ -148,19 +148,28 @@ def sweep(
     workspace: Workspace = None,
     changes: Changes = None,
 ) -> None:
-    """Delete what killed runs left, what no release needs and checkpoints with which nobody went on."""
+    """Delete what killed runs left, what no release needs, checkpoints with which nobody went on and photos over their
+    time."""
+    from flows.retention import find_too_old, let_go
     from flows.session import alone_in
     from flows.sweeping import find_litter, take_away
 
     settings = read_settings(preset, workspace, changes)
     with alone_in(settings.workspace):
+        old = find_too_old(settings)
+        if not dry_run:
+            old = let_go(settings, old)
         found = find_litter(settings)
         if not dry_run:
             take_away(settings, found)
     if as_json:
         objects = {**found.shards, **found.checkpoints, **found.garbage.objects}
-        return say_json({"dry_run": dry_run, "objects": objects, "at_work": found.at_work, "says": found.says})
-    typer.echo(f"{'There are' if dry_run else 'Deleted'}: {found.says}" if not found.at_work else found.says)
+        photos = [f"{row.source}:{row.origin}" for row in old.photos.photos]
+        what = {"objects": objects, "too_old": {"photos": photos, "objects": old.objects, "says": old.says}}
+        return say_json({"dry_run": dry_run, **what, "at_work": found.at_work, "says": found.says})
+    for says, waits in ((old.says, old.at_work), (found.says, bool(found.at_work))):
+        if says:
+            typer.echo(says if waits else f"{'There are' if dry_run else 'Deleted'}: {says}")
 
 
 def _absolute(preset: str) -> str:

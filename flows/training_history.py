@@ -8,9 +8,7 @@
 Every attempt has a number of its own, whoever begins it. The driver writes all of it. (No torch here.)
 """
 
-import getpass
 import json
-import os
 import re
 import socket
 import time
@@ -22,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from flows.artifacts import console
+from infra.access_log import user_name
 from infra.errors import UserError
 from infra.storage import ObjectStore
 
@@ -107,7 +106,7 @@ class AttemptLog:
         self.number = 0
 
     def __enter__(self) -> "AttemptLog":
-        begun = {"time": _now(), "user": _user(), "host": socket.gethostname(), **self._begun}
+        begun = {"time": _now(), "user": user_name(), "host": socket.gethostname(), **self._begun}
         numbers = [int(match[1]) for key in self._store.list(self._folder) if (match := _OBJECT.fullmatch(key))]
         self.number = max(numbers, default=0) + 1
         while not self._store.create(f"{self._folder}{self.number:04d}-begun.json", _to_json(begun)):
@@ -155,13 +154,6 @@ def _why(error: BaseException) -> str:
         return "stopped by its user"
     said = " ".join(str(error).split())[:500]
     return said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
-        return str(os.getuid())
 
 
 def _now() -> str:

@@ -6,13 +6,13 @@
 The highest number is the present. Two who move a name at once collide on the next number, and one is told.
 """
 
-import getpass
 import re
 import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from infra.access_log import user_name
 from infra.errors import UserError
 from infra.manifest import BadManifest, parse_json, to_json
 from infra.references import check_name, is_id, is_name
@@ -73,7 +73,7 @@ class Names:
             "format": FORMAT,
             "release": release.number,
             "id": release.id,
-            "who": _who(),
+            "who": f"{user_name()}@{socket.gethostname()}",
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
             "why": why,
         }
@@ -134,10 +134,3 @@ def _release(number: object, release_id: object) -> Release:
     if type(number) is not int or not 0 < number < 10**8 or not isinstance(release_id, str) or not is_id(release_id):
         raise BadManifest("it names no release")
     return Release(number, release_id)
-
-
-def _who() -> str:
-    try:
-        return f"{getpass.getuser()}@{socket.gethostname()}"
-    except (OSError, KeyError):  # a user without a name, as in some containers
-        return f"@{socket.gethostname()}"

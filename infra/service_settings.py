@@ -34,6 +34,10 @@ class ServiceSettings(FrozenSettings):
     checkpoint_days: float = Field(
         ge=0, description="the sweep takes the checkpoints of trainings that nobody went on with for so long"
     )
+    photo_days: float = Field(
+        ge=0,
+        description="the sweep forgets photos that were ingested longer ago and deletes what holds them; 0 = never",
+    )
     notify: Literal["", "webhook", "slack", "email"] = Field(
         description='how people are told: POST of JSON, Slack webhook, e-mail through SendGrid; "" = in Prefect alone'
     )

@@ -66,6 +66,10 @@ class PaperfolkSettings(FrozenSettings):
 
 class IngestSettings(FrozenSettings):
     source: str = Field(description='"paperfolk" or KIND:PATH of kind ffhq, celeba, fastcomposer, webdataset or folder')
+    license: str = Field(description='of photos that bring no licence of their own; "" = none is known')
+    consent: str = Field(
+        description='what the people shown agreed to and where that is kept, of photos that do not say; "" = not known'
+    )
     splits: list[str] = Field(description="only photos that the source puts into one of these splits; [] = all")
     pixels: Count = Field(description="side of the square picture that a sample holds, in pixels")
     min_side: Count = Field(description="a photo whose shorter side is below this is refused, in pixels")

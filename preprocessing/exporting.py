@@ -23,7 +23,7 @@ FORMAT = 1  # raise it when the files of an export change
 ABOUT = "export.json"
 _ID_DIGITS = 8  # the first five name the folder: a thousand samples each
 _TEST_SPLITS = ("test", "validation")
-_KEPT = ("license", "author", "source", "origin", "identity", "split")
+_KEPT = ("license", "author", "consent", "source", "origin", "identity", "split")
 
 
 class FastComposerExport:

@@ -88,6 +88,15 @@ def find_person(store: ObjectStore, catalog: Catalog, person: str, progress: Pro
     return Found([row for row in _by_name(catalog.photos("ingest", replaced=True)) if row.key in keys], person)
 
 
+def find_older(catalog: Catalog, before: float) -> Found:
+    """The photos that were kept by this time [seconds since 1970, by the clocks of those who wrote the catalog]."""
+    versions = [entry["version"] for entry in catalog.history() if entry["timestamp"] / 1000 <= before]
+    if not versions:
+        return Found([])
+    rows = catalog.photos("ingest", version=max(versions))
+    return Found(_by_name(row for row in rows if row.status == KEPT))
+
+
 def unforgotten(catalog: Catalog, found: Found) -> Found:
     """What of it is not forgotten yet."""
     rows = catalog.photos(FORGET)

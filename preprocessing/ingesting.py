@@ -157,6 +157,7 @@ def _sample(record: Record, image: Image.Image, pixels: int, detector: Detector 
         "size": [image.width, image.height],
         "crop": [crop.left, crop.top, crop.left + crop.side, crop.top + crop.side],
         "faces": [face.as_json() for face in inside],
+        **({"consent": record.consent} if record.consent else {}),
         **(record.about or {}),
     }
     given: dict[str, bytes] = {}

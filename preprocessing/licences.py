@@ -15,13 +15,14 @@ _TERMS = {one.name: one.terms for one in (FFHQ, CelebA, FastComposer, Paperfolk)
 _NON_COMMERCIAL = re.compile(r"non-?\s?commercial|\bnc\b", re.IGNORECASE)
 
 
-def shard_licences(tar: bytes) -> Counter[tuple[str, str]]:
-    """(source, licence) → photos of a shard; "" where a photo came without one."""
-    found: Counter[tuple[str, str]] = Counter()
+def shard_licences(tar: bytes) -> Counter[tuple[str, str, str]]:
+    """(source, licence, consent) → photos of a shard; "" where a photo came without one."""
+    found: Counter[tuple[str, str, str]] = Counter()
     for _, spans in sample_spans(tar):
         start, size = spans["json"]
         about = json.loads(tar[start : start + size])
-        found[str(about.get("source") or ""), str(about.get("license") or "")] += 1
+        source, licence, consent = (str(about.get(name) or "") for name in ("source", "license", "consent"))
+        found[source, licence, consent] += 1
     return found
 
 

@@ -23,6 +23,8 @@ FORMATS = {
 }  # fmt: skip
 # How many run at once changes no byte of the result, nor which photos there are.
 _WITHOUT_EFFECT = {"workers", "splits"}
+# Settings that came later, and the value that is how it was before: shards of then keep their fingerprints.
+_AS_BEFORE = {"license": "", "consent": ""}
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,11 @@ def stage_recipe(
 ) -> Recipe:
     """How a stage makes its shards: its settings, the code's format number and `inputs`, the fingerprints of its models
     and of the stages that it reads, by name. `only`: the settings that it looks at, None = all."""
-    values = {name: value for name, value in settings.model_dump(mode="json").items() if name not in _WITHOUT_EFFECT}
+    values = {
+        name: value
+        for name, value in settings.model_dump(mode="json").items()
+        if name not in _WITHOUT_EFFECT and _AS_BEFORE.get(name, ...) != value
+    }
     if only is not None:
         values = {name: values[name] for name in only}
     return Recipe(stage, FORMATS[stage], values, dict(inputs))

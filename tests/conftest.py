@@ -4,7 +4,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A machine that is busy is no finding, and a fixture that all examples share is meant so.
+hypothesis.settings.register_profile(
+    "moa",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("moa")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -28,6 +28,7 @@ class Record:
     problem: the source itself cannot stand by the photo; it is refused unread.
     twin: which other records of the source may be the same photo, for people who wonder about a duplicate.
     beside: files that belong to the photo and are read with it, not when the source is listed.
+    consent: what the people shown agreed to, and where that is kept.
     about: what else goes into the sample's json. prepared: caption, masks and binding, where they were made before.
     """
 
@@ -48,6 +49,7 @@ class Record:
     beside: "Beside | None" = None
     about: Mapping[str, Any] | None = None
     prepared: Prepared | None = None
+    consent: str = ""
 
 
 class Beside(Protocol):

@@ -26,7 +26,7 @@ from preprocessing.trees import Found, Tree, license_files
 
 IDS, TRAIN_IDS, TEST_IDS = "image_ids.txt", "image_ids_train.txt", "image_ids_test.txt"
 PERSON = "person"
-_KNOWN = ("license", "author", "identity")
+_KNOWN = ("license", "author", "consent", "identity")
 _MOST_LIST_BYTES, _MOST_JSON_BYTES, _MOST_MAP_BYTES = 1 << 28, 1 << 22, 1 << 28
 _MOST_SEGMENTS = 255  # an instance map has 8 bits
 
@@ -133,7 +133,7 @@ class CaptionAndMasks:
 
 
 def _read_json(data: bytes) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
-    """The caption, the people's segments, and licence, author and identity where our own export wrote them."""
+    """The caption, the people's segments, and licence, author, consent and identity where our own export wrote them."""
     if len(data) > _MOST_JSON_BYTES:
         raise ValueError(f"{len(data)} bytes of json")
     value = json.loads(data)

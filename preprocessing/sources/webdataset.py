@@ -126,7 +126,7 @@ class Companions:
     places: tuple[tuple[str, Place], ...]
 
     def describe(self, record: Record) -> Record:
-        """The record with licence, author and identity from the json, `text` and `label` for the sample.
+        """The record with licence, author, consent and identity from the json, `text` and `label` for the sample.
 
         PhotoRefused where a file is too large or the json is none.
         """
@@ -144,7 +144,7 @@ class Companions:
         if "text" not in about and isinstance(fields.get("caption"), str):
             about["text"] = _text(fields["caption"])[:_MOST_TEXT]
         known: dict[str, Any] = {
-            name: _text(fields[name]) for name in ("license", "author") if isinstance(fields.get(name), str)
+            name: _text(fields[name]) for name in ("license", "author", "consent") if isinstance(fields.get(name), str)
         }
         identity = fields.get("identity")
         if isinstance(identity, str | int) and not isinstance(identity, bool):

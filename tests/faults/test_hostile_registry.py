@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.errors import UserError
@@ -124,7 +124,7 @@ def _read_all(store: DirectoryStore, target: Path) -> None:
             assert "\n" not in str(error) and len(str(error)) < 1500, str(error)
 
 
-_quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_quick = settings(max_examples=60)
 
 
 @pytest.fixture

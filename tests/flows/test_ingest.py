@@ -1,5 +1,6 @@
 """Which photos a run reads: each once, and again only what has become readable since."""
 
+import io
 import json
 import sys
 import tarfile
@@ -14,6 +15,8 @@ from flows.ingest import new_photos
 from flows.run import Run
 from flows.workers import IngestWorker
 from infra.settings import Settings, load_settings
+from preprocessing.catalog import load_shard
+from preprocessing.shards import read_tar
 from preprocessing.sources import paperfolk
 
 
@@ -42,6 +45,34 @@ def test_a_photo_that_was_out_of_reach_is_read_once_it_is_there(tmp_path: Path) 
     assert _read(settings) == []
     counts = Run(settings).catalog.counts()
     assert (counts.seen, counts.kept, counts.refused) == (4, 3, {"not_an_image": 1})
+
+
+def test_licence_and_consent_travel_and_a_photos_own_go_first(tmp_path: Path) -> None:
+    terms = {"ingest.license": "ours", "ingest.consent": "forms in the safe"}
+    own = {"license": "CC0", "consent": "by letter"}
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        for name, about in (("a", own), ("b", {})):
+            for suffix, data in (("png", _png(64 if about else 48)), ("json", json.dumps(about).encode())):
+                member = tarfile.TarInfo(f"{name}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    source = {"ingest.source": f"webdataset:{tmp_path / 'photos.tar'}"}
+    settings = load_settings("demo", tmp_path / "workspace", {**source, **terms})
+    _read(settings)
+    run = Run(settings)
+    (row,) = run.catalog.shards("ingest")
+    samples = [one.json() for one in read_tar(load_shard(run.store, row))]
+    told = {(about["license"], about["consent"]) for about in samples}
+    assert told == {("CC0", "by letter"), ("ours", "forms in the safe")}
+    silent = load_settings("demo", tmp_path / "silent", source)
+    assert Run(silent).fingerprints["ingest"] != run.fingerprints["ingest"]
+    assert "consent" not in Run(silent).recipes["ingest"].settings  # shards of before keep their names
+
+
+def _png(side: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((side, side), 90).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_drawn_photos_do_not_keep_ffhqs_out(tmp_path: Path) -> None:

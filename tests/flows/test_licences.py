@@ -43,6 +43,14 @@ def test_photos_are_counted_and_marked(run: Run) -> None:
     assert (one["source"], one["photos"]) == ("ffhq", 2)
 
 
+def test_what_was_counted_before_consent_was_known(run: Run) -> None:
+    commit(run, "a", ("mine", "x"))
+    (row,) = run.training_shards()
+    run.store.put(f"licences/{row.sha256}.json", encode_json({"licences": [["mine", "x", 1]]}))
+    (found,) = training_licences(run, run.catalog.version, [])
+    assert (found["consent"], found["photos"]) == ("", 1)
+
+
 def test_a_shard_is_read_once(run: Run) -> None:
     commit(run, "a", ("ffhq", "x"))
     version = run.catalog.version

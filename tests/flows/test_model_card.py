@@ -33,8 +33,8 @@ def test_it_says_what_a_user_must_know(card: dict[str, Any]) -> None:
         'pull("REGISTRY/paper-people@production")',
         'StableDiffusionPipeline.from_pretrained("infra/zoo/weights/base")',
         f"| trained on | {card['samples']} samples, catalog version {card['catalog_version']} |",
-        "| ffhq | Attribution License | 14 | no |",
-        "| folder | none given | 6 |  |",
+        "| ffhq | Attribution License | not told | 14 | no |",
+        "| folder | none given | not told | 6 |  |",
         "**For non-commercial use only**: that is what the terms of ffhq say.",
         "| Identity | 0.984 | 0.978 – 0.991 | 0.984 | 0.984 |",
         "Production was release 1.",
@@ -79,7 +79,7 @@ def test_shards_that_were_passed_over_and_a_refusal_are_said(card: dict[str, Any
 def test_free_data_is_not_marked(card: dict[str, Any]) -> None:
     card["licences"] = [{"source": "paperfolk", "licence": "CC0", "photos": 9, "non_commercial": False, "terms": ""}]
     text = model_card(card, None, "moa", "production")
-    assert "non-commercial" not in text and "| paperfolk | CC0 | 9 |  |" in text
+    assert "non-commercial" not in text and "| paperfolk | CC0 | not told | 9 |  |" in text
 
 
 def test_a_release_of_before_gets_a_card_too() -> None:
@@ -98,7 +98,7 @@ HOSTILE = 'x | y\n\n# Title\n<script>alert(1)</script>[link](http://x) `code` --
 
 def test_texts_of_strangers_stay_texts(card: dict[str, Any]) -> None:
     plain = model_card(card, None, "moa", "production")
-    card["licences"][0] |= {"source": HOSTILE, "licence": HOSTILE, "terms": HOSTILE}
+    card["licences"][0] |= {"source": HOSTILE, "licence": HOSTILE, "consent": HOSTILE, "terms": HOSTILE}
     card["models"]["base"] = HOSTILE + " (0123)"
     card["start"] = HOSTILE
     card["verdict"]["checks"][0]["sentence"] = HOSTILE

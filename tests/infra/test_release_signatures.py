@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.blobs import describe_bytes
@@ -170,7 +170,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(data=st.binary(max_size=300) | JSON.map(to_json) | st.integers(1, 20000).map(lambda depth: b"[" * depth))
 def test_any_bytes_are_refused_and_nothing_else_happens(key: Path, data: bytes) -> None:
     assert refused(Verifier(public(key)), data, manifest_of({"a": b"b"}))
@@ -184,7 +184,7 @@ _FIELDS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100)
 @given(value=JSON, field=st.sampled_from(_FIELDS))
 def test_whatever_stands_in_a_field_is_refused(key: Path, value: object, field: str) -> None:
     manifest = manifest_of({"a": b"b"})

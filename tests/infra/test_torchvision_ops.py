@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 corner = st.integers(0, 12)
@@ -14,7 +14,6 @@ boxes_and_scores = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(boxes_and_scores, st.sampled_from([0.0, 0.3, 0.5, 1.0]))
 def test_nms_keeps_the_best_of_each_crowd(rows: list[tuple[int, ...]], threshold: float) -> None:
     boxes = torch.tensor([[x, y, x + w, y + h] for x, y, w, h, _ in rows], dtype=torch.float32).reshape(-1, 4)

@@ -29,7 +29,7 @@ def _last_token_by_prefix(prompt: str, end: int) -> int:
 
 
 @given(order=st.permutations(["man", "woman", "boy", "girl"]), bound=st.permutations(["man", "woman", "boy", "girl"]))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_every_subject_finds_its_word_in_every_order(order: list[str], bound: list[str]) -> None:
     prompt = "a " + " and a ".join(order) + " on the beach"
     value = {word: float(index) for index, word in enumerate(bound)}
@@ -67,7 +67,7 @@ SPEECH = ["man", "woman", "Man", "boy", "roses", "a", "human", "wo", "beach,", "
     order=st.permutations(["man", "woman", "boy", "human"]),
     absent=st.sets(st.integers(0, 30)),
 )
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_every_occurrence_finds_its_own_token_in_any_sentence(words: list[str], order: list[str], absent: set) -> None:
     """Repeated words, parts of words, words of several tokens, prompts that are cut: by words, not by offsets."""
     prompt = " ".join(words)

@@ -222,7 +222,7 @@ def test_an_edge_that_is_none_is_refused(edge: tuple[float, float]) -> None:
 
 
 @given(weights=st.lists(st.floats(0, 1), min_size=1, max_size=5), known=st.sampled_from([None, 0.0, 1.0]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_largest_weight_so_far_decides(weights: list[float], known: float | None) -> None:
     """Against the formula, over steps whose routers say now more, now less; of a guided batch the last row counts."""
     latents = [torch.full((1, 1, 2, 2), -float(i)) for i in range(len(weights))]

@@ -119,7 +119,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 
 @given(data=mutated())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_mutated_files_are_pictures_or_refused(data: bytes) -> None:
     try:
         image = decode(data, MIN_SIDE, MAX_PIXELS)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.storage import DirectoryStore, ObjectStore, S3Store
@@ -188,7 +188,7 @@ def test_a_catalog_travels_between_processes(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(catalog)).photos() == catalog.photos()
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8)
 @given(seed=st.integers(0, 10**6), cuts=st.lists(st.integers(0, 6), max_size=3))
 def test_the_content_does_not_depend_on_how_it_was_committed(
     tmp_path_factory: pytest.TempPathFactory, seed: int, cuts: list[int]

@@ -205,7 +205,7 @@ def test_photos_on_an_object_store_are_read_ahead_of_their_turn(monkeypatch: pyt
 
 
 @given(st.integers(0, 40), st.integers(1, 12))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_chunks_are_consecutive_and_complete(count: int, size: int) -> None:
     records = [Record("s", str(number), Path("x")) for number in range(count)]
     chunks = list(chunk(iter(records), size))
@@ -219,7 +219,7 @@ def test_a_chunk_needs_room() -> None:
 
 
 @given(st.lists(st.integers(0, 9), max_size=14), st.integers(0, 2**32), st.integers(1, 5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_counts_add_up(
     tmp_path_factory: pytest.TempPathFactory, kinds: list[int], seed: int, per_shard: int
 ) -> None:

@@ -8,12 +8,18 @@ def test_a_shards_photos_are_counted_by_source_and_licence() -> None:
     about = [
         {"source": "ffhq", "license": "CC BY 2.0"},
         {"source": "ffhq", "license": "CC BY 2.0"},
+        {"source": "folder-1", "license": "ours", "consent": "forms"},
         {"source": "folder-1", "license": ""},
         {"source": "folder-1"},
         {},
     ]
     tar = write_tar((f"{i}", {"json": encode_json(one), "jpg": b"picture"}) for i, one in enumerate(about))
-    assert shard_licences(tar) == {("ffhq", "CC BY 2.0"): 2, ("folder-1", ""): 2, ("", ""): 1}
+    assert shard_licences(tar) == {
+        ("ffhq", "CC BY 2.0", ""): 2,
+        ("folder-1", "ours", "forms"): 1,
+        ("folder-1", "", ""): 2,
+        ("", "", ""): 1,
+    }
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocessing.mapped_shards import MappedShard
 from preprocessing.shards import UnsafeTar, read_tar, write_tar
 
 
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50)
 @given(contents=st.lists(st.binary(max_size=1500), max_size=6))
 def test_every_sample_is_what_reading_the_whole_tar_gives(contents: list[bytes], tmp_path: Path) -> None:
     tar = write_tar((f"k{number}", {"json": b"{}", "npy": data}) for number, data in enumerate(contents))

@@ -193,7 +193,7 @@ def test_the_first_picture_of_a_telephones_file_is_the_photo() -> None:
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_damaged_files_are_refused_and_nothing_else(data: st.DataObject) -> None:
     whole = bytearray(data.draw(st.sampled_from(SEEDS)))
     for _ in range(data.draw(st.integers(0, 6))):
@@ -209,7 +209,7 @@ def test_damaged_files_are_refused_and_nothing_else(data: st.DataObject) -> None
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_random_bytes_are_refused(data: bytes) -> None:
     for head in (b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\x00", b"RIFF\x10\x00\x00\x00WEBP", b"BM"):
         try:
@@ -307,7 +307,7 @@ def test_square_takes_the_largest_face_when_not_all_fit() -> None:
     st.integers(4, 64),
     st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0.05, 1), st.floats(0.05, 1)), max_size=3),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_square_keeps_the_largest_face(
     width: int, height: int, pixels: int, shapes: list[tuple[float, float, float, float]]
 ) -> None:

@@ -195,7 +195,7 @@ def mutated_tars(draw: st.DrawFn) -> bytes:
 
 
 @given(data=mutated_tars())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_mutated_tar_is_read_or_refused(data: bytes) -> None:
     try:
         samples = list(read_tar(data))

@@ -49,7 +49,7 @@ def test_what_was_packed_is_found(form: int) -> None:
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=150), st.binary(max_size=600), max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_whatever_was_packed_is_found(members: dict[str, bytes]) -> None:
     members = {name.replace("\0", "").encode("utf-8", "ignore").decode().strip("/ "): d for name, d in members.items()}
     members = {name: data for name, data in members.items() if name and "\n" not in name}
@@ -123,14 +123,14 @@ def test_members_without_number_are_walked_without_being_held() -> None:
 
 
 @given(st.binary(max_size=3000))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_bytes_end_in_entries(data: bytes) -> None:
     for entry in read(data):
         assert 0 <= entry.start <= entry.start + entry.size <= len(data) + 1024
 
 
 @given(st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=6), st.integers(0, 6000))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_damaged_tar_never_breaks_the_reader(changes: list[tuple[int, int]], cut: int) -> None:
     data = bytearray(make({"a.jpg": b"abc" * 50, "d" * 120 + "/b.json": b"{}", "c.jpg": b""}))
     for place, value in changes:

@@ -74,7 +74,7 @@ def test_files_and_folders_are_found_by_name(tree: Tree) -> None:
         st.lists(st.sampled_from(["a", "b", "a-", "a.jpg", "b.jpg", "é.jpg"]), min_size=1, max_size=4), max_size=12
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_order_is_that_of_sorted_paths(tmp_path_factory: pytest.TempPathFactory, paths: list[list[str]]) -> None:
     root, written = tmp_path_factory.mktemp("order"), set()
     for path in paths:

@@ -44,7 +44,7 @@ def read_all(path: Path) -> dict[str, bytes]:
     st.binary(max_size=40),
 )
 @example(members={}, method=zipfile.ZIP_STORED, comment=b"", before=b"PK\x06\x07")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_was_packed_comes_out(
     tmp_path_factory: pytest.TempPathFactory, members: dict[str, bytes], method: int, comment: bytes, before: bytes
 ) -> None:
@@ -173,7 +173,7 @@ def test_what_is_no_zip_is_one_sentence(data: bytes, tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=8), st.integers(0, 10_000))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_damaged_zip_never_breaks_the_reader(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]], cut: int
 ) -> None:

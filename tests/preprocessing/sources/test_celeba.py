@@ -256,7 +256,7 @@ def test_names_in_every_script_and_bytes_that_are_no_text(tmp_path: Path) -> Non
 
 
 @given(st.integers(0, 3000), st.sampled_from(["", "\n", " ", "x", "-", "\0", "../", "é"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_damaged_list_never_breaks_the_reader(
     tmp_path_factory: pytest.TempPathFactory, place: int, inserted: str
 ) -> None:

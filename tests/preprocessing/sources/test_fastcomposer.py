@@ -234,7 +234,7 @@ values = st.recursive(
         },
     )
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_whatever_the_json_says_the_photo_is_kept_or_refused(
     tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]
 ) -> None:

@@ -288,7 +288,7 @@ values = st.recursive(
 
 
 @given(st.dictionaries(st.text(), values, max_size=5), st.integers(1, 40), st.sampled_from([None, 1]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_reading_in_blocks_equals_reading_at_once(
     tmp_path_factory: pytest.TempPathFactory, entries: dict[str, Any], block: int, indent: int | None
 ) -> None:
@@ -300,7 +300,7 @@ def test_reading_in_blocks_equals_reading_at_once(
 
 
 @given(values)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_whatever_an_entry_says_it_is_a_record(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
     root = tmp_path_factory.mktemp("ffhq")
     (root / "images1024x1024").mkdir()

@@ -162,7 +162,7 @@ names = st.text(st.sampled_from("ab./\\jpgsontx'\"é\n "), min_size=1, max_size=
 
 
 @given(st.lists(st.tuples(names, st.sampled_from([b"0", b"1", b"2", b"3", b"5"]), st.binary(max_size=30)), max_size=8))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_whatever_a_tar_holds_each_record_is_kept_or_refused(
     tmp_path_factory: pytest.TempPathFactory, members: list[tuple[str, bytes, bytes]]
 ) -> None:
