@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down test lint bench-model bench-data bench-training bench-release test-faults test-ceph test-faults-20 endurance full-size claims sbom audit clean
+.PHONY: help install demo up down test lint bench-model bench-data bench-training bench-release bench-service test-faults test-ceph test-faults-20 endurance full-size claims sbom audit clean
 
 help:  ## say what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -67,6 +67,9 @@ bench-training: $(STAMP)  ## the loader beside webdataset, workers, checkpoints;
 
 bench-release: $(STAMP)  ## publish and pull of 1 GB beside boto3's own transfers, an evaluation beside its drawing; ENDPOINT=… for another server than moto's
 	$(BIN)/python -m tests.benchmarks.release $(if $(ENDPOINT),--endpoint $(ENDPOINT))
+
+bench-service: $(STAMP)  ## Prefect's pages after 10,000 runs beside those after one
+	$(BIN)/python -m tests.benchmarks.prefect_history
 
 endurance: $(STAMP)  ## 20,000 photos on two Ray nodes and S3, once in peace, once killed ten times; hours on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.endurance

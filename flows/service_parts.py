@@ -69,6 +69,9 @@ def parts_of(settings: Settings, asked: Asked, dry_run: bool = False) -> list[Pa
         # In memory, its default, a restarted server knows no leases: runs would lose their slots, or slots their runs.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_SERVICES_LATE_RUNS_AFTER_SECONDS": str(round(service.late_minutes * 60)),
+        # Not its default: runs, with their logs and pictures of people, would stay for ever.
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(round(service.run_days * 86_400)),
     }
     ray_parts, ray_environment, ray_changes = _ray(settings, home, shared, dry_run)
     deployed = Asked(asked.preset, asked.source, [*asked.changes, *ray_changes])
@@ -204,6 +207,8 @@ def _database(home: Path, port: int, dry_run: bool) -> tuple[list[Part], dict[st
     command = [
         str(programs / "postgres"), "-D", str(folder), "-c", "listen_addresses=127.0.0.1", "-c", f"port={port}",
         "-c", "unix_socket_directories=", "-c", "max_connections=100",
+        # Compiling takes a second and more for queries that then run for milliseconds: those of a run's graph.
+        "-c", "jit=off",
     ]  # fmt: skip
     url = f"postgresql+asyncpg://{_POSTGRES_USER}:{password}@127.0.0.1:{port}/postgres"
     # SIGINT: PostgreSQL does not wait for its clients then.

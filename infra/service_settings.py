@@ -34,6 +34,9 @@ class ServiceSettings(FrozenSettings):
     checkpoint_days: float = Field(
         ge=0, description="the sweep takes the checkpoints of trainings that nobody went on with for so long"
     )
+    run_days: float = Field(
+        gt=0.042, description="moa up: Prefect deletes ended runs, with logs and pictures, after so long; over an hour"
+    )
     photo_days: float = Field(
         ge=0,
         description="the sweep forgets photos that were ingested longer ago and deletes what holds them; 0 = never",

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -47,6 +48,15 @@ def test_pods_have_workers_of_their_own(tmp_path: Path) -> None:
 def test_leases_outlive_the_server(tmp_path: Path) -> None:
     environment = _parts(tmp_path)["prefect-server"].environment
     assert environment["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"].endswith(".filesystem")
+
+
+def test_ended_runs_are_deleted_in_time(tmp_path: Path) -> None:
+    """Whether Prefect understands it: its own settings read these variables."""
+    environment = _parts(tmp_path, **{"service.run_days": "2"})["prefect-server"].environment
+    code = "import prefect.settings as s; v = s.get_current_settings().server.services.db_vacuum"
+    code += "; print(sorted(v.enabled_vacuum_types), v.retention_period.days)"
+    said = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    assert said.stdout.split("\n")[0] == "['events', 'flow_runs', 'orphans'] 2"
 
 
 def test_without_postgresql_there_is_sqlite_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
