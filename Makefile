@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down test lint bench-model bench-data bench-training bench-release bench-service test-faults test-ceph test-faults-20 endurance full-size claims sbom audit clean
+.PHONY: help install demo up down test lint bench-model bench-data bench-training bench-release bench-service test-faults test-ceph test-faults-20 test-release-20 endurance full-size claims sbom audit clean
 
 help:  ## say what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -50,15 +50,18 @@ bench-data: $(STAMP)  ## ingest, caption, segment and shards beside the bare wor
 test-faults: $(STAMP)  ## kill a training in every way that it should survive, and compare its weights bit for bit
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults tests
 
-# What asks a store for anything, on the server that `infra.ceph` starts.
-CEPH_TESTS := $(addprefix tests/infra/test_,storage.py large_objects.py blobs.py registry.py old_registry.py release_names.py \
-	release_signatures.py release_cache.py upkeep.py pulling.py ceph.py) tests/faults/test_release_faults.py
+# What asks a store for anything.
+RELEASE_TESTS := $(addprefix tests/infra/test_,storage.py large_objects.py blobs.py registry.py old_registry.py release_names.py \
+	release_signatures.py release_cache.py upkeep.py pulling.py) tests/faults/test_release_faults.py
 
 test-ceph: $(STAMP)  ## storage and releases on a real Ceph gateway: apt-get install ceph-mon ceph-osd radosgw
-	OMP_NUM_THREADS=1 $(BIN)/python -m infra.ceph run $(BIN)/python -m pytest $(CEPH_TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m infra.ceph run $(BIN)/python -m pytest $(RELEASE_TESTS) tests/infra/test_ceph.py
 
 test-faults-20: $(STAMP)  ## the same 20 times in a row, each with other random moments; goes on where it was
 	$(BIN)/python -m tests.faults.repeat --times 20
+
+test-release-20: $(STAMP)  ## publishing, pulling and hostile registries 20 times in a row; goes on where it was
+	$(BIN)/python -m tests.faults.repeat --times 20 --select "" --name release-faults $(RELEASE_TESTS) tests/faults/test_hostile_registry.py
 
 bench-training: $(STAMP)  ## the loader beside webdataset, workers, checkpoints; with a GPU also steps beside full fine-tuning
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.training

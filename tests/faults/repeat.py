@@ -22,6 +22,7 @@ from rich.console import Console
 
 from tests.benchmarks.machine import busy_machine
 
+_SHOWN = 60  # tests in the table
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
 console = Console(stderr=True)
@@ -44,35 +45,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.repeat", description=__doc__)
     parser.add_argument("--times", type=int, default=20, help="rounds in a row")
     parser.add_argument("--work", type=Path, default=Path("runs/faults"), help="where rounds and their logs are kept")
-    parser.add_argument("tests", nargs="*", default=["tests"], help="what pytest is given beside -m faults")
+    parser.add_argument("--select", default="faults", help="pytest's -m; '' = all tests of those files")
+    parser.add_argument("--name", default="faults", help="of the page")
+    parser.add_argument("tests", nargs="*", default=["tests"], help="files and folders, for pytest")
     options = parser.parse_args()
     commit = _git("rev-parse", "--short=12", "HEAD") + ("-changed" if _git("status", "--porcelain", "-uno") else "")
-    folder = options.work / commit
+    folder = options.work / options.name / commit
     folder.mkdir(parents=True, exist_ok=True)
     rounds: list[Round] = []
     for number in range(1, options.times + 1):
         kept = folder / f"round-{number:03d}.json"
         if not kept.exists():
-            one = run(folder / f"round-{number:03d}", options.tests)
+            one = run(folder / f"round-{number:03d}", options.select, options.tests)
             partial = kept.with_suffix(".partial")
             partial.write_text(json.dumps(asdict(one), indent=1) + "\n", "utf-8")
             partial.replace(kept)
         rounds.append(Round(**json.loads(kept.read_text("utf-8"))))
         failed = ", ".join(rounds[-1].failures) or "none failed"
         console.print(f"round {number}: {rounds[-1].seconds:.0f} s, {failed}", markup=False, highlight=False)
-    page = report(rounds, commit, options.tests)
-    path = RESULTS / f"{date.today().isoformat()}-faults.md"
+    page = report(rounds, commit, options.name, options.tests)
+    path = RESULTS / f"{date.today().isoformat()}-{options.name}.md"
     path.write_text(page, "utf-8")
     console.print(f"{page}\nWritten to {path}", markup=False, highlight=False)
     if any(one.failures for one in rounds):
         raise SystemExit("Not every round went well.")
 
 
-def run(name: Path, tests: Sequence[str]) -> Round:
+def run(name: Path, select: str, tests: Sequence[str]) -> Round:
     """The suite once, with a new seed; its log and JUnit's file lie under `name`."""
     seed, machine, started = secrets.token_hex(4), busy_machine(), time.monotonic()
     junit = name.with_suffix(".xml")
-    command = [sys.executable, "-m", "pytest", "-m", "faults", "-v", f"--junitxml={junit}", *tests]
+    command = [sys.executable, "-m", "pytest", "-m", select, "-v", f"--junitxml={junit}", *tests]
     environment = os.environ | {"FAULTS_SEED": seed, "OMP_NUM_THREADS": "1"}
     with name.with_suffix(".log").open("wb") as log:
         code = subprocess.run(command, stdout=log, stderr=log, cwd=ROOT, env=environment).returncode
@@ -91,11 +94,13 @@ def run(name: Path, tests: Sequence[str]) -> Round:
     return Round(seed, machine, seconds, times, skipped, failures)
 
 
-def report(rounds: Sequence[Round], commit: str, tests: Sequence[str]) -> str:
-    """The rounds as Markdown."""
+def report(rounds: Sequence[Round], commit: str, name: str, tests: Sequence[str]) -> str:
+    """The rounds as Markdown; of many tests those that took long or failed."""
     failed = sum(len(one.failures) for one in rounds)
     rows = []
-    for title in rounds[0].tests:
+    slowest = sorted(rounds[0].tests, key=lambda title: -rounds[0].tests[title])[:_SHOWN]
+    shown = {*slowest, *(title for one in rounds for title in one.failures)}
+    for title in (title for title in rounds[0].tests if title in shown):
         seconds = [one.tests[title] for one in rounds if title in one.tests]
         bad = sum(title in one.failures for one in rounds)
         rows.append(f"| {title} | {statistics.median(seconds):.0f} | {max(seconds):.0f} | {bad or ''} |")
@@ -104,11 +109,11 @@ def report(rounds: Sequence[Round], commit: str, tests: Sequence[str]) -> str:
         for number, one in enumerate(rounds, start=1)
     ]
     skipped = {f"{title} ({reason})" for one in rounds for title, reason in one.skipped.items()}
-    return f"""# The fault suite {len(rounds)} times in a row, {date.today().isoformat()}
+    return f"""# {name.replace("-", " ").capitalize()} {len(rounds)} times in a row, {date.today().isoformat()}
 
-{rounds[0].machine}. Commit {commit}. `python -m tests.faults.repeat --times {len(rounds)} {" ".join(tests)}`, each time
+{rounds[0].machine}. Commit {commit}. `python -m tests.faults.repeat --times {len(rounds)}` on {" ".join(tests)}, each time
 with other random moments. {sum(len(one.tests) for one in rounds)} tests were run, **{failed} failed**. Skipped:
-{"; ".join(sorted(skipped)) or "none"}.
+{"; ".join(sorted(skipped)) or "none"}. Of {len(rounds[0].tests)} tests, those that took long or failed:
 
 | test | seconds, median | slowest | failed |
 | --- | --- | --- | --- |
