@@ -112,8 +112,8 @@ def report(rounds: Sequence[Round], commit: str, name: str, tests: Sequence[str]
     return f"""# {name.replace("-", " ").capitalize()} {len(rounds)} times in a row, {date.today().isoformat()}
 
 {rounds[0].machine}. Commit {commit}. `python -m tests.faults.repeat --times {len(rounds)}` on {" ".join(tests)},
-each time with other random moments. {sum(len(one.tests) for one in rounds)} tests were run, **{failed} failed**. Skipped:
-{"; ".join(sorted(skipped)) or "none"}. Of {len(rounds[0].tests)} tests, those that took long or failed:
+each time with other random moments. {sum(len(one.tests) for one in rounds)} tests were run, **{failed} failed**.
+Skipped: {"; ".join(sorted(skipped)) or "none"}. Of {len(rounds[0].tests)} tests, those that took long or failed:
 
 | test | seconds, median | slowest | failed |
 | --- | --- | --- | --- |
