@@ -1,13 +1,19 @@
 """Noticing new objects: in a real folder and on a real S3 server."""
 
 import random
+import socket
+import subprocess
+import sys
+import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
+import pytest
 
 from infra.arrivals import NOTHING, Arrivals, listing, look, unpacked
+from infra.ports import free_ports
 from infra.storage import S3Store
 
 
@@ -108,6 +114,35 @@ def test_an_s3_prefix_is_listed_page_by_page(s3_store: S3Store, s3_address: str)
         client.put_object(Bucket=s3_store.bucket, Key=other, Body=b"")
     found = look(listing(f"s3://{s3_store.bucket}/photos/", s3_address))
     assert (found.total, found.size) == (1100, 2200)
+
+
+@pytest.mark.faults  # two minutes, most of them the server's own
+@pytest.mark.timeout(900)
+def test_a_hundred_thousand_objects_on_a_server(s3_address: str, tmp_path: Path) -> None:
+    """Told as one batch, in memory that does not grow with them."""
+    count, (port,) = 100_000, free_ports(1)
+    command = [sys.executable, str(Path(__file__).with_name("s3_server.py")), str(port), "many", str(count)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            while not _listens(port):
+                assert server.poll() is None
+                time.sleep(0.2)
+            place, address = "s3://many/photos/", f"http://127.0.0.1:{port}"
+            arrivals = Arrivals(tmp_path / "state.sqlite", 0, 60)
+            look(listing(place + "00/", address))  # boto3's own
+            tracemalloc.start()
+            batch = arrivals.due(1.0, look(listing(place, address)))
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        finally:
+            server.kill()
+    assert batch is not None and (batch.count, batch.bytes) == (count, 2 * count)
+    assert peak < 20e6, f"{peak / 1e6:.0f} MB"
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_a_folder_of_a_hundred_thousand_files(tmp_path: Path) -> None:
