@@ -325,12 +325,13 @@ def _frame(
     kind: str, rows: Sequence[PhotoRow] | Sequence[ShardRow], fingerprints: Mapping[tuple[str, str], str] | None = None
 ) -> polars.DataFrame:
     """The rows as a table of all columns; the last of several with the same identity."""
-    records = [(kind, *(_plain(getattr(row, name, "")) for name in list(_COLUMNS)[1:-1])) for row in rows]
-    frame = polars.DataFrame(
-        [(*record, getattr(row, "samples", 0)) for record, row in zip(records, rows, strict=True)],
-        schema=_COLUMNS,
-        orient="row",
-    )
+    # Column by column: a loop over rows and columns in Python takes three times as long, a hundredth of tiny shards.
+    columns: dict[str, list[Any]] = {name: [""] * len(rows) for name in _COLUMNS}
+    columns |= {"kind": [kind] * len(rows), "samples": [0] * len(rows)}
+    for name in _names(PhotoRow if kind == "photo" else ShardRow):
+        # A StrEnum goes into the table as its plain value.
+        columns[name] = list(map(int if name == "samples" else str, map(attrgetter(name), rows)))
+    frame = polars.DataFrame(columns, schema=_COLUMNS)
     if fingerprints:
         shared = polars.DataFrame(
             [(*k, v) for k, v in fingerprints.items()], ["stage", "shard", "shared"], orient="row"
@@ -340,10 +341,6 @@ def _frame(
         own = polars.when(empty).then(polars.col("shared").fill_null("")).otherwise("fingerprint")
         frame = frame.with_columns(fingerprint=own).drop("shared")
     return frame.unique(_IDENTITY[kind], keep="last", maintain_order=True)
-
-
-def _plain(value: Any) -> str:
-    return str(value)  # a StrEnum goes into the table as its plain value
 
 
 def _json_lines(kind: str, frame: polars.DataFrame) -> polars.Series:
