@@ -13,6 +13,7 @@ import os
 import random
 import secrets
 import shutil
+import signal
 import statistics
 import subprocess
 import tempfile
@@ -230,6 +231,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder for the dated page")
     parser.add_argument("--keep", action="store_true", help="leave the logs, and say where")
     options = parser.parse_args()
+    # Ended in any way but by force, it takes all down.
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     console.print(f"the same again: --seed {options.seed}", markup=False)
     machine = busy_machine()
     with _service() as (service, bucket, disk):
