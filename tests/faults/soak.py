@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="leave the logs, and say where")
     options = parser.parse_args()
     # Ended in any way but by force, it takes all down.
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console.print(f"the same again: --seed {options.seed}", markup=False)
     machine = busy_machine()
     with _service() as (service, bucket, disk):
