@@ -142,11 +142,16 @@ class Soak:
             down = [name for name, about in self.service.parts().items() if about["state"] not in ("ready", "done")]
             if down:
                 return f"{', '.join(down)} not up"
+            # Photos that a run took in before it was killed are known, and in no release yet.
+            ended = self.service.retrains(("COMPLETED", "FAILED", "CRASHED", "CANCELLED"))
+            last = max(ended, key=lambda run: _moment(run["end_time"]))
+            if last["state"]["name"] not in ("Completed", "Refused"):
+                return f"the last run, {last['name']}, ended as {last['state']['name']}"
             run = Run(self.settings)
             if (seen := run.catalog.counts(run.fingerprints).seen) < len(self.dropped):
                 return f"{seen} of {len(self.dropped)} photos are known"
             return "" if run.settled() else "no release was made of all photos"
-        except (httpx.HTTPError, UserError, OSError, KeyError) as error:
+        except (httpx.HTTPError, UserError, OSError, KeyError, ValueError) as error:
             return f"{type(error).__name__}: {error}"
 
     def _restarts(self) -> dict[str, int]:
@@ -177,6 +182,8 @@ class Soak:
         one.seen, one.kept = counts.seen, counts.kept
         if counts.seen != counts.kept + sum(counts.refused.values()):
             one.wrong.append(f"the counts do not add up: {counts}")
+        if (samples := sum(row.samples for row in run.training_shards())) != counts.kept:
+            one.wrong.append(f"{counts.kept} photos were kept, and {samples} are in the training's shards")
         origins = sorted(fates["origin"].to_list())
         if origins != sorted(self.dropped):
             lost, twice = set(self.dropped) - set(origins), {name for name, after in pairwise(origins) if name == after}
