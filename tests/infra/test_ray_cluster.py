@@ -14,25 +14,22 @@ from infra.ray_session import map_shards, ray_session
 from infra.settings import load_settings
 from tests.ray_head import RayHead
 
-# Waits for an actor that never answers, as a stage waits for its actors.
+# A stage whose actor takes its time.
 DRIVER = """
 import sys, time
-from infra.ray_session import ray_session
+from infra.ray_session import map_shards, ray_session
 from infra.settings import load_settings
 
+class Slow:
+    def __init__(self, note):
+        self.note = note
+
+    def __call__(self, item):
+        open(self.note, "w").close()
+        time.sleep(3600)
+
 with ray_session(load_settings("demo").ray.model_copy(update={"address": sys.argv[1]})):
-    import ray
-
-    note = sys.argv[2]
-
-    @ray.remote(num_cpus=0)
-    class Slow:
-        def work(self):
-            open(note, "w").close()
-            time.sleep(3600)
-
-    slow = Slow.remote()
-    ray.get(slow.work.remote())
+    list(map_shards(Slow, [{"number": 1}], 1, (sys.argv[2],)))
 """
 
 
