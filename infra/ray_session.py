@@ -95,7 +95,7 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
 def _ended_with_its_node(address: str) -> Iterator[None]:
     """End this process when the Ray that it is attached to has died.
 
-    Where another Ray has come up at the same address, a driver waits for ever for actors that nobody remembers. An
+    Where another Ray has come up at the same address, a driver may wait on and on for actors that nobody remembers. An
     exception would not do: whoever waits is in Ray's own code, in several threads.
     """
     raylet, over = _raylet(), threading.Event()

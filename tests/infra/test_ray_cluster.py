@@ -86,7 +86,7 @@ def test_a_lost_node_costs_its_shards_in_flight(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_driver_whose_ray_died_ends_though_another_one_came_up_in_its_place(tmp_path: Path) -> None:
-    """As `moa up` starts it again: Ray's own driver would wait there for ever."""
+    """As `moa up` starts it again. By the moment, Ray's own driver meets an error there, or waits on and on."""
     note = tmp_path / "at-work"
     with RayHead(tmp_path / "head.log") as head:
         driver = subprocess.Popen(
