@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down test lint bench-model bench-data bench-training bench-release bench-service test-faults test-ceph test-faults-20 test-release-20 endurance full-size claims sbom audit clean
+.PHONY: help install demo up down test lint bench-model bench-data bench-training bench-release bench-service test-faults test-ceph test-faults-20 test-release-20 endurance soak full-size claims sbom audit clean
 
 help:  ## say what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -76,6 +76,9 @@ bench-service: $(STAMP)  ## Prefect's pages after 10,000 runs beside those after
 
 endurance: $(STAMP)  ## 20,000 photos on two Ray nodes and S3, once in peace, once killed ten times; hours on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.endurance
+
+soak: $(STAMP)  ## the service retrains 20 times by itself, a random fault each, into a dated page; as root with PostgreSQL and a disk that runs full
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.soak --retrains 20
 
 claims: $(STAMP)  ## train and measure what the paper claims, into evaluation/CLAIMS.md; hours, goes on where it was
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.claims

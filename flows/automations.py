@@ -25,6 +25,7 @@ from infra.errors import UserError
 from infra.settings import Settings
 
 _ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Refused", "TimedOut")
+_STARTS = "new photos start "
 _MISSED = 3  # heartbeats: one may be late on a loaded machine
 # What is told: name -> (sentence for people, as Prefect's template).
 _RUN_SAYS = (
@@ -44,7 +45,7 @@ def wanted_automations(
     found = [
         _automation(
             settings,
-            f"new photos start {one.flow}",
+            f"{_STARTS}{one.flow}",
             EventTrigger(expect=set(trigger["expect"]), match={"prefect.resource.id": model}),
             RunDeployment(deployment_id=ids[one.full_name]),
         )
@@ -105,6 +106,17 @@ def wanted_automations(
     }
     return found + [
         _automation(settings, name, trigger, _telling(settings, block, says)) for name, (trigger, says) in told.items()
+    ]
+
+
+def started_by_arrivals(client: SyncPrefectClient, settings: Settings) -> list[UUID]:
+    """The deployments that new photos start on this server, by automations that nobody has switched off."""
+    return [
+        action.deployment_id
+        for one in client.read_automations()
+        if one.enabled and one.name.startswith(f"{_prefix(settings)}{_STARTS}")
+        for action in one.actions
+        if isinstance(action, RunDeployment) and action.deployment_id is not None
     ]
 
 

@@ -3,19 +3,25 @@
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from typing import Any, Protocol
 from uuid import uuid4
 
+import psutil
+
 from infra.errors import UserError
 from infra.settings import RaySettings
 from infra.shard_feed import Batches, BatchQueues, Queue, numbers, opened, sealed
+
+_RAYLET_SECONDS = 2.0  # between two looks at whether the Ray that we are attached to lives
+_EXIT_CODE = 75  # EX_TEMPFAIL: try again
 
 
 class ShardWorker(Protocol):
@@ -78,10 +84,48 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
             "RAY_AUTH_TOKEN as on its head node (ray get-auth-token), or mend ray.address."
         ) from error
     try:
-        yield
+        with _ended_with_its_node(settings.address) if settings.address else nullcontext():
+            yield
     finally:
         _queues.forget()
         ray.shutdown()
+
+
+@contextmanager
+def _ended_with_its_node(address: str) -> Iterator[None]:
+    """End this process when the Ray that it is attached to has died.
+
+    Where another Ray has come up at the same address, a driver may wait on and on for actors that nobody remembers. An
+    exception would not do: whoever waits is in Ray's own code, in several threads.
+    """
+    raylet, over = _raylet(), threading.Event()
+
+    def watch(raylet: psutil.Process) -> None:
+        while not over.wait(_RAYLET_SECONDS):
+            if not raylet.is_running() or raylet.status() == psutil.STATUS_ZOMBIE:
+                sys.stderr.write(f"The Ray at {address} died, and with it what ran there: the same again goes on.\n")
+                sys.stderr.flush()
+                os._exit(_EXIT_CODE)
+
+    if raylet is not None:
+        threading.Thread(target=watch, args=(raylet,), name="raylet-watch", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _raylet() -> psutil.Process | None:
+    """The process by which this one is attached; it is on the same machine. None for a ray:// client, or unseen."""
+    from ray._private.worker import _global_node
+
+    if _global_node is None:
+        return None
+    socket_name = _global_node.raylet_socket_name
+    for process in psutil.process_iter(["name", "cmdline"]):
+        if process.info["name"] == "raylet" and f"--raylet_socket_name={socket_name}" in process.info["cmdline"]:
+            return process
+    return None
 
 
 def map_shards(

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -273,6 +274,7 @@ class Supervisor:
     def __init__(self, home: Path, parts: Sequence[Part]) -> None:
         self.home, self.children = home, [_Child(home, part) for part in parts]
         self.stopping = False
+        self._noted = True
 
     def run(self) -> int:
         """Until SIGTERM; the exit code."""
@@ -285,7 +287,7 @@ class Supervisor:
                     return 1
             self._note("ready")
             while not self.stopping:
-                if any([self._look_after(child) for child in self.children]):
+                if any([self._look_after(child) for child in self.children]) or not self._noted:
                     self._note("ready")
                 time.sleep(_POLL_SECONDS)
             return 0
@@ -327,21 +329,35 @@ class Supervisor:
             _say(f"{child.part.name} ended with {child.ended()} ({child.last_words()}); again in {pause:.0f} s")
             return True
         if time.monotonic() >= child.due:
-            child.due, child.restarts = 0.0, child.restarts + 1
-            child.start()
+            child.restarts += 1
+            try:
+                child.start()
+            except OSError as error:  # its log cannot be made on a full disk
+                _say(f"{child.part.name} could not be started ({error}); again in {_LONGEST_PAUSE_SECONDS:.0f} s")
+                child.due = time.monotonic() + _LONGEST_PAUSE_SECONDS
+                return True
+            child.due = 0.0
             return True
         return False
 
     def _note(self, phase: str, says: str = "") -> None:
         parts = {child.part.name: child.about() for child in self.children}
-        _write(self.home / "state.json", {"phase": phase, "says": says, "pid": os.getpid(), "parts": parts})
+        try:
+            _write(self.home / "state.json", {"phase": phase, "says": says, "pid": os.getpid(), "parts": parts})
+        except OSError as error:  # a full disk ends nobody that runs; written down late is better than not at all
+            if self._noted:
+                _say(f"what runs could not be written down ({error}); it is tried again")
+            self._noted = False
+        else:
+            self._noted = True
 
     def _stop(self, *_: object) -> None:
         self.stopping = True
 
 
 def _say(line: str) -> None:
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
+    with suppress(OSError):  # a log on a full disk
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
 
 
 def main(arguments: Sequence[str]) -> int:

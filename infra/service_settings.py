@@ -23,6 +23,10 @@ class ServiceSettings(FrozenSettings):
     heartbeat_seconds: int = Field(
         ge=30, description="a run says this often that it lives; after three that are missing it counts as crashed"
     )
+    again_minutes: float = Field(
+        gt=0, description="a retraining that crashed or failed is started again after this; each time twice as long"
+    )
+    again_times: Count = Field(description="but not more often than this in a row")
     late_minutes: float = Field(gt=0, description="a run that no worker took within this is late, and that is told")
     silent_days: float = Field(
         gt=0.00012, description="so long without an ingested photo, and that is told; 10 s or more"

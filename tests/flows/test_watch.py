@@ -10,6 +10,7 @@ from typing import Any
 import boto3
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.events.schemas.automations import AutomationCore
 
 from flows import events
 from flows.deploy import deploy
@@ -104,6 +105,39 @@ def test_photos_that_come_while_the_server_is_away_are_told_when_it_is_back(
     watcher.client = there
     assert watcher.step() is not None
     assert [one["count"] for one in _until(lambda: _told(prefect_client, settings))] == [1]
+
+
+def test_a_batch_of_which_no_run_came_is_started_by_the_watcher(
+    prefect_client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is killed in the second after it took the event: it has the event, and has started nothing."""
+    settings = _settings("forgot", tmp_path / "work", f"folder:{tmp_path / 'photos'}")
+    deploy(prefect_client, settings, {"preset": "demo"})
+    (starts,) = [one for one in prefect_client.read_automations() if one.name.startswith("moa/forgot: new photos")]
+    # It expects what never comes: so it is there, and starts nothing.
+    starts.trigger.expect = {"moa.never"}
+    deaf = AutomationCore(name=starts.name, description="", trigger=starts.trigger, actions=starts.actions)
+    prefect_client.update_automation(starts.id, deaf)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"1")
+    lines: list[str] = []
+    watcher = Watcher(settings, prefect_client, lines.append)
+    assert watcher.step() is None and [line for line in lines if line.endswith("told")]
+    assert watcher.step() is None and _asked_for(prefect_client, "forgot") == []  # it is waited for
+    monkeypatch.setattr("flows.watch._TAKEN_UP_SECONDS", 0.0)
+    again = Watcher(settings, prefect_client, lines.append)  # also where the first one was killed meanwhile
+    _until(lambda: _told(prefect_client, settings))
+    assert again.step() is not None and len(_asked_for(prefect_client, "forgot")) == 1
+    assert watcher.arrivals.untold() is None and len(_told(prefect_client, settings)) == 1
+    prefect_client.update_automation(starts.id, deaf.model_copy(update={"enabled": False}))  # by people
+    (tmp_path / "photos" / "b.jpg").write_bytes(b"1")
+    assert again.step() is not None and len(_asked_for(prefect_client, "forgot")) == 1
+
+
+def _asked_for(client: SyncPrefectClient, model: str) -> list[Any]:
+    """The retrainings that no schedule made."""
+    deployment = client.read_deployment_by_name(f"retrain/{model}")
+    return [run for run in client.read_flow_runs() if run.deployment_id == deployment.id and not run.auto_scheduled]
 
 
 def test_an_s3_prefix(prefect_client: SyncPrefectClient, s3_address: str, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Two Ray nodes, of which one is lost in the middle of a stage: the same code, the same results."""
 
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -10,6 +12,25 @@ import pytest
 
 from infra.ray_session import map_shards, ray_session
 from infra.settings import load_settings
+from tests.ray_head import RayHead
+
+# A stage whose actor takes its time.
+DRIVER = """
+import sys, time
+from infra.ray_session import map_shards, ray_session
+from infra.settings import load_settings
+
+class Slow:
+    def __init__(self, note):
+        self.note = note
+
+    def __call__(self, item):
+        open(self.note, "w").close()
+        time.sleep(3600)
+
+with ray_session(load_settings("demo").ray.model_copy(update={"address": sys.argv[1]})):
+    list(map_shards(Slow, [{"number": 1}], 1, (sys.argv[2],)))
+"""
 
 
 class Noting:
@@ -62,3 +83,25 @@ def test_a_lost_node_costs_its_shards_in_flight(tmp_path: Path, monkeypatch: pyt
         assert len(again) <= 20  # two batches: what the node had in its hands and what waited for it
     finally:
         cluster.shutdown()
+
+
+def test_a_driver_whose_ray_died_ends_though_another_one_came_up_in_its_place(tmp_path: Path) -> None:
+    """As `moa up` starts it again. By the moment, Ray's own driver meets an error there, or waits on and on."""
+    note = tmp_path / "at-work"
+    with RayHead(tmp_path / "head.log") as head:
+        driver = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, f"127.0.0.1:{head.ports['gcs']}", str(note)],
+            stderr=subprocess.PIPE, text=True,
+            env=os.environ | head.access | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + 120
+            while not note.exists():
+                assert driver.poll() is None and time.monotonic() < deadline
+                time.sleep(0.1)
+            head.kill()
+            head.start()
+            said = driver.communicate(timeout=120)[1]
+        finally:
+            driver.kill()
+        assert driver.returncode == 75 and "died, and with it what ran there" in said, said

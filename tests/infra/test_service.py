@@ -15,6 +15,7 @@ import pytest
 
 from infra.errors import UserError
 from infra.service import NotStarted, Part, is_up, marked, read_state, start, stop
+from tests.faults.small_disk import MayNotMount, SmallDisk
 
 LISTENS = """
 import http.server, subprocess, sys
@@ -88,6 +89,30 @@ def test_a_part_that_dies_is_started_again(home: Path) -> None:
     _until(lambda: read_state(home)["parts"]["listener"]["restarts"] == 1)
     about = _until(lambda: (now := read_state(home)["parts"]["listener"])["state"] == "ready" and now)
     assert about["pid"] != before
+
+
+def test_a_full_disk_ends_no_supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    try:
+        with SmallDisk(tmp_path / "disk", 2) as disk:
+            home = disk.path / "service"
+            try:
+                state = start(home, [_listener()])
+                disk.fill()
+                before = state["parts"]["listener"]["pid"]
+                for process in psutil.Process(before).children(recursive=True):
+                    process.kill()
+                os.kill(before, signal.SIGKILL)
+                _until(lambda: [one for one in psutil.Process(state["pid"]).children() if one.pid != before])
+                assert is_up(home) and read_state(home)["parts"]["listener"]["pid"] == before  # no room to say more
+                disk.clear()
+                now = _until(lambda: (now := read_state(home)["parts"]["listener"])["pid"] != before and now)
+                assert now["restarts"] == 1
+            finally:
+                stop(home)
+                assert marked(home) == []
+    except MayNotMount as error:
+        pytest.skip(f"no small disk here: {error}")
 
 
 def test_a_part_that_does_not_come_up_is_one_sentence_and_nothing_stays(home: Path) -> None:
