@@ -38,7 +38,7 @@ def wire(one_wire: Wire) -> Iterator[Wire]:
 @pytest.fixture
 def ends(wire: Wire) -> Iterator[tuple[socket.socket, socket.socket]]:
     """A connection from Bob to Ada."""
-    with wire.socket("ada") as listener, wire.socket("bob") as bob:
+    with wire.socket_on("ada") as listener, wire.socket_on("bob") as bob:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((wire.address("ada"), PORT))
         listener.listen()
@@ -67,7 +67,7 @@ def test_tcp_gets_through_a_slow_and_lossy_wire(wire: Wire, ends: tuple[socket.s
 
 def test_some_datagrams_are_lost_and_some_are_not(wire: Wire) -> None:
     wire.quality(loss=0.3)
-    with wire.socket("ada", socket.SOCK_DGRAM) as ada, wire.socket("bob", socket.SOCK_DGRAM) as bob:
+    with wire.socket_on("ada", socket.SOCK_DGRAM) as ada, wire.socket_on("bob", socket.SOCK_DGRAM) as bob:
         ada.bind((wire.address("ada"), PORT))
         came = list[int]()
         for number in range(10_000):
@@ -98,7 +98,7 @@ def test_a_cut_stops_all_and_the_connection_goes_on_when_it_is_mended(
     before = wire.count()["cut"]
     bob.sendall(b"are you there?")
     _until(lambda: wire.count()["cut"] > before)
-    with wire.socket("bob") as another:
+    with wire.socket_on("bob") as another:
         another.settimeout(0.3)
         with pytest.raises(TimeoutError):
             another.connect((wire.address("ada"), PORT))
@@ -108,7 +108,7 @@ def test_a_cut_stops_all_and_the_connection_goes_on_when_it_is_mended(
 
 
 def test_nothing_leads_out(wire: Wire) -> None:
-    with socket.socket() as listener, wire.socket("bob") as bob:
+    with socket.socket() as listener, wire.socket_on("bob") as bob:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         with pytest.raises(ConnectionRefusedError):

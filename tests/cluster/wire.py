@@ -91,7 +91,7 @@ class Wire:
         """The name under which `ip netns` knows the host."""
         return self._prefix + host
 
-    def socket(self, host: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
+    def socket_on(self, host: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
         """A socket of this process whose network is the host's."""
         with ThreadPoolExecutor(1) as elsewhere:  # a thread's namespace is its own, a socket's is where it was made
             return elsewhere.submit(_socket_in, self.namespace(host), kind).result()

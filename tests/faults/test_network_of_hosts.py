@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.faults,
     pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT),
     pytest.mark.xdist_group("hosts"),
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(1500),
 ]
 
 REPOSITORY = Path(__file__).parents[2]
@@ -43,14 +43,23 @@ NODES = ("node-1", "node-2")
 HOSTS = (HEAD, *NODES, STORE, PREFECT, DRIVER)
 SLOW_AND_LOSSY = {"delay_ms": 5.0, "jitter_ms": 2.0, "loss": 0.01}
 CHANGES = {
-    "train.steps": "60",
+    "train.steps": "40",
     "train.batch_size": "6",
     "train.checkpoint_every": "5",
     "train.workers": "2",
     "train.warmup_steps": "0",
 }
-# What is seen in the store when a stage is at work.
-MOMENTS = {"caption": r"shards/(caption|segment)/", "train": r"/checkpoints/step-000000[2-4]\d/complete", "evaluate": ""}
+# What is seen in the store when a retraining is there, in this order.
+MOMENTS = {
+    "two stages side by side": r"^jobs/moa-caption-.*/progress",
+    "joining shards": r"^jobs/moa-shard-.*/progress",
+    "early in the training": r"/checkpoints/step-000000(05|1\d)/complete",
+    "late in the training": r"/checkpoints/step-000000[23]\d/complete",
+    "drawing": r"^jobs/moa-evaluate-.*/progress",
+}
+CUT_SECONDS = (10.0, 20.0)
+FAULTS = ("cut", "kill")
+WEIGHTS = ("adapter.safetensors", "adapter_config.json", "metrics.json")
 
 
 class Cluster:
@@ -90,7 +99,7 @@ class Cluster:
         """Wait for it."""
 
         def answers() -> bool:
-            with self.wire.socket(DRIVER) as probe:
+            with self.wire.socket_on(DRIVER) as probe:
                 probe.settimeout(5)
                 return probe.connect_ex((self.wire.address(host), port)) == 0
 
@@ -180,14 +189,32 @@ def undisturbed(cluster: Cluster, world: Path, s3_address: str) -> dict[str, str
     return retraining.goes_well()
 
 
-def test_it(undisturbed, cluster, world, s3_address):
-    began = time.monotonic()
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_release_is_the_same_whoever_is_cut_off_and_killed(
+    host: str,
+    undisturbed: dict[str, str],
+    cluster: Cluster,
+    world: Path,
+    s3_address: str,
+    chance: random.Random,
+) -> None:
+    """One retraining with both, in any order, at two moments of it."""
     cluster.wire.quality(**SLOW_AND_LOSSY)
-    retraining = Retraining(cluster, "slow", world, s3_address)
+    before = cluster.wire.count()
+    retraining = Retraining(cluster, host, world, s3_address)
     retraining.start()
-    found = retraining.goes_well()
-    print(time.monotonic() - began, found, undisturbed, cluster.wire.count())
-    print(retraining.said)
-    Path("/tmp/said.log").write_text(retraining.said)
-    print("\n".join(retraining.store.list()))
-    assert found == undisturbed
+    moments = sorted(chance.sample(list(MOMENTS), 2), key=list(MOMENTS).index)
+    for moment, fault in zip(moments, chance.sample(FAULTS, 2), strict=True):
+        retraining.at(moment)
+        print(f"{fault} {host}: {moment}")
+        if fault == "kill":
+            cluster.hosts.kill(host)
+            cluster.hosts.start_again(host)
+        else:
+            cluster.wire.cut(host)
+            time.sleep(chance.uniform(*CUT_SECONDS))  # the fault itself
+            cluster.wire.mend(host)
+    released = retraining.goes_well()
+    assert {name: released[name] for name in WEIGHTS} == {name: undisturbed[name] for name in WEIGHTS}
+    count = cluster.wire.count()
+    assert count["lost"] > before["lost"] and count["cut"] > before["cut"]
