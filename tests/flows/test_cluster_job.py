@@ -97,7 +97,7 @@ def test_a_dashboard_that_has_answered_before_is_waited_for(
     settings: Settings, command: object, head: RayHead, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may be started anew between two stages of a run, when nothing of the next one was submitted yet."""
-    monkeypatch.setattr(cluster_job, "_FIRST_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(cluster_job, "_FIRST_PATIENCE_SECONDS", -1.0)  # none: the first time is too long
     with Relay(head.ports["dashboard"]) as relay, ThreadPoolExecutor(1) as pool:
         there = settings.model_copy(update={"ray": settings.ray.model_copy(update={"address": relay.address})})
         _job(there).follow()
