@@ -28,7 +28,7 @@ from infra.settings import Settings
 
 _PAUSE_SECONDS = (0.5, 5.0)  # between two questions: at first, and later on
 _AWAY_PAUSE_SECONDS = 30.0  # at most, while nobody answers
-_FIRST_PATIENCE_SECONDS = 20.0  # where nothing was submitted yet, an address that is wrong is likelier
+_FIRST_PATIENCE_SECONDS = 20.0  # where nobody has answered yet, an address that is wrong is likelier
 _PATIENCE_SECONDS = 30 * 60.0
 _LOG_SHARE = 20  # the log comes as a whole each time: fetching it may take a twentieth of the time
 _AFTER_A_LOSS_SECONDS = [5, 30, 120]
@@ -89,7 +89,7 @@ class ClusterJob:
         self._cancellation = Cancellation()
         self.attempt: Attempt | None = None  # the one that is waited for
         self.asked_for: Attempt | None = None  # the same, or one of which it is not known yet whether it came
-        self._patience = _FIRST_PATIENCE_SECONDS
+        self._patience = _PATIENCE_SECONDS if self.server.address in _have_answered else _FIRST_PATIENCE_SECONDS
         self._status, self._away_since, self._noted = "", 0.0, False
         self._printed, self._log_due = 0, 0.0
 
@@ -190,6 +190,7 @@ class ClusterJob:
 
     def _answered(self, state: JobState) -> None:
         assert self.attempt is not None
+        _have_answered.add(self.server.address)
         if self._away_since:
             artifacts.note(f"{self.stage}: {self.server.address} answers again")
             self._away_since = 0.0
@@ -208,7 +209,7 @@ class ClusterJob:
             artifacts.note(f"{self.stage}: {who} does not answer ({error}){goes_on}; trying again")
         if now - self._away_since > self._patience:
             known = self.attempt is not None or self._patience == _PATIENCE_SECONDS
-            mend = "the same command finds the job again" if known else "start it or mend ray.address"
+            mend = "the same command goes on where it was" if known else "start it or mend ray.address"
             raise UserError(f"{who} has not answered for {self._patience / 60:.1g} minutes: {mend}.") from error
 
     def _say_log(self, attempt: Attempt, state: JobState) -> None:
@@ -271,6 +272,7 @@ def runtime_env(settings: Settings) -> dict[str, Any]:
 
 
 _waited_for = dict[int, ClusterJob]()
+_have_answered = set[str]()  # dashboards, to this process: between two stages of a run they may be started anew
 
 
 @contextmanager

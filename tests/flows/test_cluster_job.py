@@ -3,6 +3,7 @@
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from flows.run import Run
 from infra.errors import UserError
 from infra.ray_jobs import JobState
 from infra.settings import Settings
+from tests.faults.lost_connection import Relay
 from tests.ray_head import RayHead
 from tests.tiny_world import tiny_changes, tiny_settings, write_world
 
@@ -89,6 +91,23 @@ def test_a_dashboard_that_is_not_there_is_named(settings: Settings, monkeypatch:
     nowhere = settings.model_copy(update={"ray": settings.ray.model_copy(update={"address": "http://127.0.0.1:1"})})
     with pytest.raises(UserError, match="http://127.0.0.1:1 has not answered .* mend ray.address"):
         ClusterJob(nowhere, "moa-ingest-nowhere", "ingest", {}).follow()
+
+
+def test_a_dashboard_that_has_answered_before_is_waited_for(
+    settings: Settings, command: object, head: RayHead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be started anew between two stages of a run, when nothing of the next one was submitted yet."""
+    monkeypatch.setattr(cluster_job, "_FIRST_PATIENCE_SECONDS", -1.0)  # none: the first time is too long
+    with Relay(head.ports["dashboard"]) as relay, ThreadPoolExecutor(1) as pool:
+        there = settings.model_copy(update={"ray": settings.ray.model_copy(update={"address": relay.address})})
+        _job(there).follow()
+        relay.stop()
+        second = _job(there)
+        waiting = pool.submit(second.follow)
+        while not second._away_since and not waiting.done():
+            time.sleep(0.05)
+        relay.start()
+        assert waiting.result(timeout=300)["result"]["note"] == "no new photos"
 
 
 def test_every_bad_end_has_its_sentence(settings: Settings) -> None:
