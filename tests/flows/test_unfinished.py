@@ -36,7 +36,7 @@ def _due(client: SyncPrefectClient, deployment: Any) -> list[Any]:
 def test_what_crashed_is_started_again_later_each_time_and_not_for_ever(
     prefect_client: SyncPrefectClient, tmp_path: Path
 ) -> None:
-    settings, clock = _settings("again", tmp_path), Clock()
+    settings, clock = _settings("crashed", tmp_path), Clock()
     unfinished = Unfinished(prefect_client, settings, clock)
     assert unfinished.look() == []  # nothing is deployed
     deploy(prefect_client, settings, {"preset": "demo"})
