@@ -40,7 +40,7 @@ def test_what_crashed_is_started_again_later_each_time_and_not_for_ever(
     unfinished = Unfinished(prefect_client, settings, clock)
     assert unfinished.look() == []  # nothing is deployed
     deploy(prefect_client, settings, {"preset": "demo"})
-    deployment = prefect_client.read_deployment_by_name("retrain/again")
+    deployment = prefect_client.read_deployment_by_name("retrain/crashed")
     assert unfinished.look() == []
     first = _ended(prefect_client, deployment, Crashed(message="killed"), parameters={"from_scratch": True})
     assert unfinished.look() == []  # what it needs may be starting again
