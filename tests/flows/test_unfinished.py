@@ -41,6 +41,8 @@ def test_what_crashed_is_started_again_later_each_time_and_not_for_ever(
     assert unfinished.look() == []  # nothing is deployed
     deploy(prefect_client, settings, {"preset": "demo"})
     deployment = prefect_client.read_deployment_by_name("retrain/crashed")
+    for schedule in deployment.schedules:  # by the clock below, tonight's run would be due
+        prefect_client.delete_deployment_schedule(deployment.id, schedule.id)
     assert unfinished.look() == []
     first = _ended(prefect_client, deployment, Crashed(message="killed"), parameters={"from_scratch": True})
     assert unfinished.look() == []  # what it needs may be starting again
