@@ -215,7 +215,7 @@ def main() -> None:
         folder = Path(place).absolute()
         settings = load_settings("demo", folder / "workspace")
         numbers |= ingest(settings, folder, options.photos, options.rounds)
-        numbers |= models(settings, folder, 2 * options.photos, options.rounds)
+        numbers |= models(settings, folder, 6 * options.photos, options.rounds)
         numbers |= shard(folder, 40 * options.photos, options.rounds)
         sizes = sorted({min(1000, options.most_photos), options.most_photos})
         console.print(f"memory: {' and '.join(f'{size:,}' for size in sizes)} photos")
