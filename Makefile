@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down test lint bench-model bench-data bench-training bench-release bench-service test-faults test-ceph test-faults-20 test-release-20 endurance soak full-size claims sbom audit clean
+.PHONY: help install demo up down test lint bench-model bench-data bench-training bench-release bench-service test-faults test-hosts test-ceph test-faults-20 test-release-20 endurance soak full-size claims sbom audit clean
 
 help:  ## say what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -34,7 +34,7 @@ down: $(STAMP)  ## and down again, with the same OPTIONS
 	$(BIN)/moa down $(OPTIONS)
 
 test: lint  ## lint, types and the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not faults" -n 2 --dist loadfile --no-loadscope-reorder --durations 12
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not faults and not hosts" -n 2 --dist loadfile --no-loadscope-reorder --durations 12
 
 lint: $(STAMP)  ## style, format and types
 	$(BIN)/ruff check .
@@ -49,6 +49,9 @@ bench-data: $(STAMP)  ## ingest, caption, segment and shards beside the bare wor
 
 test-faults: $(STAMP)  ## kill a training in every way that it should survive, and compare its weights bit for bit
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults tests
+
+test-hosts: $(STAMP)  ## a retraining on six hosts over a slow, lossy network, each cut off and killed; root, half an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m hosts tests
 
 # What asks a store for anything.
 RELEASE_TESTS := $(addprefix tests/infra/test_,storage.py large_objects.py blobs.py registry.py old_registry.py release_names.py \

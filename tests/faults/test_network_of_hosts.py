@@ -2,7 +2,7 @@
 
 Ray's head, two of its workers, an S3 server, a Prefect server and whoever retrains are hosts of their own
 (`tests/cluster`): network, processes, names and disks. A machine that is killed is started anew, as a service manager
-would. `make test-faults` runs it, as root: without network namespaces it is skipped, and says so.
+would. `make test-hosts` runs it, as root: without network namespaces it is skipped, and says so.
 
 The S3 server is moto's, which keeps everything in memory. So moto itself stands for the server's disk and lives outside
 the hosts; what is on the store's host, and is killed there with every connection and half-sent request, is the way to
@@ -31,7 +31,7 @@ from tests.tiny_world import tiny_changes, write_world
 
 WHY_NOT = why_no_wire()
 pytestmark = [
-    pytest.mark.faults,
+    pytest.mark.hosts,
     pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT),
     pytest.mark.xdist_group("hosts"),
     pytest.mark.timeout(1500),
