@@ -160,10 +160,9 @@ def access(
 ) -> None:
     """Who had photos in their hands: every stage's run, export, forget and purge, with user, machine and time."""
     from infra.access_log import accesses
-    from infra.storage import explained, open_store
+    from infra.storage import explained
 
-    settings = read_settings(preset, workspace, changes)
-    store = open_store(settings.store_root, settings.storage.endpoint_url)
+    store = _run(preset, workspace, changes).store
     with _busy("reading"), explained(store):
         found = [asdict(one) for one in accesses(store, days)]
     _say_json(found) if as_json else _table(f"Accesses of the last {days:g} days", found)

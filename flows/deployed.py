@@ -178,14 +178,9 @@ def _evaluate_production(settings: Settings, _: bool) -> str:
 
 
 def _sweep(settings: Settings, _: bool) -> str:
-    from flows.retention import find_too_old, let_go
-    from flows.session import alone_in
-    from flows.sweeping import find_litter, take_away
+    from flows import sweeping
 
-    with alone_in(settings.workspace):
-        old = let_go(settings, find_too_old(settings))
-        litter = find_litter(settings)
-        take_away(settings, litter)
+    old, litter = sweeping.sweep(settings)
     return f"{old.says} {litter.says}".strip()
 
 

@@ -54,16 +54,16 @@ def let_go(settings: Settings, found: TooOld) -> TooOld:
 
     A crash at any moment leaves what the next time finds: photos to forget, or objects to delete.
     """
+    if not found.days or found.at_work:
+        return found
     run = Run(settings)
-    if found.photos.photos or found.objects:
+    if found.says:
         note_access(run.store, "retention", found.says)
     if found.photos.photos:
         shards = len(shards_to_replace(run.catalog, found.photos.keys))
         with artifacts.Track("retention: shards", shards or 1) as track:
             reason = f"kept for {found.days:g} days"
             forget(run.store, run.catalog, found.photos, reason, lambda done, of: track.to(done))
-    if not settings.service.photo_days or found.at_work:
-        return found
     keys = purgeable(run.store, run.catalog)
     for key in artifacts.tracked(keys, len(keys), "retention: objects"):
         run.store.delete(key)

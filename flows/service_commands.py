@@ -150,18 +150,9 @@ def sweep(
 ) -> None:
     """Delete what killed runs left, what no release needs, checkpoints with which nobody went on and photos over their
     time."""
-    from flows.retention import find_too_old, let_go
-    from flows.session import alone_in
-    from flows.sweeping import find_litter, take_away
+    from flows import sweeping
 
-    settings = read_settings(preset, workspace, changes)
-    with alone_in(settings.workspace):
-        old = find_too_old(settings)
-        if not dry_run:
-            old = let_go(settings, old)
-        found = find_litter(settings)
-        if not dry_run:
-            take_away(settings, found)
+    old, found = sweeping.sweep(read_settings(preset, workspace, changes), dry_run)
     if as_json:
         objects = {**found.shards, **found.checkpoints, **found.garbage.objects}
         photos = [f"{row.source}:{row.origin}" for row in old.photos.photos]

@@ -8,7 +8,9 @@ from datetime import datetime
 from flows.checkpoints import folder_of
 from flows.job_records import at_work
 from flows.quantities import in_bytes
+from flows.retention import TooOld, find_too_old, let_go
 from flows.run import COLUMNS, STAGES, Run
+from flows.session import alone_in
 from flows.training_history import read_attempts
 from infra import upkeep
 from infra.settings import Settings
@@ -39,6 +41,19 @@ class Litter:
             f"{len(self.garbage.objects)} files that no release needs, {len(self.garbage.unfinished)} unfinished "
             f"uploads: {in_bytes(sum(sizes))}."
         )
+
+
+def sweep(settings: Settings, dry_run: bool = False) -> tuple[TooOld, Litter]:
+    """Photos over their time and litter: look, and unless `dry_run` delete. Nobody else may be at work in the workspace
+    meanwhile: UserError."""
+    with alone_in(settings.workspace):
+        old = find_too_old(settings)
+        if not dry_run:
+            old = let_go(settings, old)  # what it replaces is no litter
+        found = find_litter(settings)
+        if not dry_run:
+            take_away(settings, found)
+    return old, found
 
 
 def find_litter(settings: Settings) -> Litter:
