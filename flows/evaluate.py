@@ -13,7 +13,7 @@ from flows import artifacts
 from flows.cancellation import stage_flow
 from flows.cluster_job import run_on_cluster, runs_on_cluster
 from flows.contenders import AdapterModel, Contender, DrawingModel, find_contender, released
-from flows.evaluation_people import read_people
+from flows.evaluation_people import note_people, read_people
 from flows.evaluation_pictures import draw_evaluation, pictures_address, read_drawn
 from flows.evaluation_scores import check_references, is_measured, measure, metric_table, read_metrics, read_scores
 from flows.evaluation_split import check_split
@@ -141,6 +141,8 @@ def judge(run: Run, folder: str, production: str = "") -> tuple[dict[str, Any] |
 
 def _draw_and_measure(run: Run, model: DrawingModel, people: Sequence[dict[str, Any]], folder: str) -> None:
     check_references(run, people)
+    if model.draws_subjects:
+        note_people(run, people, folder)
     draw_evaluation(run, model, people, folder)
     measure(run, people, folder, model.draws_subjects)
 

@@ -1,9 +1,12 @@
-"""The people on whom releases are evaluated, and their photos as ingestion would cut them."""
+"""The people on whom releases are evaluated, and their photos as ingestion would cut them.
+
+{evaluation}/people.json    whom its pictures show, and the keys of the photos that they were drawn from
+"""
 
 import hashlib
 import io
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -13,8 +16,10 @@ from infra.errors import UserError, UserNotice
 from infra.settings import Settings
 from preprocessing.forgetting import forgotten_keys, forgotten_people
 from preprocessing.photos import PhotoRefused, decode, read_bytes, square
+from preprocessing.shards import encode_json
 from preprocessing.sources import Record
 
+PEOPLE = "people.json"
 _PHOTOS_EACH = 3  # the reference, and two to compare it with
 
 
@@ -37,10 +42,10 @@ def records_by_person(run: Run) -> dict[str, list[Record]]:
 
 
 def read_people(run: Run) -> list[dict[str, Any]]:
-    """The evaluation's subjects: [{"name", "word", "photos": [PNG, …], "original": PNG}].
+    """The evaluation's subjects: [{"name", "word", "photos": [PNG, …], "keys": [SHA-256, …], "original": PNG}].
 
-    Those that the settings name in their order, else men and women in turn. The first photo is the reference;
-    `original` is the same before it was cut, as the source has it.
+    Those that the settings name in their order, else men and women in turn. The first photo is the reference; `keys`
+    are of the photos' files; `original` is the same before it was cut, as the source has it.
     """
     settings = run.settings
     by_identity = records_by_person(run)
@@ -53,10 +58,18 @@ def read_people(run: Run) -> list[dict[str, Any]]:
         found = [(photo, record) for record in records if (photo := evaluation_photo(record, settings, forgotten))]
         if found:
             original = _png(_decoded(found[0][1], settings))
-            people.append({"name": name, "word": word, "photos": [photo for photo, _ in found], "original": original})
+            keys = [hashlib.sha256(read_bytes(record.path)).hexdigest() for _, record in found]
+            photos = [photo for photo, _ in found]
+            people.append({"name": name, "word": word, "photos": photos, "keys": keys, "original": original})
     if not people:
         raise UserError(f"{run.evaluation_spec()} names nobody to evaluate on: it needs identities and attributes.")
     return people
+
+
+def note_people(run: Run, people: Sequence[Mapping[str, Any]], folder: str) -> None:
+    """Keep in an evaluation whom it shows: before the first picture is there."""
+    shown = [{"name": one["name"], "photos": one["keys"]} for one in people]
+    run.store.put(f"{folder}/{PEOPLE}", encode_json({"source": evaluation_namespace(run), "people": shown}))
 
 
 def _wanted(run: Run, by_identity: dict[str, list[Record]]) -> list[tuple[str, str]]:

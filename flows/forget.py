@@ -6,14 +6,14 @@ from pathlib import Path
 from rich.console import Console
 
 from flows import artifacts, job_records
-from flows.holdings import Holdings, holdings
+from flows.holdings import Holdings, holdings, objects_of_forgotten
 from flows.run import Run
 from flows.session import alone_in
 from infra.access_log import note_access
 from infra.errors import UserError
 from infra.settings import Settings
 from preprocessing.catalog import PhotoRow
-from preprocessing.forgetting import FORGET, Found, find_person, find_photo, purgeable, shards_to_replace, unforgotten
+from preprocessing.forgetting import FORGET, Found, find_person, find_photo, shards_to_replace, unforgotten
 from preprocessing.forgetting import forget as forget_photos
 from preprocessing.near_duplicates import STAGE as DUPLICATES
 
@@ -54,8 +54,8 @@ def forget(
             _say(f"Forgotten from catalog version {version} on: {_count(len(new.photos), 'photo')}.")
         if where.releases:
             _say("moa retrain --from-scratch makes a release that learned nothing from them, also not by a warm start.")
-        if left := len(purgeable(run.store, run.catalog)):
-            _say(f"{_count(left, 'object')} of older versions still hold them: moa forget --purge lists these.")
+        if left := len(objects_of_forgotten(run)):
+            _say(f"{_count(left, 'object')} still hold them: moa forget --purge lists these.")
 
 
 def purge(settings: Settings, confirmed: bool) -> None:
@@ -63,7 +63,7 @@ def purge(settings: Settings, confirmed: bool) -> None:
     with alone_in(settings.workspace):
         run = Run(settings)
         _nobody_writes(run)
-        keys = purgeable(run.store, run.catalog)
+        keys = objects_of_forgotten(run)
         unfinished = [] if "://" in settings.store_root else sorted(Path(settings.store_root).rglob(".partial-*"))
         # Runs' pages, the report and a training's pictures show photos; which ones is not written down.
         pages = [path for name in ("report.html", "prefect") if (path := settings.workspace / name).exists()]
@@ -104,9 +104,10 @@ def _looked_up(run: Run, photo: str | None, person: str | None, ahead: bool) -> 
         else:
             found = find_person(run.store, run.catalog, person or "")
             missing = f"No photo here shows {person}"
-        if not found.photos and not ahead and unforgotten(run.catalog, found) != Found([]):
-            raise UserError(f"{missing}: add --ahead to have it refused if it comes.")
-        where = holdings(run, found.keys)
+        where = holdings(run, found.keys, found.person)
+    here = found.photos or where.evaluations
+    if not here and not ahead and unforgotten(run.catalog, found) != Found([]):
+        raise UserError(f"{missing}: add --ahead to have it refused if it comes.")
     copies = _copies(run, found)
     if copies:
         _list("near-duplicates, not forgotten by this", [f"{row.source}:{row.origin}" for row in copies])
@@ -137,6 +138,7 @@ def _show(found: Found, where: Holdings) -> None:
         how = f"through its start from release {one.through.number}" if one.through else _count(one.photos, "photo")
         releases.append(f"release {one.release.number} ({one.release.id}): {how}")
     _list("releases", releases)
+    _list("evaluations that show them", where.evaluations)
 
 
 def _list(title: str, lines: list[str]) -> None:

@@ -8,10 +8,11 @@ import time
 from dataclasses import dataclass
 
 from flows import artifacts, job_records
+from flows.holdings import objects_of_forgotten
 from flows.run import Run
 from infra.access_log import note_access
 from infra.settings import Settings
-from preprocessing.forgetting import Found, find_older, forget, purgeable, shards_to_replace, unforgotten
+from preprocessing.forgetting import Found, find_older, forget, shards_to_replace, unforgotten
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def find_too_old(settings: Settings) -> TooOld:
     if job_records.at_work(run.store):
         return TooOld(Found([]), [], days, at_work=True)
     older = find_older(run.catalog, time.time() - days * 86_400)
-    return TooOld(unforgotten(run.catalog, older), purgeable(run.store, run.catalog), days)
+    return TooOld(unforgotten(run.catalog, older), objects_of_forgotten(run), days)
 
 
 def let_go(settings: Settings, found: TooOld) -> TooOld:
@@ -64,7 +65,7 @@ def let_go(settings: Settings, found: TooOld) -> TooOld:
         with artifacts.Track("retention: shards", shards or 1) as track:
             reason = f"kept for {found.days:g} days"
             forget(run.store, run.catalog, found.photos, reason, lambda done, of: track.to(done))
-    keys = purgeable(run.store, run.catalog)
+    keys = objects_of_forgotten(run)
     for key in artifacts.tracked(keys, len(keys), "retention: objects"):
         run.store.delete(key)
     return TooOld(found.photos, keys, found.days)

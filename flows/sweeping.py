@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from flows.checkpoints import folder_of
+from flows.holdings import EVALUATED
 from flows.job_records import at_work
 from flows.quantities import in_bytes
 from flows.retention import TooOld, find_too_old, let_go
@@ -16,7 +17,6 @@ from infra import upkeep
 from infra.settings import Settings
 from preprocessing.catalog import litter
 
-_DRAWN_IN = ("runs", "models-evaluated", "releases-evaluated")  # where a killed drawing leaves half a file
 _RUN = re.compile(r"runs/([^/]+)/checkpoints/")
 
 
@@ -74,7 +74,7 @@ def take_away(settings: Settings, found: Litter) -> None:
     for key in (*found.shards, *sorted(found.checkpoints, key=lambda key: not key.endswith("complete.json"))):
         run.store.delete(key)  # a checkpoint's list first: no half is ever complete
     if not found.at_work:
-        for folder in _DRAWN_IN:
+        for folder in EVALUATED:
             run.store.sweep(folder)
     upkeep.collect_garbage(run.store, found.garbage)
 

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from evaluation.protocol import Cell
 from flows import ingest as ingest_stage
 from flows import job_records, session
+from flows.evaluation_people import note_people
+from flows.evaluation_pictures import packed
 from flows.forget import forget, purge
-from flows.holdings import holdings, versions_holding
+from flows.holdings import EVALUATED, evaluations_showing, holdings, versions_holding
 from flows.ingest import ingest, new_photos
 from flows.job_records import Attempt
 from flows.run import Run
@@ -90,6 +93,45 @@ def test_releases_are_listed_exactly_also_through_their_start(settings: Settings
     ]
     of_last = holdings(run, {key_of(run, LAST)}).releases
     assert [held.photos for held in of_last] == [1, 1, 1, 1]
+
+
+def evaluated(run: Run, folder: str, name: str, keys: list[str], older: bool = False) -> None:
+    """An evaluation's folder in which this person was drawn; older: as versions wrote it that noted no people."""
+    if not older:
+        note_people(run, [{"name": name, "keys": keys}], folder)
+    cell = Cell(subject=name, word="man", prompt=0, seed=0, text="a man")
+    run.store.put(f"{folder}/drawn/0a.tar", packed([(cell, b"png", None), (cell.prior, b"png", None)]))
+    run.store.put(f"{folder}/metrics.json", b"{}")
+
+
+def test_evaluations_that_show_somebody_are_listed_and_purged(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(settings)
+    run.store.put("runs/r/finished.json", b"{}")
+    evaluated(run, "runs/r/evaluation-1", "77", ["a" * 64])
+    evaluated(run, "models-evaluated/ip-adapter-0/2", "78", [key_of(run, FIRST)])
+    evaluated(run, "releases-evaluated/1/3", "77", [], older=True)
+    evaluated(run, "releases-evaluated/1/4", "5", [key_of(run, LAST)])
+    assert holdings(run, {key_of(run, FIRST)}).evaluations == ["models-evaluated/ip-adapter-0/2"]
+    forget(settings, None, "celeba:77", "asked for")  # of whom no photo is in the catalog
+    said = capsys.readouterr().out
+    assert (
+        "evaluations that show them (2)" in said and "runs/r/evaluation-1" in said and "releases-evaluated/1/3" in said
+    )
+    forget(settings, FIRST, None, "asked for")
+    assert "evaluations that show them (1)" in capsys.readouterr().out
+    purge(settings, confirmed=True)
+    left = {key for root in EVALUATED for key in run.store.list(f"{root}/")}
+    assert left == {"runs/r/finished.json"} | set(run.store.list("releases-evaluated/1/4/"))
+    assert len(run.store.list("releases-evaluated/1/4/")) == 3
+
+
+def test_the_same_identity_of_another_source_is_somebody_else(settings: Settings) -> None:
+    run = Run(settings)
+    evaluated(run, "runs/r/evaluation-1", "77", ["a" * 64])
+    assert evaluations_showing(run, (), {"celeba:77"}) == ["runs/r/evaluation-1"]
+    assert evaluations_showing(run, (), {"ffhq:77"}) == [] == evaluations_showing(run, {"b" * 64}, ())
 
 
 def test_versions_are_the_first_and_the_last_that_have_it(settings: Settings) -> None:

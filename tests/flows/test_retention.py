@@ -3,12 +3,14 @@
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from flows import ingest as ingest_stage
+from flows import retention
 from flows.cli import app
 from flows.ingest import ingest, new_photos
 from flows.job_records import Attempt
@@ -31,7 +33,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Six photos that came, and after a second four more."""
+    """Six photos that came, and later four more. The clock by which they are old stands still afterwards."""
     monkeypatch.setattr(ingest_stage, "map_shards", map_shards)
     write_people(tmp_path / "celeba", people=3, photos_each=2)
     settings = tiny_settings(world, tmp_path / "w", {"ingest.source": f"celeba:{tmp_path / 'celeba'}"})
@@ -39,12 +41,14 @@ def settings(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Se
     _wait_past(Run(settings))
     write_people(tmp_path / "celeba", people=5, photos_each=2)
     ingest.fn(settings)
+    now = time.time()
+    monkeypatch.setattr(retention, "time", SimpleNamespace(time=lambda: now))
     return settings
 
 
 def _wait_past(run: Run) -> None:
     """Until the clock of the catalog, in milliseconds, has gone on."""
-    while time.time() * 1000 <= run.catalog.history()[0]["timestamp"] + 1000:
+    while time.time() * 1000 <= run.catalog.history()[0]["timestamp"] + 20:
         time.sleep(0.02)
 
 
@@ -55,7 +59,7 @@ def _kept_for(settings: Settings, days: float) -> Settings:
 def _between(settings: Settings) -> float:
     """The age in days of a moment between the two ingestions."""
     first = min(entry["timestamp"] for entry in Run(settings).catalog.history())
-    return (time.time() - first / 1000 - 0.5) / 86_400
+    return (retention.time.time() - first / 1000 - 0.01) / 86_400
 
 
 def _kept(run: Run) -> set[str]:
