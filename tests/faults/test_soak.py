@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.service_faults import Fault
-from tests.faults.soak import Round, creeping, deal, report
+from tests.faults.soak import Round, Soak, creeping, deal, report
 
 pytestmark = [pytest.mark.xdist_group("service"), pytest.mark.timeout(1800)]  # three minutes
 
@@ -35,6 +35,20 @@ def test_each_kind_comes_as_often_as_each_other() -> None:
     hand = [fault.kind for fault in deal(kinds, 8, random.Random("x"))]
     assert sorted(Counter(hand).values()) == [2, 3, 3]
     assert hand == [fault.kind for fault in deal(kinds, 8, random.Random("x"))]
+
+
+def test_a_fault_that_comes_too_late_is_tried_again_earlier(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[float] = []
+
+    def retrain(soak: Soak, number: int, fault: Fault, at: float, lasts: float) -> Round:
+        tried.append(at)
+        return Round(number, fault.kind, "hit" if at < lasts else "")
+
+    monkeypatch.setattr(Soak, "retrain", retrain)
+    soak, fault = Soak.__new__(Soak), Fault("worker killed", str)
+    assert [one.hit for one in soak.until_hit(3, fault, 40.0, 25.0)] == ["", "hit"] and tried == [40.0, 20.0]
+    never = soak.until_hit(4, fault, 400.0, 1.0)
+    assert len(never) == 3 and never[-1].wrong and not never[0].wrong
 
 
 def test_what_creeps_is_said_and_what_jumps_about_is_not() -> None:
