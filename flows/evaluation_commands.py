@@ -64,13 +64,11 @@ def compare(
         return say_json(found)
     rows = [
         {
-            "measure": row["measure"],
-            found["first"]: f"{row['first']:.4f}",
-            found["second"]: f"{row['second']:.4f}",
-            "difference": f"{row['difference']:+.4f}",
-            "95 % interval": f"{row['low']:+.4f} – {row['high']:+.4f}",
-            "wants to be": row["better"],
-            "better": row["winner"] or "no more than chance",
+            "measure": f"{row['measure']} {'↑' if row['better'] == 'higher' else '↓'}",
+            found["first"]: f"{row['first']:.3f}",
+            found["second"]: f"{row['second']:.3f}",
+            "difference (95 %)": f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})",
+            "better": row["winner"] or "by chance",
         }
         for row in found["measures"]
     ]

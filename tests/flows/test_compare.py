@@ -88,7 +88,7 @@ def test_of_several_protocols_the_latest_releases_counts(settings: Settings) -> 
 
 
 def test_the_command(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "80")
 
     def moa(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["moa", "compare", *arguments, "--workspace", str(settings.workspace)])
@@ -97,7 +97,7 @@ def test_the_command(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys
 
     code, out, err = moa("prior", "2")
     assert code == 0, err
-    assert all(said in out for said in ("moa@2 beside prior, 16 pictures each", "+0.0200", "identity"))
+    assert all(said in out for said in ("moa@2 beside prior, 16 pictures each", "+0.020 (", "identity ↑"))
     assert "Measured of moa@2 alone: router_iou." in out
     code, out, _ = moa("prior", "2", "--json")
     assert code == 0 and json.loads(out)["measures"][0]["winner"] == "moa@2"
