@@ -1,10 +1,12 @@
 """`python -m tests.faults.repeat`: the fault suite many times in a row, each time with other random moments.
 
 Each round's outcome is kept under `--work` as soon as it is known: after a stop the same command goes on with the next
-round, as long as the commit is the same. At the end a dated page is written into `tests/benchmarks/results`.
+round, as long as the code is the same (pages for people do not count). At the end a dated page is written into
+`tests/benchmarks/results`.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import secrets
@@ -33,6 +35,7 @@ class Round:
     """One time through the suite: seconds by test, and what went wrong by test."""
 
     seed: str
+    commit: str
     machine: str
     seconds: float
     tests: dict[str, float]
@@ -49,8 +52,7 @@ def main() -> None:
     parser.add_argument("--name", default="faults", help="of the page")
     parser.add_argument("tests", nargs="*", default=["tests"], help="files and folders, for pytest")
     options = parser.parse_args()
-    commit = _git("rev-parse", "--short=12", "HEAD") + ("-changed" if _git("status", "--porcelain", "-uno") else "")
-    folder = options.work / options.name / commit
+    folder = options.work / options.name / code_digest()
     folder.mkdir(parents=True, exist_ok=True)
     rounds: list[Round] = []
     for number in range(1, options.times + 1):
@@ -63,12 +65,19 @@ def main() -> None:
         rounds.append(Round(**json.loads(kept.read_text("utf-8"))))
         failed = ", ".join(rounds[-1].failures) or "none failed"
         console.print(f"round {number}: {rounds[-1].seconds:.0f} s, {failed}", markup=False, highlight=False)
-    page = report(rounds, commit, options.name, options.tests)
+    page = report(rounds, options.name, options.tests)
     path = RESULTS / f"{date.today().isoformat()}-{options.name}.md"
     path.write_text(page, "utf-8")
     console.print(f"{page}\nWritten to {path}", markup=False, highlight=False)
     if any(one.failures for one in rounds):
         raise SystemExit("Not every round went well.")
+
+
+def code_digest() -> str:
+    """Of every tracked file but pages and pictures; of no use for the next time where something is not committed."""
+    lines = _git("ls-files", "--stage").splitlines()
+    code = "\n".join(line for line in lines if not line.endswith((".md", ".png")))
+    return hashlib.sha256(code.encode()).hexdigest()[:12] + ("-changed" if _changed() else "")
 
 
 def run(name: Path, select: str, tests: Sequence[str]) -> Round:
@@ -91,10 +100,10 @@ def run(name: Path, select: str, tests: Sequence[str]) -> Round:
                 skipped[title] = str(found.get("message"))
             elif found.tag in ("failure", "error"):
                 failures[title] = str(found.get("message")).partition("\n")[0][:200]
-    return Round(seed, machine, seconds, times, skipped, failures)
+    return Round(seed, _commit(), machine, seconds, times, skipped, failures)
 
 
-def report(rounds: Sequence[Round], commit: str, name: str, tests: Sequence[str]) -> str:
+def report(rounds: Sequence[Round], name: str, tests: Sequence[str]) -> str:
     """The rounds as Markdown; of many tests those that took long or failed."""
     failed = sum(len(one.failures) for one in rounds)
     rows = []
@@ -108,10 +117,11 @@ def report(rounds: Sequence[Round], commit: str, name: str, tests: Sequence[str]
         f"| {number} | {one.seed} | {one.seconds:.0f} | {'; '.join(f'{k}: {v}' for k, v in one.failures.items())} |"
         for number, one in enumerate(rounds, start=1)
     ]
+    commits = ", ".join(dict.fromkeys(one.commit for one in rounds))
     skipped = {f"{title} ({reason})" for one in rounds for title, reason in one.skipped.items()}
     return f"""# {name.replace("-", " ").capitalize()} {len(rounds)} times in a row, {date.today().isoformat()}
 
-{rounds[0].machine}. Commit {commit}. `python -m tests.faults.repeat --times {len(rounds)}` on {" ".join(tests)},
+{rounds[0].machine}. Commit {commits}. `python -m tests.faults.repeat --times {len(rounds)}` on {" ".join(tests)},
 each time with other random moments. {sum(len(one.tests) for one in rounds)} tests were run, **{failed} failed**.
 Skipped: {"; ".join(sorted(skipped)) or "none"}. Of {len(rounds[0].tests)} tests, those that took long or failed:
 
@@ -127,6 +137,14 @@ Skipped: {"; ".join(sorted(skipped)) or "none"}. Of {len(rounds[0].tests)} tests
 
 def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _changed() -> bool:
+    return bool(_git("status", "--porcelain", "-uno"))
+
+
+def _commit() -> str:
+    return _git("rev-parse", "--short=12", "HEAD") + ("-changed" if _changed() else "")
 
 
 if __name__ == "__main__":
