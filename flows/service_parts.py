@@ -138,8 +138,10 @@ def _ray(
     ]  # fmt: skip
     says = f"127.0.0.1:{service.ray_port}, its dashboard http://127.0.0.1:{service.ray_dashboard_port}"
     head = Part(
-        "ray-head", command, f"tcp:{service.ray_dashboard_port}", {**shared, **token}, service.ray_port, says=says
-    )
+        "ray-head", command, f"tcp:{service.ray_dashboard_port}", {**shared, **token}, service.ray_port, says=says,
+        # Its agents keep something of each driver and worker that there was.
+        most_mb=service.ray_head_mb, busy="prefect.engine",
+    )  # fmt: skip
     return [head], token, [f"ray.address=127.0.0.1:{service.ray_port}"]
 
 

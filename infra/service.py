@@ -34,6 +34,7 @@ MARK = "MOA_SERVICE"
 _POLL_SECONDS = 0.2
 _STEADY_SECONDS = 60.0  # who lived so long is started again at once
 _LONGEST_PAUSE_SECONDS = 60.0
+_WEIGH_SECONDS = 30.0
 _LOG_BYTES = 50_000_000  # a log that is larger at a start begins anew; the one before is kept
 
 
@@ -42,7 +43,9 @@ class Part:
     """One process. ready: "tcp:PORT", "http:URL", "file:PATH" (written since the start), "says:WORDS" (in its log) or
     "exit" (it ends with 0).
 
-    stop: the signal that ends it in peace. user: as whom it runs, "" = as the supervisor.
+    stop: the signal that ends it in peace. user: as whom it runs, "" = as the supervisor. most_mb: where it and all it
+    started hold more memory than this, it is started anew as soon as no process of the service has `busy` among its
+    command's words; 0 = however much.
     """
 
     name: str
@@ -55,6 +58,8 @@ class Part:
     start_seconds: float = 180.0
     user: str = ""
     says: str = ""
+    most_mb: float = 0.0
+    busy: str = ""
 
 
 class NotStarted(UserError):
@@ -140,6 +145,28 @@ def marked(home: Path) -> list[psutil.Process]:
         except (psutil.Error, OSError):  # gone, or another user's
             continue
     return found
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all that it started. Raises psutil.NoSuchProcess."""
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def held_mb(processes: Sequence[psutil.Process]) -> float:
+    """MB that these would give back: what several share is counted once."""
+    total = 0
+    for process in processes:
+        with suppress(psutil.Error):
+            total += process.memory_full_info().pss
+    return total / 1e6
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def _end(processes: Sequence[psutil.Process], seconds: float = 10.0) -> None:
@@ -233,6 +260,15 @@ class _Child:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
+    def held(self) -> float:
+        """What it and all that it started hold, in MB; what several share is counted once."""
+        if self.process is None or self.ended() is not None:
+            return 0.0
+        try:
+            return held_mb(family(self.process.pid))
+        except psutil.Error:
+            return 0.0
+
     def last_words(self) -> str:
         """The log's last line."""
         text = self._log_path.read_text("utf-8", "replace")[-5000:]
@@ -275,6 +311,7 @@ class Supervisor:
         self.home, self.children = home, [_Child(home, part) for part in parts]
         self.stopping = False
         self._noted = True
+        self._weighed = time.monotonic()
 
     def run(self) -> int:
         """Until SIGTERM; the exit code."""
@@ -289,6 +326,8 @@ class Supervisor:
             while not self.stopping:
                 if any([self._look_after(child) for child in self.children]) or not self._noted:
                     self._note("ready")
+                if time.monotonic() - self._weighed > _WEIGH_SECONDS:
+                    self._weigh()
                 time.sleep(_POLL_SECONDS)
             return 0
         finally:
@@ -339,6 +378,17 @@ class Supervisor:
             child.due = 0.0
             return True
         return False
+
+    def _weigh(self) -> None:
+        """End a part that grew beyond its measure while nobody needs it; it is started again as one that died."""
+        for child in self.children:
+            part = child.part
+            if part.most_mb and child.ready and (held := child.held()) > part.most_mb:
+                if any(part.busy in words for words in map(_command, marked(self.home))):
+                    continue
+                _say(f"{part.name} holds {held:.0f} MB, more than {part.most_mb:.0f}, and nothing is at work: it ends")
+                child.end()
+        self._weighed = time.monotonic()
 
     def _note(self, phase: str, says: str = "") -> None:
         parts = {child.part.name: child.about() for child in self.children}

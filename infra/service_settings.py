@@ -60,5 +60,8 @@ class ServiceSettings(FrozenSettings):
     postgres_port: int = Field(ge=1, le=65535, description="moa up: PostgreSQL's, on loopback, where it is installed")
     ray_port: int = Field(ge=1, le=65535, description="moa up: where the Ray head listens, on loopback")
     ray_dashboard_port: int = Field(ge=1, le=65535, description="moa up: its dashboard's, on loopback")
+    ray_head_mb: float = Field(
+        ge=0, description="moa up: a Ray head that holds more is started anew while no run is at work; 0 = never"
+    )
     metrics_port: int = Field(ge=1, le=65535, description="moa up: where moa metrics answers Prometheus, on loopback")
     scrape_port: int = Field(ge=1, le=65535, description="moa up: Prometheus', on loopback, where it is installed")

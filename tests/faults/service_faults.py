@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from infra.ports import free_ports
+from infra.service import family as everything_of
 from infra.service import marked
 from tests.faults.small_disk import SmallDisk
 from tests.running_service import RunningService
@@ -134,8 +135,7 @@ def family(pid: int | None) -> list[psutil.Process]:
     if pid is None:
         return []
     try:
-        process = psutil.Process(pid)
-        all_of_it = [process, *process.children(recursive=True)]
+        all_of_it = everything_of(pid)
     except psutil.Error:
         return []
     runs = {one.pid for run in all_of_it if "prefect.engine" in _command(run) for one in _with_children(run)}

@@ -32,7 +32,7 @@ from rich.console import Console
 
 from flows.run import Run
 from infra.errors import UserError
-from infra.service import marked, read_state
+from infra.service import held_mb, marked, read_state
 from infra.settings import Settings
 from infra.upkeep import verify
 from tests.benchmarks.machine import busy_machine
@@ -53,6 +53,8 @@ _LONGEST_SECONDS = 900.0  # of one retraining, with all that is taken up again
 _GOING = ("RUNNING", "PENDING", "CANCELLING", "SCHEDULED", "PAUSED")
 _CREEP_FROM = 10  # retrainings: of fewer a slope says nothing
 _MEMORY_MB, _DISK_MB_EACH = 8.0, 40.0  # the most that a retraining may add: tested at the end
+_RAY_HEAD_MB = 1500.0  # it begins with 1,100: reached within a soak, so that it is seen what happens then
+_BOUNDED = ("ray-head", "prometheus")  # by service.ray_head_mb, and by the two hours that it keeps in memory
 console = Console(stderr=True)
 
 
@@ -220,9 +222,9 @@ class Soak:
     # ---- what the service holds
 
     def _memory(self) -> dict[str, float]:
-        found = {name: _held(family(about["pid"])) for name, about in self.service.parts().items() if about["pid"]}
+        found = {name: held_mb(family(about["pid"])) for name, about in self.service.parts().items() if about["pid"]}
         supervisor = read_state(self.service.home).get("pid")
-        return {"supervisor": _held([psutil.Process(supervisor)] if supervisor else []), **found}
+        return {"supervisor": held_mb([psutil.Process(supervisor)] if supervisor else []), **found}
 
     def _disk(self) -> dict[str, float]:
         home, workspace = self.service.home, self.service.workspace
@@ -311,6 +313,7 @@ def _service() -> Iterator[tuple[RunningService, Bucket, SmallDisk | None]]:
             "storage.endpoint_url": bucket.endpoint,
             "service.again_minutes": "0.1",
             "service.again_times": "8",
+            "service.ray_head_mb": str(_RAY_HEAD_MB),
         }
         service = RunningService(folder / "world", folder / "photos", folder / "disk" / "work", more, KEYS)
         stack.callback(lambda: shutil.rmtree(service.ray_folder, ignore_errors=True))
@@ -318,17 +321,24 @@ def _service() -> Iterator[tuple[RunningService, Bucket, SmallDisk | None]]:
 
 
 def creeping(rounds: Sequence[Round]) -> list[str]:
-    """What grows from retraining to retraining by more than it may; nothing is said of a few."""
-    if len(rounds) < _CREEP_FROM:
-        return []
+    """What grows from retraining to retraining by more than it may; of a few, no slope says anything."""
     found = []
+    # What a retraining leaves may go beyond it, until nothing is at work and it was looked at.
+    if (largest := max(one.memory.get("ray-head", 0.0) for one in rounds)) > 1.5 * _RAY_HEAD_MB:
+        found.append(f"the Ray head holds {largest:.0f} MB, and is to be started anew at {_RAY_HEAD_MB:.0f}")
+    if len(rounds) < _CREEP_FROM:
+        return found
     for title, most, values in (
-        ("memory", _MEMORY_MB, [sum(one.memory.values()) for one in rounds]),
+        ("memory", _MEMORY_MB, [_held_without(one, _BOUNDED) for one in rounds]),
         ("disk", _DISK_MB_EACH, [sum(one.disk.values()) for one in rounds]),
     ):
         if (slope := _slope(values)) > most:
             found.append(f"{title} grows by {slope:.1f} MB a retraining, and {most:g} are the most")
     return found
+
+
+def _held_without(one: Round, parts: Collection[str]) -> float:
+    return sum(held for name, held in one.memory.items() if name not in parts)
 
 
 def report(rounds: Sequence[Round], machine: str, commit: str, seed: str, creep: Sequence[str]) -> str:
@@ -339,7 +349,10 @@ def report(rounds: Sequence[Round], machine: str, commit: str, seed: str, creep:
         f"{sum(one.memory.values()):.0f} | {sum(one.disk.values()):.0f} | {_seen(one)} |"
         for one in rounds
     ]
-    checked = f"limits: {_MEMORY_MB:g} and {_DISK_MB_EACH:g} MB"
+    checked = (
+        f"limits: {_MEMORY_MB:g} MB of memory without {' and '.join(_BOUNDED)}, {_DISK_MB_EACH:g} MB of disk; "
+        f"`service.ray_head_mb` = {_RAY_HEAD_MB:.0f}"
+    )
     if len(rounds) < _CREEP_FROM:
         checked = f"no limit is checked with fewer than {_CREEP_FROM}"
     return f"""# The service retraining {rounds[-1].number} times, a fault each, {date.today().isoformat()}
@@ -393,15 +406,6 @@ def _said(one: Round) -> Round:
     line = f"{one.number}: {one.fault}, {one.seconds:.0f} s, release {one.release}, {_seen(one)}"
     console.print(line, markup=False, highlight=False, style="red" if one.wrong else "")
     return one
-
-
-def _held(processes: Sequence[psutil.Process]) -> float:
-    """MB that they would give back: what several share is counted once."""
-    total = 0
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            total += process.memory_full_info().pss
-    return total / 1e6
 
 
 def _size(folder: Path, without: Collection[str] = ()) -> float:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from infra.errors import UserError
-from infra.service import NotStarted, Part, is_up, marked, read_state, start, stop
+from infra.service import MARK, NotStarted, Part, Supervisor, is_up, marked, read_state, start, stop
 from tests.faults.small_disk import MayNotMount, SmallDisk
 
 LISTENS = """
@@ -23,6 +24,9 @@ import http.server, subprocess, sys
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.BaseHTTPRequestHandler).serve_forever()
 """
+
+
+SIZES = (("grown", 50.0), ("within", 5000.0))
 
 
 def _python(code: str, *arguments: str) -> list[str]:
@@ -144,3 +148,21 @@ def test_the_plan_with_its_passwords_is_its_owners_alone(home: Path) -> None:
     assert (home / "plan.json").stat().st_mode & 0o077 == 0
     assert json.loads((home / "plan.json").read_text())[0]["environment"] == {"PASSWORD": "x"}
     assert "PASSWORD" not in (home / "state.json").read_text()
+
+
+def test_a_part_that_grew_is_started_anew_while_nobody_needs_it(home: Path) -> None:
+    held = "held = b'x' * 80_000_000; print('here', flush=True); import time; time.sleep(600)"
+    (home / "logs").mkdir(parents=True)
+    large, small = (Part(name, _python(held), "says:here", most_mb=most, busy="at-work") for name, most in SIZES)
+    supervisor = Supervisor(home, [large, small])
+    assert [supervisor._bring_up(child) for child in supervisor.children] == ["", ""]
+    grown, other = supervisor.children
+    worker = subprocess.Popen(_python("import time; time.sleep(600)", "at-work"), env=os.environ | {MARK: str(home)})
+    supervisor._weigh()
+    assert grown.ended() is None
+    worker.kill()
+    worker.wait()
+    supervisor._weigh()
+    assert grown.ended() is not None and other.ended() is None
+    _until(lambda: supervisor._look_after(grown) and grown.ended() is None)
+    assert grown.restarts == 1
