@@ -104,7 +104,7 @@ def _looked_up(run: Run, photo: str | None, person: str | None, ahead: bool) -> 
         else:
             found = find_person(run.store, run.catalog, person or "")
             missing = f"No photo here shows {person}"
-        where = holdings(run, found.keys, found.person)
+        where = holdings(run, found.keys | ({found.key} - {""}), found.person)
     here = found.photos or where.evaluations
     if not here and not ahead and unforgotten(run.catalog, found) != Found([]):
         raise UserError(f"{missing}: add --ahead to have it refused if it comes.")

@@ -1,5 +1,6 @@
 """`moa forget` as people type it: what it lists, what it changes, and what it refuses."""
 
+import hashlib
 import json
 import shutil
 import time
@@ -121,6 +122,10 @@ def test_evaluations_that_show_somebody_are_listed_and_purged(
     )
     forget(settings, FIRST, None, "asked for")
     assert "evaluations that show them (1)" in capsys.readouterr().out
+    (photo := Path(settings.workspace / "x.png")).write_bytes(b"of nobody in the catalog")
+    evaluated(run, "runs/r/evaluation-5", "79", [hashlib.sha256(photo.read_bytes()).hexdigest()])
+    forget(settings, str(photo), None, "asked for")
+    assert "runs/r/evaluation-5" in capsys.readouterr().out
     purge(settings, confirmed=True)
     left = {key for root in EVALUATED for key in run.store.list(f"{root}/")}
     assert left == {"runs/r/finished.json"} | set(run.store.list("releases-evaluated/1/4/"))
