@@ -246,6 +246,8 @@ class _Bucket:
         try:
             upload = self._running_upload(key)
             etags = self._parts_there(names, upload, path, spans) if upload else {}
+            if etags is None:
+                upload, etags = None, {}
             upload = upload or client.create_multipart_upload(**names)["UploadId"]
 
             def tell(number: int) -> None:
@@ -288,14 +290,20 @@ class _Bucket:
 
     def _parts_there(
         self, names: dict[str, str], upload: str, path: Path, spans: list[tuple[int, int]]
-    ) -> dict[int, str]:
-        """Number → ETag of the parts that the server has and that are the file's."""
+    ) -> dict[int, str] | None:
+        """Number → ETag of the parts that the server has and that are the file's.
+
+        None where it has parts beyond the file's end, of somebody who cuts otherwise: Ceph completes no upload without
+        all of its parts.
+        """
         found: dict[int, str] = {}
         pages = self._store.client.get_paginator("list_parts").paginate(**names, UploadId=upload)
         with path.open("rb", buffering=0) as file:
             for part in (part for page in pages for part in page.get("Parts", [])):
                 number = int(part["PartNumber"])
-                if not 1 <= number <= len(spans) or int(part["Size"]) != spans[number - 1][1]:
+                if number > len(spans):
+                    return None
+                if int(part["Size"]) != spans[number - 1][1]:
                     continue
                 md5 = _MD5.fullmatch(str(part["ETag"]))
                 start, length = spans[number - 1]

@@ -87,13 +87,17 @@ def test_an_upload_that_was_killed_goes_on_with_the_parts_that_are_there(s3_stor
     assert s3_store.get("blobs/x") == large_file.read_bytes() and large_objects(s3_store).unfinished("blobs/") == []
 
 
-def test_parts_of_other_bytes_are_sent_again(s3_store: S3Store, large_file: Path) -> None:
+@pytest.mark.parametrize("beyond", [False, True])
+def test_parts_of_other_bytes_are_sent_again(s3_store: S3Store, large_file: Path, beyond: bool) -> None:
+    """Parts beyond the file's end make an upload that cannot be completed everywhere: it is left to the sweep."""
     client, name = s3_store.client, s3_store.name("blobs/x")
     upload = client.create_multipart_upload(Bucket=s3_store.bucket, Key=name)["UploadId"]
-    for number, body in ((1, bytes(PIECE)), (3, b"short"), (9, b"more")):
+    for number, body in ((1, bytes(PIECE)), (3, b"short"), *([(9, b"more")] if beyond else [])):
         client.upload_part(Bucket=s3_store.bucket, Key=name, UploadId=upload, PartNumber=number, Body=body)
     large_objects(s3_store).upload("blobs/x", large_file, lambda size: None)
     assert s3_store.get("blobs/x") == large_file.read_bytes()
+    left = [one.handle for one in large_objects(s3_store).unfinished("blobs/x")]
+    assert left == ([upload] if beyond else [])
 
 
 def test_an_upload_that_somebody_else_ended_is_begun_again(s3_store: S3Store, large_file: Path) -> None:
