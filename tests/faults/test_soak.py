@@ -63,7 +63,7 @@ def test_what_creeps_is_said_and_what_jumps_about_is_not() -> None:
     bounded = [Round(n, "none", memory={"ray-head": 900.0 + 50 * n, "prometheus": 70.0 + 9 * n}) for n in range(12)]
     assert creeping(bounded) == []
     bounded[-1].memory["ray-head"] = 2400.0
-    assert creeping(bounded) == ["the Ray head holds 2400 MB, and is to be started anew at 1500"]
+    assert creeping(bounded) == ["the Ray head holds 2400 MB, and is to be started anew at 1300"]
 
 
 def test_the_page_says_what_went_wrong() -> None:
