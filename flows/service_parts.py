@@ -2,8 +2,8 @@
 
     PostgreSQL (else SQLite) ─► Prefect's server ─► moa deploy ─► Ray head ─► worker ─► watcher     Prometheus
 
-All listens on loopback alone. The object store is the preset's: a folder, or a bucket that somebody else serves; no S3
-server is started, for moto's is for tests and keeps nothing.
+All listens on loopback alone, but for torch's rendezvous while several workers train. The object store is the preset's:
+a folder, or a bucket that somebody else serves; no S3 server is started, for moto's is for tests and keeps nothing.
 """
 
 import json
@@ -123,7 +123,13 @@ def _ray(
     service = settings.service
     if settings.ray.address:
         return [], {}, []
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _secret(home / "ray-token", dry_run)}
+    environment = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": _secret(home / "ray-token", dry_run),
+        # Ray takes 127.0.0.1 for this machine's address in its network, and listens to everybody; not so where it is to
+        # be no cluster, as on a Mac.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
     # Short, for Ray's sockets have paths of at most 107 characters; the same at each start.
     folder = _short_folder(home, dry_run)
     client, agent, agent_grpc = free_ports(3)
@@ -138,11 +144,12 @@ def _ray(
     ]  # fmt: skip
     says = f"127.0.0.1:{service.ray_port}, its dashboard http://127.0.0.1:{service.ray_dashboard_port}"
     head = Part(
-        "ray-head", command, f"tcp:{service.ray_dashboard_port}", {**shared, **token}, service.ray_port, says=says,
+        "ray-head", command, f"tcp:{service.ray_dashboard_port}", {**shared, **environment}, service.ray_port,
+        says=says,
         # Its agents keep something of each driver and worker that there was.
         most_mb=service.ray_head_mb, busy="prefect.engine",
     )  # fmt: skip
-    return [head], token, [f"ray.address=127.0.0.1:{service.ray_port}"]
+    return [head], environment, [f"ray.address=127.0.0.1:{service.ray_port}"]
 
 
 def _prometheus(settings: Settings, home: Path, dry_run: bool) -> list[Part]:

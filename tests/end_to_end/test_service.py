@@ -6,6 +6,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,17 @@ def test_everything_comes_up_and_a_second_up_changes_nothing(up: dict[str, Any],
     assert again["already"] and {n: a["pid"] for n, a in again["parts"].items()} == {
         n: a["pid"] for n, a in up["parts"].items()
     }
+
+
+def test_nobody_listens_to_other_machines(up: dict[str, Any], service: RunningService) -> None:
+    ports = [
+        (process.name(), one.laddr)
+        for process in marked(service.home)
+        for one in process.net_connections("inet")
+        if one.status == psutil.CONN_LISTEN
+    ]
+    assert len(ports) > 10  # Ray alone has as many
+    assert [at for at in ports if not ip_address(at[1].ip.removeprefix("::ffff:")).is_loopback] == []
 
 
 def test_photos_that_are_dropped_lead_to_a_release(up: dict[str, Any], service: RunningService) -> None:

@@ -31,6 +31,8 @@ def test_all_listens_on_loopback_and_runs_find_ray_there(tmp_path: Path) -> None
     parts = _parts(tmp_path, **{"service.ray_port": "7001"})
     assert "--host 127.0.0.1" in " ".join(parts["prefect-server"].command)
     assert {"--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"} <= set(parts["ray-head"].command)
+    for of_ray in ("ray-head", "worker"):
+        assert parts[of_ray].environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     deploy = " ".join(parts["deploy"].command)
     assert "--set train.steps=3" in deploy and "--set ray.address=127.0.0.1:7001" in deploy
     assert "ray.address" not in " ".join(parts["watcher"].command)
