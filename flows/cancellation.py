@@ -17,6 +17,7 @@ from prefect.exceptions import CancelledRun
 from prefect.states import Cancelled
 
 from flows import artifacts, job_records
+from flows.prefect_patience import patient_clients
 from flows.stage_log import Outcome, noted
 from infra.access_log import note_access
 from infra.errors import UserError
@@ -92,7 +93,7 @@ def stage_flow(name: str) -> Callable[[Callable[..., Any]], Any]:
             if context is None:  # in a job on a cluster: whoever waits for it has the flow
                 return body(*arguments, **named)
             settings = arguments[0] if arguments else named.get("settings")
-            with noted(name, settings) as ended:
+            with patient_clients(), noted(name, settings) as ended:
                 if isinstance(settings, Settings):
                     run_id = str(context.flow_run.id) if context.flow_run else ""
                     note_access(open_store(settings.store_root, settings.storage.endpoint_url), name, run=run_id)

@@ -16,6 +16,7 @@ from prefect.states import Cancelled, Completed, Failed, State
 
 from flows.cancellation import FlowCancelled, stop_jobs
 from flows.options import read_settings
+from flows.prefect_patience import patient_clients
 from infra.errors import UserError
 from infra.settings import Settings
 
@@ -64,7 +65,8 @@ def _deployed(name: str, says: str, more: str = "", by_the_clock: bool = False) 
             from flows.session import WorkspaceBusy
 
             try:
-                return Completed(message=body(*arguments, **named))
+                with patient_clients():
+                    return Completed(message=body(*arguments, **named))
             except WorkspaceBusy as error:
                 # What comes by the clock comes again; a stage was asked for by somebody, who should know.
                 return Completed(message=f"Put off: {error}") if by_the_clock else Failed(message=str(error))

@@ -6,6 +6,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from flows.run import Run
 from flows.service_parts import _postgres_programs
-from infra.service import marked, read_state
+from infra.service import family, marked, read_state
 from tests.running_service import RunningService
 from tests.webhook import Heard, listening
 
@@ -101,14 +102,15 @@ def test_a_server_that_is_killed_in_the_middle_of_a_run_loses_nothing_of_it(
     (going,) = service.until(lambda: [one for one in service.retrains(["RUNNING"]) if one["id"] not in known])
     service.until(lambda: {"ingest"} <= {name for name, state in _stages(service, going) if state == "Completed"})
     before = service.parts()[server]
-    for process in [*psutil.Process(before["pid"]).children(recursive=True), psutil.Process(before["pid"])]:
-        process.kill()
+    for process in reversed(family(before["pid"])):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     service.until(lambda: (now := service.parts()[server])["state"] == "ready" and now["pid"] != before["pid"])
 
     ended = service.until(
         lambda: (now := service.ask(f"flow_runs/{going['id']}"))["state"]["type"] not in ("RUNNING", "PENDING") and now
     )
-    assert ended["state"]["name"] == "Completed" and ended["run_count"] == 1, ended["state"]
+    assert ended["state"]["name"] == "Completed" and ended["run_count"] == 1, ended["state"]["message"]
     assert _stages(service, going) == _stages(service, undisturbed)
     # A task's end is an event, which its sender keeps until the server has it.
     service.until(lambda: _tasks(service, going) == _tasks(service, undisturbed), seconds=120)
