@@ -29,8 +29,8 @@ from urllib.request import urlopen
 import psutil
 
 from infra.errors import UserError
+from infra.service_processes import command_of, end_all, family, held_mb, marked, marked_environment
 
-MARK = "MOA_SERVICE"
 _POLL_SECONDS = 0.2
 _STEADY_SECONDS = 60.0  # who lived so long is started again at once
 _LONGEST_PAUSE_SECONDS = 60.0
@@ -101,7 +101,7 @@ def start(home: Path, parts: Sequence[Part], tell: Callable[[str], None] = lambd
     with _log(home, "supervisor") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "infra.service", str(home)],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=_marked(home),
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=marked_environment(home),
         )  # fmt: skip
     told = ""
     while True:
@@ -129,62 +129,8 @@ def stop(home: Path, seconds: float = 120.0) -> int:
         deadline = time.monotonic() + seconds
         while is_up(home) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
-    _end(marked(home))
+    end_all(marked(home))
     return len(family)
-
-
-def marked(home: Path) -> list[psutil.Process]:
-    """The processes that belong to HOME, but for this one and those that it descends from."""
-    own = psutil.Process()
-    left_out = {own.pid, *(parent.pid for parent in own.parents())}
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.pid not in left_out and process.environ().get(MARK) == str(home):
-                found.append(process)
-        except (psutil.Error, OSError):  # gone, or another user's
-            continue
-    return found
-
-
-def family(pid: int) -> list[psutil.Process]:
-    """A process and all that it started. Raises psutil.NoSuchProcess."""
-    process = psutil.Process(pid)
-    return [process, *process.children(recursive=True)]
-
-
-def held_mb(processes: Sequence[psutil.Process]) -> float:
-    """MB that these would give back: what several share is counted once."""
-    total = 0
-    for process in processes:
-        with suppress(psutil.Error):
-            total += process.memory_full_info().pss
-    return total / 1e6
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
-def _end(processes: Sequence[psutil.Process], seconds: float = 10.0) -> None:
-    for signal_number in (signal.SIGTERM, signal.SIGKILL):
-        for process in processes:
-            try:
-                # PostgreSQL would wait for its clients at a SIGTERM, and must not be killed if it can be helped.
-                gentle = signal_number == signal.SIGTERM and process.name() == "postgres"
-                process.send_signal(signal.SIGINT if gentle else signal_number)
-            except psutil.Error:
-                continue
-        _, processes = psutil.wait_procs(processes, timeout=seconds)
-        if not processes:
-            return
-
-
-def _marked(home: Path) -> dict[str, str]:
-    return {**os.environ, MARK: str(home)}
 
 
 def _listens(port: int) -> bool:
@@ -232,7 +178,7 @@ class _Child:
             self.log_start = log.tell()
             self.process = subprocess.Popen(
                 part.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                env=_marked(self.home) | part.environment, user=part.user or None, cwd=self.home,
+                env=marked_environment(self.home) | part.environment, user=part.user or None, cwd=self.home,
             )  # fmt: skip
         self.since, self.ready = time.time(), False
 
@@ -334,7 +280,7 @@ class Supervisor:
             phase = read_state(self.home)
             for child in reversed(self.children):
                 child.end()
-            _end(marked(self.home))
+            end_all(marked(self.home))
             if phase.get("phase") != "failed":
                 self._note("down")
 
@@ -384,7 +330,7 @@ class Supervisor:
         for child in self.children:
             part = child.part
             if part.most_mb and child.ready and (held := child.held()) > part.most_mb:
-                if any(part.busy in words for words in map(_command, marked(self.home))):
+                if any(part.busy in words for words in map(command_of, marked(self.home))):
                     continue
                 _say(f"{part.name} holds {held:.0f} MB, more than {part.most_mb:.0f}, and nothing is at work: it ends")
                 child.end()

@@ -16,7 +16,8 @@ import pytest
 
 from flows.run import Run
 from flows.service_parts import _postgres_programs
-from infra.service import family, marked, read_state
+from infra.service import read_state
+from infra.service_processes import family, marked
 from tests.running_service import RunningService
 from tests.webhook import Heard, listening
 

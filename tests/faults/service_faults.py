@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 
 from infra.ports import free_ports
-from infra.service import family as everything_of
-from infra.service import marked
+from infra.service_processes import family as everything_of
+from infra.service_processes import marked
 from tests.faults.small_disk import SmallDisk
 from tests.running_service import RunningService
 

@@ -32,7 +32,8 @@ from rich.console import Console
 
 from flows.run import Run
 from infra.errors import UserError
-from infra.service import held_mb, marked, read_state
+from infra.service import read_state
+from infra.service_processes import held_mb, marked
 from infra.settings import Settings
 from infra.upkeep import verify
 from tests.benchmarks.machine import busy_machine

@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from infra.errors import UserError
-from infra.service import MARK, NotStarted, Part, Supervisor, is_up, marked, read_state, start, stop
+from infra.service import NotStarted, Part, Supervisor, is_up, read_state, start, stop
+from infra.service_processes import MARK, marked
 from tests.faults.small_disk import MayNotMount, SmallDisk
 
 LISTENS = """
