@@ -245,10 +245,9 @@ class _Bucket:
         spans = [(start, min(_PIECE, size - start)) for start in range(0, size, _PIECE)]
         try:
             upload = self._running_upload(key)
-            etags = self._parts_there(names, upload, path, spans) if upload else {}
+            etags = self._parts_there(names, upload, path, spans) if upload else None
             if etags is None:
-                upload, etags = None, {}
-            upload = upload or client.create_multipart_upload(**names)["UploadId"]
+                upload, etags = client.create_multipart_upload(**names)["UploadId"], {}
 
             def tell(number: int) -> None:
                 if number not in told:

@@ -119,7 +119,7 @@ def start(home: Path, parts: Sequence[Part], tell: Callable[[str], None] = lambd
 
 def stop(home: Path, seconds: float = 120.0) -> int:
     """End the supervisor and all that carries its mark; how many processes that were."""
-    family = marked(home)
+    before = marked(home)
     supervisor = read_state(home).get("pid")
     if is_up(home) and supervisor:
         try:
@@ -130,7 +130,7 @@ def stop(home: Path, seconds: float = 120.0) -> int:
         while is_up(home) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
     end_all(marked(home))
-    return len(family)
+    return len(before)
 
 
 def _listens(port: int) -> bool:
@@ -329,9 +329,9 @@ class Supervisor:
         """End a part that grew beyond its measure while nobody needs it; it is started again as one that died."""
         for child in self.children:
             part = child.part
-            if part.most_mb and child.ready and (held := child.held()) > part.most_mb:
-                if any(part.busy in words for words in map(command_of, marked(self.home))):
-                    continue
+            if not part.most_mb or not child.ready or (held := child.held()) <= part.most_mb:
+                continue
+            if not any(part.busy in words for words in map(command_of, marked(self.home))):
                 _say(f"{part.name} holds {held:.0f} MB, more than {part.most_mb:.0f}, and nothing is at work: it ends")
                 child.end()
         self._weighed = time.monotonic()

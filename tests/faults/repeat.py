@@ -6,7 +6,6 @@ round, as long as the code is the same (pages for people do not count). At the e
 """
 
 import argparse
-import hashlib
 import json
 import os
 import secrets
@@ -23,6 +22,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.benchmarks.machine import busy_machine
+from tests.benchmarks.revision import code_digest, commit
 
 _SHOWN = 60  # tests in the table
 ROOT = Path(__file__).parents[2]
@@ -73,13 +73,6 @@ def main() -> None:
         raise SystemExit("Not every round went well.")
 
 
-def code_digest() -> str:
-    """Of every tracked file but pages and pictures; of no use for the next time where something is not committed."""
-    lines = _git("ls-files", "--stage").splitlines()
-    code = "\n".join(line for line in lines if not line.endswith((".md", ".png")))
-    return hashlib.sha256(code.encode()).hexdigest()[:12] + ("-changed" if _changed() else "")
-
-
 def run(name: Path, select: str, tests: Sequence[str]) -> Round:
     """The suite once, with a new seed; its log and JUnit's file lie under `name`."""
     seed, machine, started = secrets.token_hex(4), busy_machine(), time.monotonic()
@@ -100,7 +93,7 @@ def run(name: Path, select: str, tests: Sequence[str]) -> Round:
                 skipped[title] = str(found.get("message"))
             elif found.tag in ("failure", "error"):
                 failures[title] = str(found.get("message")).partition("\n")[0][:200]
-    return Round(seed, _commit(), machine, seconds, times, skipped, failures)
+    return Round(seed, commit(), machine, seconds, times, skipped, failures)
 
 
 def report(rounds: Sequence[Round], name: str, tests: Sequence[str]) -> str:
@@ -133,18 +126,6 @@ Skipped: {"; ".join(sorted(skipped)) or "none"}. Of {len(rounds[0].tests)} tests
 | --- | --- | --- | --- |
 {chr(10).join(each)}
 """
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _changed() -> bool:
-    return bool(_git("status", "--porcelain", "-uno"))
-
-
-def _commit() -> str:
-    return _git("rev-parse", "--short=12", "HEAD") + ("-changed" if _changed() else "")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 
 from infra.ports import free_ports
+from infra.service_processes import command_of, marked
 from infra.service_processes import family as everything_of
-from infra.service_processes import marked
 from tests.faults.small_disk import SmallDisk
 from tests.running_service import RunningService
 
@@ -127,7 +127,7 @@ def faults(service: RunningService, bucket: Bucket, disk: SmallDisk | None, stre
 
 def run_processes(service: RunningService) -> list[psutil.Process]:
     """The processes of flow runs, whoever started them."""
-    return [one for one in marked(service.home) if "prefect.engine" in _command(one)]
+    return [one for one in marked(service.home) if "prefect.engine" in command_of(one)]
 
 
 def family(pid: int | None) -> list[psutil.Process]:
@@ -138,7 +138,7 @@ def family(pid: int | None) -> list[psutil.Process]:
         all_of_it = everything_of(pid)
     except psutil.Error:
         return []
-    runs = {one.pid for run in all_of_it if "prefect.engine" in _command(run) for one in _with_children(run)}
+    runs = {one.pid for run in all_of_it if "prefect.engine" in command_of(run) for one in _with_children(run)}
     return [one for one in all_of_it if one.pid not in runs]
 
 
@@ -162,10 +162,3 @@ def _kill_run(service: RunningService) -> str:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
     return "prefect.engine" if found else ""
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []

@@ -37,6 +37,7 @@ from infra.service_processes import held_mb, marked
 from infra.settings import Settings
 from infra.upkeep import verify
 from tests.benchmarks.machine import busy_machine
+from tests.benchmarks.revision import commit
 from tests.faults.service_faults import KEYS, Bucket, Fault, family, faults, run_processes
 from tests.faults.small_disk import MayNotMount, SmallDisk
 from tests.running_service import RunningService
@@ -282,7 +283,7 @@ def main() -> None:
         if left := marked(service.home):
             rounds[-1].wrong.append(f"moa down left {len(left)} processes")
     creep = creeping(rounds)
-    page = report(rounds, machine, _commit(), options.seed, creep)
+    page = report(rounds, machine, commit(), options.seed, creep)
     options.results.mkdir(parents=True, exist_ok=True)
     path = options.results / f"{date.today().isoformat()}-soak.md"
     path.write_text(page, "utf-8")
@@ -421,13 +422,6 @@ def _size(folder: Path, without: Collection[str] = ()) -> float:
 
 def _moment(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
-
-
-def _commit() -> str:
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-    return git("rev-parse", "--short=12", "HEAD") + ("-changed" if git("status", "--porcelain", "-uno") else "")
 
 
 if __name__ == "__main__":
