@@ -7,11 +7,13 @@ from pathlib import Path
 
 from infra.large_objects import large_objects
 from infra.manifest import PART_BYTES, Content, blob_key
+from infra.steady_file import steady
 from infra.storage import ObjectStore
 
 # What nobody needs is deleted when it is this old; a publisher relies on what is half as old at most.
 GARBAGE_SECONDS = 24 * 3600.0
 _AT_ONCE = 8
+_BLOCK = 1 << 20  # small enough for the processor's own memory
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
 
@@ -35,15 +37,27 @@ def describe_bytes(data: bytes) -> Content:
 
 
 def describe_file(path: Path) -> Content:
-    """What the file's bytes are, read once and in pieces."""
-    whole, parts, size = hashlib.sha256(), [], 0
-    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
-        while piece := file.read(PART_BYTES):
-            part = pool.submit(_sha256, piece)  # beside the whole's
-            whole.update(piece)
-            size += len(piece)
-            parts.append(part.result())
-    return Content(size, whole.hexdigest(), tuple(parts) if len(parts) > 1 else ())
+    """What the file's bytes are. UserError where they change meanwhile."""
+    with steady(path) as file, ThreadPoolExecutor(1) as pool:
+        parts = pool.submit(_part_digests, path)  # beside the whole's, from the same pages in memory
+        whole = hashlib.file_digest(file, "sha256").hexdigest()
+        size = file.tell()
+        digests = parts.result()
+        return Content(size, whole, digests if len(digests) > 1 else ())
+
+
+def _part_digests(path: Path) -> tuple[str, ...]:
+    digests: list[str] = []
+    buffer = memoryview(bytearray(_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while True:
+            digest, left = hashlib.sha256(), PART_BYTES
+            while left and (came := file.readinto(buffer[:left])):
+                digest.update(buffer[:came])
+                left -= came
+            if left == PART_BYTES:
+                return tuple(digests)
+            digests.append(digest.hexdigest())
 
 
 def ensure_blobs(
@@ -79,7 +93,7 @@ def ensure_blobs(
             if not is_missing:
                 advance(content.size)
             elif isinstance(source, Path):
-                large.upload(key, source, advance)
+                large.upload(key, source, content, advance)
             else:
                 store.put(key, source)
                 advance(content.size)

@@ -5,27 +5,23 @@ An upload to S3 is a multipart one, which not every store lets be conditional: o
 way. Killed and begun again it goes on with the parts that the server has.
 """
 
-import hashlib
 import os
-import re
 import secrets
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from infra.errors import UserError
+from infra.manifest import PART_BYTES, Content
+from infra.multipart_upload import Advance, running_uploads, upload_parts
 from infra.s3_reading import S3Object, S3ReadError, read_into
+from infra.steady_file import steady
 from infra.storage import PARTIAL, DirectoryStore, ObjectStore, S3Store
 
-_PIECE = 16 * 2**20  # S3 allows 10,000 of them and none below 5 MiB
 _THREADS = 8
 _UPLOADS = 3  # begun at most for one object: another publisher may end or abandon ours
-_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -65,10 +61,11 @@ class LargeObjects(Protocol):
         UnreadableObject."""
         ...
 
-    def upload(self, key: str, path: Path, advance: Advance) -> None:
-        """Write the file's bytes as an object, there whole or not at all; `advance` hears of bytes that are done.
+    def upload(self, key: str, path: Path, content: Content, advance: Advance) -> None:
+        """Write the file, which the content describes, as an object, there whole or not at all; `advance` hears of
+        bytes that are done.
 
-        Raises UserError where the file changes meanwhile.
+        Raises UserError where the file has another size or changes meanwhile.
         """
         ...
 
@@ -118,9 +115,9 @@ def local_file(store: ObjectStore, key: str, folder: Path) -> Path:
     with path.open("wb", buffering=0) as file, ThreadPoolExecutor(_THREADS) as pool:
 
         def bring(start: int) -> None:
-            os.pwrite(file.fileno(), read_range(large, key, start, min(_PIECE, whole - start), whole), start)
+            os.pwrite(file.fileno(), read_range(large, key, start, min(PART_BYTES, whole - start), whole), start)
 
-        list(pool.map(bring, range(0, whole, _PIECE)))
+        list(pool.map(bring, range(0, whole, PART_BYTES)))
     return path
 
 
@@ -149,13 +146,13 @@ class _Directory:
         if there != whole or came != len(buffer):
             raise UnreadableObject(f"it has {there:,} bytes in place of {whole:,}")
 
-    def upload(self, key: str, path: Path, advance: Advance) -> None:
+    def upload(self, key: str, path: Path, content: Content, advance: Advance) -> None:
         target = Path(self._store.uri(key))
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{PARTIAL}{secrets.token_hex(8)}")
         try:
-            with _steady(path) as source, partial.open("xb", buffering=0) as file:
-                while piece := source.read(_PIECE):
+            with steady(path, content.size) as source, partial.open("xb", buffering=0) as file:
+                while piece := source.read(PART_BYTES):
                     file.write(piece)
                     advance(len(piece))
                 os.fsync(file.fileno())  # the name must not survive a power cut that the bytes did not
@@ -221,95 +218,20 @@ class _Bucket:
                 raise KeyError(key) from error
             raise UnreadableObject(str(error)) from error
 
-    def upload(self, key: str, path: Path, advance: Advance) -> None:
-        size = path.stat().st_size
-        if size <= _PIECE:
-            with _steady(path) as file:
-                self._store.put(key, file.read())
-            return advance(size)
+    def upload(self, key: str, path: Path, content: Content, advance: Advance) -> None:
+        if not content.parts:
+            with steady(path, content.size) as file:
+                data = file.readall()
+            self._store.put(key, data)
+            return advance(content.size)
         done: set[int] = set()
         for _ in range(_UPLOADS):
-            if self._upload_parts(key, path, size, advance, done):
+            if upload_parts(self._store, key, path, content, advance, done):
                 return
             there = self.find(key)
-            if there is not None and there.size == size:
+            if there is not None and there.size == content.size:
                 return  # another publisher has put the same bytes there
         raise UserError(f"The upload of {self._store.uri(key)} was ended by others {_UPLOADS} times: publish again.")
-
-    def _upload_parts(self, key: str, path: Path, size: int, advance: Advance, told: set[int]) -> bool:
-        """False where the upload was ended by somebody else. told: parts that `advance` has heard of."""
-        from botocore.exceptions import ClientError
-
-        client = self._store.client
-        names = {"Bucket": self._store.bucket, "Key": self._store.name(key)}
-        spans = [(start, min(_PIECE, size - start)) for start in range(0, size, _PIECE)]
-        try:
-            upload = self._running_upload(key)
-            etags = self._parts_there(names, upload, path, spans) if upload else None
-            if etags is None:
-                upload, etags = client.create_multipart_upload(**names)["UploadId"], {}
-
-            def tell(number: int) -> None:
-                if number not in told:
-                    told.add(number)
-                    advance(spans[number - 1][1])
-
-            for number in etags:
-                tell(number)
-
-            with _steady(path) as file, ThreadPoolExecutor(_THREADS) as pool:
-
-                def send(number: int) -> tuple[int, str]:
-                    start, length = spans[number - 1]
-                    body = os.pread(file.fileno(), length, start)
-                    sent = client.upload_part(**names, UploadId=upload, PartNumber=number, Body=body)
-                    return number, str(sent["ETag"])
-
-                missing = [pool.submit(send, number) for number in range(1, len(spans) + 1) if number not in etags]
-                try:
-                    for future in as_completed(missing):
-                        number, etags[number] = future.result()
-                        tell(number)
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-            parts = [{"PartNumber": number, "ETag": etags[number]} for number in sorted(etags)]
-            client.complete_multipart_upload(**names, UploadId=upload, MultipartUpload={"Parts": parts})
-        except ClientError as error:
-            if error.response.get("Error", {}).get("Code") != "NoSuchUpload":
-                raise
-            return False
-        return True
-
-    def _running_upload(self, key: str) -> str | None:
-        """The newest upload of this object that was begun and never ended."""
-        name = self._store.name(key)
-        there = [one for one in self._uploads(name) if one["Key"] == name]
-        return str(max(there, key=lambda one: one["Initiated"])["UploadId"]) if there else None
-
-    def _parts_there(
-        self, names: dict[str, str], upload: str, path: Path, spans: list[tuple[int, int]]
-    ) -> dict[int, str] | None:
-        """Number → ETag of the parts that the server has and that are the file's.
-
-        None where it has parts beyond the file's end, of somebody who cuts otherwise: Ceph completes no upload without
-        all of its parts.
-        """
-        found: dict[int, str] = {}
-        pages = self._store.client.get_paginator("list_parts").paginate(**names, UploadId=upload)
-        with path.open("rb", buffering=0) as file:
-            for part in (part for page in pages for part in page.get("Parts", [])):
-                number = int(part["PartNumber"])
-                if number > len(spans):
-                    return None
-                if int(part["Size"]) != spans[number - 1][1]:
-                    continue
-                md5 = _MD5.fullmatch(str(part["ETag"]))
-                start, length = spans[number - 1]
-                own = hashlib.md5(os.pread(file.fileno(), length, start), usedforsecurity=False).hexdigest()
-                if md5 and md5[1] == own:
-                    found[number] = str(part["ETag"])
-        return found
 
     def clock(self) -> float:
         answer = self._store.client.list_objects_v2(Bucket=self._store.bucket, Prefix=self._store.prefix, MaxKeys=1)
@@ -319,7 +241,7 @@ class _Bucket:
         start = self._store.name("x")[:-1]
         return [
             Unfinished(one["Key"][len(start) :], one["Initiated"].timestamp(), str(one["UploadId"]))
-            for one in self._uploads(start + prefix)
+            for one in running_uploads(self._store, start + prefix)
         ]
 
     def abandon(self, upload: Unfinished) -> None:
@@ -328,11 +250,6 @@ class _Bucket:
             client.abort_multipart_upload(Bucket=self._store.bucket, Key=name, UploadId=upload.handle)
         except client.exceptions.NoSuchUpload:
             pass  # it has ended
-
-    def _uploads(self, prefix: str) -> Iterator[dict[str, Any]]:
-        pages = self._store.client.get_paginator("list_multipart_uploads")
-        for page in pages.paginate(Bucket=self._store.bucket, Prefix=prefix):
-            yield from page.get("Uploads", [])
 
     def require_creates_once(self, key: str) -> None:
         first, second = self._store.create(key, b"1"), self._store.create(key, b"2")
@@ -343,14 +260,3 @@ class _Bucket:
                 "though it is asked not to (If-None-Match), so that releases could be confused: use a server that "
                 "honours it, on Ceph a bucket without versioning."
             )
-
-
-@contextmanager
-def _steady(path: Path) -> Iterator[Any]:
-    """The open file; UserError where it changes before the block ends."""
-    with path.open("rb", buffering=0) as file:
-        before = os.fstat(file.fileno())
-        yield file
-        after = os.fstat(file.fileno())
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise UserError(f"{path} changed while it was being published: publish it again once it is written.")

@@ -20,7 +20,7 @@ from infra.storage import check_key
 FORMAT = "moa-release/1"
 MANIFEST = "manifest.json"
 SIGNATURE = "model.sig"  # beside a pulled release (`infra.release_signatures`), never one of its files
-PART_BYTES = 16 * 2**20
+PART_BYTES = 16 * 2**20  # S3 takes 10,000 parts of an upload and none below 5 MiB
 ID_DIGITS = 16
 MAX_BYTES = 4 * 2**20  # of a manifest: 600 GB in parts
 _MAX_FILES = 1000

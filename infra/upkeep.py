@@ -129,10 +129,10 @@ def mend(releases: Releases, damaged: Iterable[Damage], folder: Path | None) -> 
     with explained(releases.store):
         for one in damaged:
             source = _good_copy(one, cache, folder)
-            if source is None:
+            if source is None or one.content is None:
                 left.append(one)
             else:
-                large.upload(one.key, source, lambda size: None)
+                large.upload(one.key, source, one.content, lambda size: None)
     return left
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from infra import large_objects
 from infra.errors import UserError
 from infra.registry import Release, Releases
 from infra.storage import S3Store
@@ -25,10 +24,9 @@ def proxy(s3_store: S3Store) -> Iterator[FaultyS3]:
 
 
 @pytest.fixture
-def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two parts of an upload, which are as small as S3 allows."""
-    monkeypatch.setattr(large_objects, "_PIECE", 5 * 2**20)
-    (tmp_path / "weights").write_bytes(os.urandom(1000) * 6000)
+def weights(tmp_path: Path) -> Path:
+    """Two parts of an upload."""
+    (tmp_path / "weights").write_bytes(os.urandom(1000) * 17_000)
     return tmp_path / "weights"
 
 

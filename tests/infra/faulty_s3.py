@@ -1,5 +1,7 @@
 """A proxy before the S3 server that misbehaves on request, and remembers what it was asked for."""
 
+import base64
+import hashlib
 import http.client
 import random
 import threading
@@ -30,6 +32,9 @@ class FaultyS3(ThreadingHTTPServer):
 
     `unreliable`: a stream of random numbers and the share of all requests, of any kind, that are answered with 500,
     half of them after they were carried out.
+
+    A body that is not what its `x-amz-checksum-sha256` says is refused, as by AWS; `checked` counts those that were
+    looked at, `unsigned` those whose signature does not cover the body.
     """
 
     daemon_threads = True
@@ -41,6 +46,7 @@ class FaultyS3(ThreadingHTTPServer):
         self.unreliable: tuple[random.Random, float] | None = None
         self.failed = 0  # requests that were answered with 500 at random
         self.asked: list[str] = []
+        self.checked = self.unsigned = 0
         self.turn, self.writes = threading.Lock(), 0
         self.last_write: int | None = None  # after which nobody is answered any more
 
@@ -93,6 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
             status, code = _ERRORS[fault]
             self._answer(status, {}, _error(code, fault))
             return
+        if not self._is_as_its_sum_says(sent):
+            self._answer(400, {}, _error("BadDigest", "another SHA-256"))
+            return
         headers = dict(self.headers)
         if fault == "more":
             headers.pop("Range", None)
@@ -105,6 +114,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(status, answered, body, fault)
 
     do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
+
+    def _is_as_its_sum_says(self, body: bytes) -> bool:
+        given = self.headers.get("x-amz-checksum-sha256")
+        with self.server.turn:
+            self.server.checked += given is not None
+            self.server.unsigned += self.headers.get("x-amz-content-sha256") == "UNSIGNED-PAYLOAD"
+        return given is None or base64.b64decode(given) == hashlib.sha256(body).digest()
 
     def _fails_at_random(self, body: bytes) -> bool:
         if self.server.unreliable is None:

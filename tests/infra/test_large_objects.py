@@ -2,18 +2,19 @@
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infra import large_objects as module
+from infra.blobs import describe_file
 from infra.errors import UserError
 from infra.large_objects import UnreadableObject, large_objects, local_file, read_range
+from infra.manifest import PART_BYTES
 from infra.storage import DirectoryStore, ObjectStore, S3Store
-from tests.infra.faulty_s3 import faulty_s3
 
-PIECE = module._PIECE
+PIECE = PART_BYTES
 LARGE = 2 * PIECE + 12_345  # three parts
 
 
@@ -27,7 +28,7 @@ def large_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_file_becomes_an_object_that_is_read_in_ranges(store: ObjectStore, large_file: Path, tmp_path: Path) -> None:
     large, told, data = large_objects(store), [], large_file.read_bytes()
     assert large.find("blobs/x") is None
-    large.upload("blobs/x", large_file, told.append)
+    large.upload("blobs/x", large_file, describe_file(large_file), told.append)
     assert sum(told) == LARGE and large.find("blobs/x").size == LARGE
     for start, size in ((0, 10), (PIECE - 5, 20), (LARGE - 7, 7)):
         assert read_range(large, "blobs/x", start, size, LARGE) == data[start : start + size]
@@ -38,7 +39,7 @@ def test_a_file_becomes_an_object_that_is_read_in_ranges(store: ObjectStore, lar
 def test_a_small_file_too(store: ObjectStore, tmp_path: Path) -> None:
     for name, data in (("empty", b""), ("small", b"abc")):
         (tmp_path / name).write_bytes(data)
-        large_objects(store).upload(f"blobs/{name}", tmp_path / name, lambda size: None)
+        large_objects(store).upload(f"blobs/{name}", tmp_path / name, describe_file(tmp_path / name), lambda size: None)
         assert store.get(f"blobs/{name}") == data
         assert local_file(store, f"blobs/{name}", tmp_path / "..").read_bytes() == data
     entries = large_objects(store).entries("blobs/")
@@ -62,60 +63,15 @@ def test_an_object_of_another_size_is_not_read(store: ObjectStore) -> None:
 
 
 def test_a_file_that_changes_while_it_is_published_is_refused(store: ObjectStore, large_file: Path) -> None:
+    described = describe_file(large_file)
+
     def meddle(size: int) -> None:
         os.utime(large_file, ns=(1, time.time_ns()))
 
-    with pytest.raises(UserError, match="changed while"):
-        large_objects(store).upload("blobs/x", large_file, meddle)
+    for content, advance in ((described, meddle), (replace(described, size=LARGE - 1), lambda size: None)):
+        with pytest.raises(UserError, match="changed while"):
+            large_objects(store).upload("blobs/x", large_file, content, advance)
     assert store.list() == []
-
-
-def test_an_upload_that_was_killed_goes_on_with_the_parts_that_are_there(s3_store: S3Store, large_file: Path) -> None:
-    with faulty_s3(s3_store.endpoint_url or "") as proxy:
-        through = S3Store(s3_store.bucket, s3_store.prefix, proxy.address, attempts=1)
-        proxy.faults["partNumber=2"] = ["500"]
-        with pytest.raises(Exception, match="500|InternalError"):
-            large_objects(through).upload("blobs/x", large_file, lambda size: None)
-        assert s3_store.list() == [] and len(large_objects(s3_store).unfinished("blobs/")) == 1
-        proxy.faults.clear()
-        proxy.asked.clear()
-        told: list[int] = []
-        large_objects(through).upload("blobs/x", large_file, told.append)
-        sent = {path.partition("partNumber=")[2].partition("&")[0] for path in proxy.asked if "partNumber=" in path}
-    assert "2" in sent and sent != {"1", "2", "3"}
-    assert sum(told) == LARGE
-    assert s3_store.get("blobs/x") == large_file.read_bytes() and large_objects(s3_store).unfinished("blobs/") == []
-
-
-@pytest.mark.parametrize("beyond", [False, True])
-def test_parts_of_other_bytes_are_sent_again(s3_store: S3Store, large_file: Path, beyond: bool) -> None:
-    """Parts beyond the file's end make an upload that cannot be completed everywhere: it is left to the sweep."""
-    client, name = s3_store.client, s3_store.name("blobs/x")
-    upload = client.create_multipart_upload(Bucket=s3_store.bucket, Key=name)["UploadId"]
-    for number, body in ((1, bytes(PIECE)), (3, b"short"), *([(9, b"more")] if beyond else [])):
-        client.upload_part(Bucket=s3_store.bucket, Key=name, UploadId=upload, PartNumber=number, Body=body)
-    large_objects(s3_store).upload("blobs/x", large_file, lambda size: None)
-    assert s3_store.get("blobs/x") == large_file.read_bytes()
-    left = [one.handle for one in large_objects(s3_store).unfinished("blobs/x")]
-    assert left == ([upload] if beyond else [])
-
-
-def test_an_upload_that_somebody_else_ended_is_begun_again(s3_store: S3Store, large_file: Path) -> None:
-    with faulty_s3(s3_store.endpoint_url or "") as proxy:
-        through = large_objects(S3Store(s3_store.bucket, s3_store.prefix, proxy.address))
-        proxy.faults["partNumber=2"] = ["ended", ""]
-        told: list[int] = []
-        through.upload("blobs/x", large_file, told.append)
-        assert s3_store.get("blobs/x") == large_file.read_bytes() and sum(told) == LARGE
-        proxy.faults["partNumber=2"] = ["ended"]
-        through.upload("blobs/x", large_file, lambda size: None)  # it is there: another publisher's, for all we know
-        s3_store.delete("blobs/x")
-        with pytest.raises(UserError, match="publish again"):
-            through.upload("blobs/x", large_file, lambda size: None)
-    assert s3_store.list() == []
-    for one in large_objects(s3_store).unfinished("blobs/"):
-        large_objects(s3_store).abandon(one)
-        large_objects(s3_store).abandon(one)  # twice is once
 
 
 def test_what_a_killed_upload_left_is_found_and_removed(store: ObjectStore) -> None:
