@@ -24,6 +24,7 @@ import yaml
 from flows.session import environment_of_runs
 from infra.errors import UserError
 from infra.ports import free_ports
+from infra.ray_session import NO_CLUSTER
 from infra.service import Part
 from infra.settings import Settings
 
@@ -126,9 +127,7 @@ def _ray(
     environment = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": _secret(home / "ray-token", dry_run),
-        # Ray takes 127.0.0.1 for this machine's address in its network, and listens to everybody; not so where it is to
-        # be no cluster, as on a Mac.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        NO_CLUSTER: "0",
     }
     # Short, for Ray's sockets have paths of at most 107 characters; the same at each start.
     folder = _short_folder(home, dry_run)

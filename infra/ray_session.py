@@ -20,6 +20,7 @@ from infra.errors import UserError
 from infra.settings import RaySettings
 from infra.shard_feed import Batches, BatchQueues, Queue, numbers, opened, sealed
 
+NO_CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": a Ray of this machine alone, on loopback, as on a Mac
 _RAYLET_SECONDS = 2.0  # between two looks at whether the Ray that we are attached to lives
 _EXIT_CODE = 75  # EX_TEMPFAIL: try again
 
@@ -60,6 +61,9 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
     os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its notes on retries are not for the terminal
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # hide no GPU from tasks that ask for none
+    if not settings.address:
+        # Else Ray takes 127.0.0.1 for this machine's address in its network, and listens to everybody.
+        os.environ.setdefault(NO_CLUSTER, "0")
     import ray
 
     if ray.is_initialized():

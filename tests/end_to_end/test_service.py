@@ -7,7 +7,6 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from flows.run import Run
 from flows.service_parts import _postgres_programs
 from infra.service import read_state
 from infra.service_processes import family, marked
+from tests.open_ports import open_ports, reached_from_outside
 from tests.running_service import RunningService
 from tests.webhook import Heard, listening
 
@@ -63,14 +63,9 @@ def test_everything_comes_up_and_a_second_up_changes_nothing(up: dict[str, Any],
 
 
 def test_nobody_listens_to_other_machines(up: dict[str, Any], service: RunningService) -> None:
-    ports = [
-        (process.name(), one.laddr)
-        for process in marked(service.home)
-        for one in process.net_connections("inet")
-        if one.status == psutil.CONN_LISTEN
-    ]
+    ports = open_ports(marked(service.home))
     assert len(ports) > 10  # Ray alone has as many
-    assert [at for at in ports if not ip_address(at[1].ip.removeprefix("::ffff:")).is_loopback] == []
+    assert reached_from_outside(ports) == []
 
 
 def test_photos_that_are_dropped_lead_to_a_release(up: dict[str, Any], service: RunningService) -> None:

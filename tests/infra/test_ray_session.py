@@ -1,6 +1,8 @@
 """Shards over actors: lazily in, one by one out, and whatever dies costs what it had in its hands."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -25,6 +27,26 @@ def session() -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")  # as `flows.session` does
     with ray_session(LOCAL), ray_session(LOCAL):  # the inner one joins the outer one
         yield
+
+
+OPEN_PORTS = """
+import psutil
+from infra.ray_session import ray_session
+from infra.settings import load_settings
+from tests.open_ports import open_ports, reached_from_outside
+with ray_session(load_settings("demo").ray.model_copy(update={"address": "", "num_cpus": 1, "object_store_mb": 80})):
+    own = psutil.Process()
+    ports = open_ports([own, *own.children(recursive=True)])
+print(len(ports), reached_from_outside(ports))
+"""
+
+
+def test_a_ray_of_this_machine_listens_to_nobody_else() -> None:
+    """In a process of its own, for Ray reads the setting when it is imported."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", OPEN_PORTS], capture_output=True, text=True, env=environment)
+    count, _, outside = done.stdout.strip().rpartition("\n")[2].partition(" ")
+    assert int(count) > 3 and outside == "[]", done.stdout + done.stderr
 
 
 class Doubling:
