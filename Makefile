@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down test lint bench-model bench-data bench-training bench-release bench-service test-faults test-hosts test-ceph test-faults-20 test-training-20 test-release-20 endurance soak full-size claims sbom audit clean
+.PHONY: help install demo up down test lint bench-model bench-data bench-training bench-release bench-service test-faults test-hosts test-ceph test-faults-20 test-training-20 test-cluster-20 test-release-20 endurance soak full-size claims sbom audit clean
 
 help:  ## say what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -54,11 +54,12 @@ test-hosts: $(STAMP)  ## a retraining on six hosts over a slow, lossy network, e
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m hosts tests
 
 # What asks a store for anything.
-RELEASE_TESTS := $(addprefix tests/infra/test_,storage.py large_objects.py blobs.py registry.py old_registry.py release_names.py \
+RELEASE_TESTS := $(addprefix tests/infra/test_,storage.py large_objects.py multipart_upload.py steady_file.py blobs.py registry.py old_registry.py release_names.py \
 	release_signatures.py release_cache.py upkeep.py pulling.py) tests/faults/test_release_faults.py
 
-TRAINING_FAULTS := $(addprefix tests/faults/test_,training_processes.py training_storage.py training_course.py \
-	preemption.py sharded_training.py cluster_job_faults.py) tests/flows/test_training_loop.py
+TRAINING_FAULTS := $(addprefix tests/faults/test_,training_processes.py training_storage.py training_course.py)
+CLUSTER_FAULTS := $(addprefix tests/faults/test_,preemption.py sharded_training.py cluster_job_faults.py) \
+	tests/flows/test_training_loop.py
 
 test-ceph: $(STAMP)  ## storage and releases on a real Ceph gateway: apt-get install ceph-mon ceph-osd radosgw
 	OMP_NUM_THREADS=1 $(BIN)/python -m infra.ceph run $(BIN)/python -m pytest $(RELEASE_TESTS) tests/infra/test_ceph.py
@@ -66,8 +67,11 @@ test-ceph: $(STAMP)  ## storage and releases on a real Ceph gateway: apt-get ins
 test-faults-20: $(STAMP)  ## the same 20 times in a row, each with other random moments; goes on where it was
 	$(BIN)/python -m tests.faults.repeat --times 20
 
-test-training-20: $(STAMP)  ## of the same what concerns trainings alone: processes, nodes, stores, disks, preemption, cluster jobs
+test-training-20: $(STAMP)  ## of the same what concerns trainings alone: processes, nodes, stores, disks, shards
 	$(BIN)/python -m tests.faults.repeat --times 20 --name training-faults $(TRAINING_FAULTS)
+
+test-cluster-20: $(STAMP)  ## and what concerns clusters: preemption, sharded weights, Ray Jobs
+	$(BIN)/python -m tests.faults.repeat --times 20 --name cluster-faults $(CLUSTER_FAULTS)
 
 test-release-20: $(STAMP)  ## publishing, pulling and hostile registries 20 times in a row; goes on where it was
 	$(BIN)/python -m tests.faults.repeat --times 20 --select "" --name release-faults $(RELEASE_TESTS) tests/faults/test_hostile_registry.py
