@@ -11,7 +11,10 @@ import boto3
 import pytest
 
 from infra.ceph import ENDPOINT
+from infra.manifest import PART_BYTES
 from infra.storage import DirectoryStore, ObjectStore, S3Store
+
+LARGE = 2 * PART_BYTES + 12_345  # three parts
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +54,14 @@ def s3_address() -> Iterator[str]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def large_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of LARGE bytes."""
+    path = tmp_path_factory.mktemp("large") / "weights"
+    path.write_bytes(bytes(range(251)) * (LARGE // 251) + bytes(LARGE % 251))
+    return path
 
 
 @pytest.fixture

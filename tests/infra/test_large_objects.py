@@ -13,16 +13,7 @@ from infra.errors import UserError
 from infra.large_objects import UnreadableObject, large_objects, local_file, read_range
 from infra.manifest import PART_BYTES
 from infra.storage import DirectoryStore, ObjectStore, S3Store
-
-PIECE = PART_BYTES
-LARGE = 2 * PIECE + 12_345  # three parts
-
-
-@pytest.fixture(scope="module")
-def large_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("large") / "weights"
-    path.write_bytes(bytes(range(251)) * (LARGE // 251) + bytes(LARGE % 251))
-    return path
+from tests.infra.conftest import LARGE
 
 
 def test_a_file_becomes_an_object_that_is_read_in_ranges(store: ObjectStore, large_file: Path, tmp_path: Path) -> None:
@@ -30,7 +21,7 @@ def test_a_file_becomes_an_object_that_is_read_in_ranges(store: ObjectStore, lar
     assert large.find("blobs/x") is None
     large.upload("blobs/x", large_file, describe_file(large_file), told.append)
     assert sum(told) == LARGE and large.find("blobs/x").size == LARGE
-    for start, size in ((0, 10), (PIECE - 5, 20), (LARGE - 7, 7)):
+    for start, size in ((0, 10), (PART_BYTES - 5, 20), (LARGE - 7, 7)):
         assert read_range(large, "blobs/x", start, size, LARGE) == data[start : start + size]
     assert local_file(store, "blobs/x", tmp_path).read_bytes() == data
     assert store.list() == ["blobs/x"] and large.unfinished("blobs/") == []

@@ -16,19 +16,8 @@ from infra.large_objects import large_objects
 from infra.manifest import PART_BYTES, Content
 from infra.multipart_upload import running_uploads
 from infra.storage import S3Store
-from tests.infra.conftest import s3_store
+from tests.infra.conftest import LARGE
 from tests.infra.faulty_s3 import FaultyS3, faulty_s3
-
-__all__ = ["s3_store"]
-
-LARGE = 2 * PART_BYTES + 12_345  # three parts
-
-
-@pytest.fixture(scope="module")
-def large_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("large") / "weights"
-    path.write_bytes(bytes(range(251)) * (LARGE // 251) + bytes(LARGE % 251))
-    return path
 
 
 @pytest.fixture(scope="module")
