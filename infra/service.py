@@ -29,7 +29,7 @@ from urllib.request import urlopen
 import psutil
 
 from infra.errors import UserError
-from infra.service_processes import command_of, end_all, family, held_mb, marked, marked_environment
+from infra.service_processes import command_of, end_marked, family, held_mb, marked, marked_environment
 
 _POLL_SECONDS = 0.2
 _STEADY_SECONDS = 60.0  # who lived so long is started again at once
@@ -129,7 +129,7 @@ def stop(home: Path, seconds: float = 120.0) -> int:
         deadline = time.monotonic() + seconds
         while is_up(home) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
-    end_all(marked(home))
+    end_marked(home)
     return len(before)
 
 
@@ -280,7 +280,7 @@ class Supervisor:
             phase = read_state(self.home)
             for child in reversed(self.children):
                 child.end()
-            end_all(marked(self.home))
+            end_marked(self.home)
             if phase.get("phase") != "failed":
                 self._note("down")
 

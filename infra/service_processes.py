@@ -2,12 +2,14 @@
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
+_LOOKS, _LOOK_SECONDS = 3, 0.1
 MARK = "MOA_SERVICE"
 """The environment variable that has the service's folder."""
 
@@ -67,3 +69,11 @@ def end_all(processes: Sequence[psutil.Process], seconds: float = 10.0) -> None:
         _, processes = psutil.wait_procs(processes, timeout=seconds)
         if not processes:
             return
+
+
+def end_marked(home: Path) -> None:
+    """End what belongs to HOME. Looked for again and again: what was started this moment shows no environment yet, and
+    what is asked to end may start something."""
+    for _ in range(_LOOKS):
+        end_all(marked(home))
+        time.sleep(_LOOK_SECONDS)

@@ -9,9 +9,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra.service_processes import command_of, end_all, family, held_mb, marked, marked_environment
+from infra.service_processes import command_of, end_all, end_marked, family, held_mb, marked, marked_environment
 
 _CHILD = "held = b'x' * 50_000_000; print('here', flush=True); import time; time.sleep(600)"
+_STARTS_ANOTHER = """
+import signal, subprocess, sys
+def another(*_):
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    sys.exit()
+signal.signal(signal.SIGTERM, another)
+print("here", flush=True)
+signal.pause()
+"""
 _PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {_CHILD!r}, 'grandchild'])"
 
 
@@ -25,7 +34,7 @@ def process(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
     try:
         yield started
     finally:
-        end_all(marked(tmp_path))
+        end_marked(tmp_path)
         started.wait()
         started.stdout.close()
 
@@ -52,3 +61,11 @@ def test_who_is_gone_says_nothing_and_holds_nothing(process: "subprocess.Popen[b
     assert [command_of(one) for one in everyone] == [[], []] and held_mb(everyone) == 0
     with pytest.raises(psutil.NoSuchProcess):
         family(process.pid)
+
+
+def test_what_is_started_meanwhile_ends_too(tmp_path: Path) -> None:
+    command, environment = [sys.executable, "-c", _STARTS_ANOTHER], marked_environment(tmp_path)
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True) as started:
+        assert started.stdout is not None and started.stdout.readline() == b"here\n"
+        end_marked(tmp_path)
+    assert marked(tmp_path) == []
