@@ -24,7 +24,6 @@ _THREADS = 8
 _OTHER_BYTES = ("BadDigest", "XAmzContentChecksumMismatch")
 _ALGORITHM, _CHECKSUM = "SHA256", "ChecksumSHA256"
 
-
 Advance = Callable[[int], None]
 """Called with a number of bytes that are done."""
 
@@ -56,8 +55,8 @@ class _Upload:
 
 
 def upload_parts(store: S3Store, key: str, path: Path, content: Content, advance: Advance, told: set[int]) -> bool:
-    """Write the file, which the content describes, as an object, whole or not at all. False where somebody else ended
-    the upload.
+    """Write the file, which the content describes part by part, as an object, whole or not at all. False where somebody
+    else ended the upload.
 
     told: the numbers of the parts that `advance` has heard of. Raises UserError where the file changes meanwhile.
     """
@@ -113,11 +112,8 @@ def running_uploads(store: S3Store, prefix: str) -> Iterator[dict[str, Any]]:
 
 
 def _parts_of(content: Content) -> list[_Part]:
-    spans, digests = part_spans(content.size), content.parts or (content.sha256,)
-    return [
-        _Part(number, start, size, bytes.fromhex(digest))
-        for number, ((start, size), digest) in enumerate(zip(spans, digests, strict=True), 1)
-    ]
+    described = zip(part_spans(content.size), content.parts, strict=True)
+    return [_Part(number, *span, bytes.fromhex(digest)) for number, (span, digest) in enumerate(described, 1)]
 
 
 def _begun(store: S3Store, names: dict[str, str]) -> _Upload:
