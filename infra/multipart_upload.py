@@ -53,6 +53,10 @@ class _Upload:
     checks: bool
     etags: dict[int, str] = field(default_factory=dict)
 
+    def names(self, part: _Part) -> dict[str, Any]:
+        """How a part is named when it is sent, and again at the end."""
+        return {"PartNumber": part.number, **(part.checksum if self.checks else {})}
+
 
 def upload_parts(store: S3Store, key: str, path: Path, content: Content, advance: Advance, told: set[int]) -> bool:
     """Write the file, which the content describes part by part, as an object, whole or not at all. False where somebody
@@ -75,8 +79,7 @@ def upload_parts(store: S3Store, key: str, path: Path, content: Content, advance
             sending = _client_for(store, upload)
 
             def send(part: _Part) -> str:
-                checksum = part.checksum if upload.checks else {}
-                about = {**names, "UploadId": upload.id, "PartNumber": part.number, **checksum}
+                about = {**names, **upload.names(part), "UploadId": upload.id}
                 return str(sending.upload_part(**about, Body=part.read(file))["ETag"])
 
             for part in (part for part in parts if part.number in upload.etags):
@@ -89,10 +92,7 @@ def upload_parts(store: S3Store, key: str, path: Path, content: Content, advance
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        ended = [
-            {"PartNumber": part.number, "ETag": upload.etags[part.number], **(part.checksum if upload.checks else {})}
-            for part in parts
-        ]
+        ended = [{**upload.names(part), "ETag": upload.etags[part.number]} for part in parts]
         store.client.complete_multipart_upload(**names, UploadId=upload.id, MultipartUpload={"Parts": ended})
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code")
@@ -134,6 +134,8 @@ def _running(store: S3Store, names: dict[str, str], file: FileIO, parts: list[_P
     algorithms, etags = {newest.get("ChecksumAlgorithm")}, {}
     for page in store.client.get_paginator("list_parts").paginate(**names, UploadId=newest["UploadId"]):
         algorithms.add(page.get("ChecksumAlgorithm"))  # some servers say it here, some there, some nowhere
+        if not algorithms <= {None, _ALGORITHM}:
+            return None
         for one in page.get("Parts", []):
             number, etag = int(one["PartNumber"]), str(one["ETag"])
             if number > len(parts):
@@ -141,8 +143,6 @@ def _running(store: S3Store, names: dict[str, str], file: FileIO, parts: list[_P
             part = parts[number - 1]
             if int(one["Size"]) == part.size and _is_md5_of(etag, part.read(file)):
                 etags[number] = etag
-    if not algorithms <= {None, _ALGORITHM}:
-        return None
     return _Upload(str(newest["UploadId"]), _ALGORITHM in algorithms, etags)
 
 

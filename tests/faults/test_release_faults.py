@@ -1,7 +1,6 @@
 """Publishers who are killed at any write to S3, and answers that are lost on their way."""
 
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,16 +10,10 @@ from infra.errors import UserError
 from infra.registry import Release, Releases
 from infra.storage import S3Store
 from infra.upkeep import verify
-from tests.infra.conftest import s3_store
-from tests.infra.faulty_s3 import FaultyS3, faulty_s3
+from tests.infra.conftest import proxy, s3_store
+from tests.infra.faulty_s3 import FaultyS3
 
-__all__ = ["s3_store"]
-
-
-@pytest.fixture
-def proxy(s3_store: S3Store) -> Iterator[FaultyS3]:
-    with faulty_s3(s3_store.endpoint_url or "") as server:
-        yield server
+__all__ = ["proxy", "s3_store"]
 
 
 @pytest.fixture

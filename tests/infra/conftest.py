@@ -13,6 +13,7 @@ import pytest
 from infra.ceph import ENDPOINT
 from infra.manifest import PART_BYTES
 from infra.storage import DirectoryStore, ObjectStore, S3Store
+from tests.infra.faulty_s3 import FaultyS3, faulty_s3
 
 LARGE = 2 * PART_BYTES + 12_345  # three parts
 
@@ -69,6 +70,13 @@ def s3_store(s3_address: str) -> S3Store:
     bucket = f"test-{secrets.token_hex(6)}"
     boto3.client("s3", endpoint_url=s3_address).create_bucket(Bucket=bucket)
     return S3Store(bucket, "some/prefix", s3_address)
+
+
+@pytest.fixture
+def proxy(s3_store: S3Store) -> Iterator[FaultyS3]:
+    """Before the store's server."""
+    with faulty_s3(s3_store.endpoint_url or "") as server:
+        yield server
 
 
 @pytest.fixture(params=["directory", "s3"])

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,18 +16,12 @@ from infra.manifest import PART_BYTES, Content
 from infra.multipart_upload import running_uploads
 from infra.storage import S3Store
 from tests.infra.conftest import LARGE
-from tests.infra.faulty_s3 import FaultyS3, faulty_s3
+from tests.infra.faulty_s3 import FaultyS3
 
 
 @pytest.fixture(scope="module")
 def described(large_file: Path) -> Content:
     return describe_file(large_file)
-
-
-@pytest.fixture
-def proxy(s3_store: S3Store) -> Iterator[FaultyS3]:
-    with faulty_s3(s3_store.endpoint_url or "") as server:
-        yield server
 
 
 def through(proxy: FaultyS3, store: S3Store, attempts: int = 5) -> S3Store:
