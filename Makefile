@@ -58,7 +58,7 @@ RELEASE_TESTS := $(addprefix tests/infra/test_,storage.py large_objects.py multi
 	release_signatures.py release_cache.py upkeep.py pulling.py) tests/faults/test_release_faults.py
 
 TRAINING_FAULTS := $(addprefix tests/faults/test_,training_processes.py training_storage.py training_course.py)
-CLUSTER_FAULTS := $(addprefix tests/faults/test_,preemption.py sharded_training.py cluster_job_faults.py) \
+CLUSTER_FAULTS := $(addprefix tests/faults/test_,preemption.py growth.py sharded_training.py cluster_job_faults.py) \
 	tests/flows/test_training_loop.py
 
 test-ceph: $(STAMP)  ## storage and releases on a real Ceph gateway: apt-get install ceph-mon ceph-osd radosgw

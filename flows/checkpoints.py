@@ -11,10 +11,12 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from infra.storage import ObjectStore
+from infra.large_objects import download
+from infra.storage import ObjectStore, check_key
 
 RELEASED = "released"  # a folder in the last one: what is released
 _LIST = "complete.json"
@@ -23,6 +25,7 @@ _TRIES = 7  # of what ends the training, each after twice the pause before: a mi
 _AGAIN = "it is tried again, for a minute"
 _Result = TypeVar("_Result")
 Files = Callable[[], Iterable[tuple[str, bytes]]]
+Wanted = Callable[[str], bool]
 
 
 def folder_of(run_id: str) -> str:
@@ -52,6 +55,13 @@ class CheckpointWriter:
         self.wait()
         self._writing = self._thread.submit(self._write, step, files, loss)
 
+    def when_written(self, call: Callable[[object], object]) -> None:
+        """Call once the one that is being written is there, or could not be written."""
+        if self._writing is None:
+            call(None)
+        else:
+            self._writing.add_done_callback(call)
+
     def finish(self, step: int, files: Files, loss: float) -> None:
         """Write the last one and wait for it; the error of the last try where none succeeds."""
         self.wait()
@@ -70,10 +80,16 @@ class CheckpointWriter:
     def _write(self, step: int, files: Files, loss: float) -> None:
         prefix = f"{self._folder}step-{step:08d}"
         listed = dict[str, str]()
-        for name, data in files():
-            self._store.put(f"{prefix}/{name}", data)
-            listed[name] = hashlib.sha256(data).hexdigest()
-        self._store.put(f"{prefix}/{_LIST}", json.dumps({"files": listed, "loss": loss}).encode())
+        try:
+            for name, data in files():
+                self._store.put(f"{prefix}/{name}", data)
+                listed[name] = hashlib.sha256(data).hexdigest()
+            self._store.put(f"{prefix}/{_LIST}", json.dumps({"files": listed, "loss": loss}).encode())
+        except Exception:
+            with suppress(Exception):  # what was written must not keep a full disk full
+                for name in (_LIST, *listed):
+                    self._store.delete(f"{prefix}/{name}")
+            raise
         self._remove_others(step)
 
     def _remove_others(self, step: int) -> None:
@@ -116,26 +132,29 @@ def latest_step(store: ObjectStore, run_id: str) -> int:
     return max((int(found[2]) for key in keys if key.endswith(_LIST) and (found := _STEP.match(key))), default=0)
 
 
-def fetch_checkpoint(store: ObjectStore, run_id: str, folder: Path) -> int:
-    """Copy the run's latest complete checkpoint into an empty folder and return its step; 0 where there is none."""
+def fetch_checkpoint(store: ObjectStore, run_id: str, folder: Path, among: Wanted = lambda name: True) -> int:
+    """Copy the run's latest complete checkpoint into an empty folder and return its step; 0 where there is none.
+
+    `among` says which of its files are wanted; complete are those.
+    """
     found = {match[1]: int(match[2]) for key in store.list(folder_of(run_id)) if (match := _STEP.match(key))}
     for prefix in sorted(found, key=lambda prefix: found[prefix], reverse=True):
-        contents = _complete(store, prefix)
-        if contents is None:
-            continue
-        for name, data in contents.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        return found[prefix]
+        if _fetched(store, prefix, folder, among):
+            return found[prefix]
     return 0
 
 
-def _complete(store: ObjectStore, prefix: str) -> dict[str, bytes] | None:
+def _fetched(store: ObjectStore, prefix: str, folder: Path, among: Wanted) -> bool:
+    """Whether the checkpoint's files are in the folder, file by file, for some are larger than the memory."""
     try:
         listed = json.loads(store.get(f"{prefix}/{_LIST}"))["files"]
-        contents = {name: store.get(f"{prefix}/{name}") for name in listed}
+        for name in filter(among, listed):
+            key, path = check_key(f"{prefix}/{name}"), folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            download(store, key, path)
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != listed[name]:
+                    return False
     except (KeyError, TypeError, ValueError):
-        return None
-    intact = all(hashlib.sha256(contents[name]).hexdigest() == sha256 for name, sha256 in listed.items())
-    return contents if intact else None
+        return False
+    return True

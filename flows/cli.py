@@ -47,6 +47,8 @@ _INTERRUPTED = 130  # the exit code that shells know
 _PATIENCE_SECONDS = 5.0  # for Prefect to note that the run was stopped
 _CLUSTER_SECONDS = 15.0  # for a cluster to note that a job is to be stopped
 _stopping: Callable[[float], str] | None = None  # waits so long for that, and says what came of it
+_begun, _last_word = threading.Lock(), threading.Lock()  # taken once: by whoever begins to stop, and by whoever leaves
+_told = threading.Event()  # those who are to stop
 
 FromScratch = Annotated[bool, typer.Option("--from-scratch", help="Start with a fresh adapter, not a released one.")]
 
@@ -270,6 +272,11 @@ def report(preset: Preset = "demo", workspace: Workspace = None, changes: Change
 def main() -> None:
     """The console script: a user's mistake is one sentence and exit code 2, Ctrl-C one line and 130."""
     signal.signal(signal.SIGINT, _interrupt)
+    hears, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's Ctrl-C is no second one
+    threading.Thread(target=_listen, args=(hears,), daemon=True).start()
     warnings.showwarning = _say_warning
     status = _run()
     sys.stdout.flush()
@@ -279,19 +286,43 @@ def main() -> None:
 
 
 def _interrupt(*_: object) -> None:
+    """The first Ctrl-C: commands end as after an exception, if they can."""
+    signal.signal(signal.SIGINT, _leave_at_once)
+    _stop_soon()
+    raise KeyboardInterrupt
+
+
+def _listen(hears: int) -> None:
+    """Hear Ctrl-C also where the main thread waits without an end: polars' own handler of the signal has such a wait
+    begun again, and Python's, which it calls, comes to `_interrupt` only after that."""
+    heard = 0
+    while True:
+        for number in os.read(hears, 64):
+            if number == signal.SIGINT and signal.getsignal(number) in (_interrupt, _leave_at_once):
+                heard += 1
+                _stop_soon() if heard == 1 else _leave(0.0)
+
+
+def _stop_soon() -> None:
     """Stop within seconds, whoever waits for what.
 
     A terminal sends Ctrl-C to Prefect's server and to Ray too, and their clients in this process would wait long for
     them. A run may be killed at any moment, so nothing is lost by leaving.
     """
     global _stopping
-    signal.signal(signal.SIGINT, lambda *_: _leave(0.0))
+    if not _begun.acquire(blocking=False):
+        _told.wait(_PATIENCE_SECONDS)  # whoever goes on takes the list of jobs with it
+        return
     if cluster_job := sys.modules.get("flows.cluster_job"):
         _stopping = cluster_job.begin_to_stop()
+    _told.set()
     timer = threading.Timer(_PATIENCE_SECONDS, _leave)
     timer.daemon = True
     timer.start()
-    raise KeyboardInterrupt
+
+
+def _leave_at_once(*_: object) -> None:
+    _leave(0.0)
 
 
 def _leave(patience: float = _CLUSTER_SECONDS) -> None:
@@ -301,6 +332,7 @@ def _leave(patience: float = _CLUSTER_SECONDS) -> None:
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             child.kill()
+    _last_word.acquire(timeout=1.0)
     os.write(2, f"{said}\n".encode())
     os._exit(_INTERRUPTED)
 

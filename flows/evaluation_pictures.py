@@ -134,7 +134,8 @@ def unpacked(tar: bytes) -> Iterator[Drawn]:
     """The drawings of a tar that `packed` wrote."""
     for sample in read_tar(tar):
         router = sample.parts.get("router.npy")
-        yield Cell.model_validate(sample.json()), sample.parts["png"], None if router is None else decode_npy(router)
+        picture = bytes(sample.parts["png"])
+        yield Cell.model_validate(sample.json()), picture, None if router is None else decode_npy(router)
 
 
 def without_photos(people: Sequence[Mapping[str, Any]]) -> list[Subject]:

@@ -3,6 +3,8 @@
 import time
 from typing import Any
 
+from flows.training_cluster import CPUS_INSTEAD
+
 _QUIET_SECONDS = 60.0  # without a row of progress, before anybody looks at the machines
 
 
@@ -30,4 +32,5 @@ class MachineWatch:
         return (
             f"waits for machines: the cluster has room for {room} of {self._workers} workers; it goes on when more "
             "come, or started again with a lower train.min_workers"
+            + (f"; {CPUS_INSTEAD}" if self._resource == "GPU" else "")
         )

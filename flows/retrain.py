@@ -8,11 +8,12 @@ the shards. Nothing new → the run ends early and says so. Every stage is a flo
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 
 from flows import artifacts
+from flows.background import in_background, wait_for
 from flows.batch_check import check_batch
 from flows.cancellation import stage_flow
 from flows.caption import caption
@@ -79,9 +80,9 @@ def side_by_side(settings: Settings, stages: Sequence[Callable[[Settings], Stage
     """
     share = settings.ray.gpus_per_worker / len(stages)
     shared = settings.model_copy(update={"ray": settings.ray.model_copy(update={"gpus_per_worker": share})})
-    with ThreadPoolExecutor(len(stages)) as pool:
-        # A copy of the context each: by it Prefect knows whose subflows they are.
-        futures = [pool.submit(copy_context().run, stage, shared) for stage in stages]
+    # A copy of the context each: by it Prefect knows whose subflows they are.
+    futures = [in_background(partial(copy_context().run, stage, shared)) for stage in stages]
+    wait_for(futures)
     return [future.result() for future in futures]
 
 

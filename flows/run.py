@@ -37,8 +37,8 @@ COLUMNS = {
 _RESOLVED = ("transformers", "diffusers", "facenet", "lpips", "clip")
 # What decides how a training runs, and not what comes out of it but for the order in which sums are taken.
 _TRAIN_WITHOUT_EFFECT = set(
-    "workers min_workers micro_batch_size checkpoint_every keep_last keep_every warm_start bad_step hang_seconds "
-    "cache_mb loader_workers loader_ahead damaged_shards channels_last compile activation_checkpointing "
+    "workers min_workers resize_seconds micro_batch_size checkpoint_every keep_last keep_every warm_start bad_step "
+    "hang_seconds cache_mb loader_workers loader_ahead damaged_shards channels_last compile activation_checkpointing "
     "fused_optimizer pictures_every pictures_people pictures_prompts sharding placement gpus_per_worker collectives "
     "nccl_env".split()
 )

@@ -4,13 +4,12 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from flows import artifacts, training_cluster
+from flows.background import in_background
 from flows.cancellation import stage_flow
 from flows.checkpoints import RELEASED, fetch_checkpoint, folder_of, latest_step, patiently
 from flows.cluster_job import run_on_cluster, runs_on_cluster
@@ -22,6 +21,7 @@ from flows.training_continuity import continuity, course_for_card
 from flows.training_history import AttemptLog
 from flows.training_job import HISTORY, News, ProgressReporter, TrainingJob, work
 from flows.training_metrics import LiveMetrics, LivePictures
+from flows.training_resize import saving_before
 from infra import model_files
 from infra.errors import UserError, room_on_disk
 from infra.settings import ModelReference, Settings
@@ -203,15 +203,18 @@ def _fit(run: Run, job: TrainingJob, log: AttemptLog, continued: int) -> frozens
     from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchTrainer
 
+    from flows.ray_storage import ray_storage
+
     settings = run.settings.train
-    gpu = training_cluster.on_gpus(settings)
+    gpu = training_cluster.on_gpus(run.settings)
     scaling, collectives = training_cluster.scaling(settings, gpu), training_cluster.torch_config(settings, gpu)
-    if short := training_cluster.check_room(run.settings, gpu):
-        artifacts.console.print(f"train: {short}", markup=False, style="yellow")
+    for look in (training_cluster.check_gpus, training_cluster.check_room):
+        if short := look(run.settings, gpu):
+            artifacts.console.print(f"train: {short}", markup=False, style="yellow")
     training_cluster.check_store(run.store, run.settings, job.run_id)
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # where it is lost, so is the driver
     reporter: Any = ray.remote(num_cpus=0, label_selector=here)(ProgressReporter).remote()
-    path, filesystem = _ray_storage(run, f"runs/{job.run_id}/attempts")
+    path, filesystem = ray_storage(run, f"runs/{job.run_id}/attempts")
     # A process that is frozen as a whole cannot watch itself.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(settings.hang_seconds)
     trainer = TorchTrainer(
@@ -224,12 +227,15 @@ def _fit(run: Run, job: TrainingJob, log: AttemptLog, continued: int) -> frozens
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=_MOST_FAILURES, preemption_grace_s=_GONE_SECONDS),
-            worker_runtime_env=training_cluster.worker_environment(settings),
+            worker_runtime_env=training_cluster.worker_environment(
+                settings, hide_gpus=not gpu and training_cluster.gpus() > 0
+            ),
+            callbacks=[saving_before(settings.hang_seconds)],
         ),
     )
     pictures = LivePictures(run.store, job.run_id, settings.pictures_every, continued)
     with LiveMetrics(job.run_id, settings.steps, continued, run.settings.monitoring.prometheus_port) as live:
-        future, ended = _in_background(trainer.fit), False
+        future, ended = in_background(trainer.fit), False
         machines = MachineWatch(training_cluster.fewest_workers(settings), gpu)
         while not ended:
             ended = bool(wait([future], timeout=1.0).done)
@@ -251,20 +257,6 @@ def _fit(run: Run, job: TrainingJob, log: AttemptLog, continued: int) -> frozens
     return job.damaged | left_out
 
 
-def _in_background(work: Callable[[], Any]) -> Future[Any]:
-    """Like an executor's `submit`, on a thread for which nobody waits at the end: what is given up is left behind."""
-    future: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    Thread(target=run, daemon=True).start()
-    return future
-
-
 def finish(run: Run, plan: dict[str, Any]) -> None:
     """Put the last checkpoint's averaged adapter and losses into the run's folder; the checkpoints are then let go."""
 
@@ -283,7 +275,7 @@ def _finish(run: Run, plan: dict[str, Any]) -> int:
     """The last checkpoint's step; nothing else is done where it is not the training's last."""
     run_id = plan["run_id"]
     with tempfile.TemporaryDirectory(prefix="moa-finish-") as folder:
-        step = fetch_checkpoint(run.store, run_id, Path(folder))
+        step = fetch_checkpoint(run.store, run_id, Path(folder), _is_result)
         if step != run.settings.train.steps:
             return step
         for name in ADAPTER_FILES:
@@ -293,26 +285,17 @@ def _finish(run: Run, plan: dict[str, Any]) -> int:
     return step
 
 
+def _is_result(name: str) -> bool:
+    """Of a checkpoint's files what outlives it; the others may be larger than this machine's memory."""
+    return name == HISTORY or name.startswith(f"{RELEASED}/")
+
+
 def _let_go(run: Run, run_id: str) -> None:
     """Delete a finished run's checkpoints; a kill may have come before."""
     for prefix in (folder_of(run_id), f"runs/{run_id}/attempts/"):
         for key in run.store.list(prefix):
             run.store.delete(key)
     run.store.sweep(f"runs/{run_id}")
-
-
-def _ray_storage(run: Run, prefix: str) -> tuple[str, Any]:
-    """Where Ray Train writes: the same place as the store's keys under `prefix`."""
-    address = run.store.uri(prefix)
-    if not address.startswith("s3://"):
-        return str(Path(run.settings.store_root).expanduser().absolute() / prefix), None
-    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
-
-    endpoint = run.settings.storage.endpoint_url
-    scheme, _, host = (endpoint or "").rpartition("://")
-    options = {"endpoint_override": host, "scheme": scheme or "https"} if endpoint else {}
-    patient = AwsStandardS3RetryStrategy(max_attempts=10)  # 3 by default, and Ray Train takes what fails for the end
-    return address.removeprefix("s3://"), S3FileSystem(retry_strategy=patient, **options)
 
 
 def _key(run_id: str, name: str) -> str:

@@ -7,14 +7,32 @@ from infra.errors import UserError
 from infra.settings import Settings, TrainSettings
 from infra.storage import ObjectStore
 
+CPUS_INSTEAD = "started again with --set train.gpus_per_worker=0 it trains on CPUs"
 _ANSWER_SECONDS = 120.0  # of another machine: a new process that imports what it needs
 
 
-def on_gpus(options: TrainSettings) -> bool:
-    """Whether the workers get a GPU each: where it is asked for, and the cluster has enough for the fewest workers."""
+def on_gpus(settings: Settings) -> bool:
+    """Whether the workers get a GPU each, where it is asked for: in a cluster always, for machines with GPUs may come
+    later than the driver; in a Ray of our own, which cannot grow, if it has enough for the fewest workers."""
+    options = settings.train
+    return bool(options.gpus_per_worker and (settings.ray.address or gpus() >= fewest_workers(options)))
+
+
+def check_gpus(settings: Settings, gpu: bool) -> str:
+    """ "", or a sentence if the workers do without the GPUs that are asked for."""
+    if gpu or not settings.train.gpus_per_worker:
+        return ""
+    return (
+        f"on CPUs: {fewest_workers(settings.train)} workers want a GPU each, and this machine has {gpus():.0f} "
+        "(train.gpus_per_worker)"
+    )
+
+
+def gpus() -> float:
+    """How many the cluster has at this moment."""
     import ray
 
-    return bool(options.gpus_per_worker and ray.cluster_resources().get("GPU", 0) >= fewest_workers(options))
+    return float(ray.cluster_resources().get("GPU", 0))
 
 
 def fewest_workers(options: TrainSettings) -> int:
@@ -32,6 +50,7 @@ def scaling(options: TrainSettings, gpu: bool) -> Any:
         use_gpu=gpu,
         resources_per_worker=worker_resources(options, gpu),
         placement_strategy=options.placement.upper(),
+        elastic_resize_monitor_interval_s=options.resize_seconds,
     )
 
 
@@ -56,9 +75,11 @@ def torch_config(options: TrainSettings, gpu: bool) -> Any:
     )
 
 
-def worker_environment(options: TrainSettings) -> dict[str, Any]:
+def worker_environment(options: TrainSettings, hide_gpus: bool) -> dict[str, Any]:
     """Ray's runtime environment of the workers alone: the driver and other actors keep theirs."""
     variables = dict(pair.split("=", 1) for pair in options.nccl_env)
+    if hide_gpus:
+        variables["CUDA_VISIBLE_DEVICES"] = ""  # else all of a machine's workers take its first GPU
     return {"env_vars": variables} if variables else {}
 
 
@@ -78,7 +99,9 @@ def check_room(settings: Settings, gpu: bool) -> str:
             f"In the Ray of this machine, {lack}: raise ray.num_cpus ({settings.ray.num_cpus}), or lower "
             "train.loader_workers or train.workers."
         )
-    return f"{lack}; " + ("machines are waited for" if held < fewest else "it begins with them")
+    if held >= fewest:
+        return f"{lack}; it begins with them"
+    return f"{lack}; machines are waited for" + (f", or {CPUS_INSTEAD}" if gpu else "")
 
 
 def check_store(store: ObjectStore, settings: Settings, run_id: str) -> None:

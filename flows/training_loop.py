@@ -7,35 +7,36 @@ gradient is the mean over all rows however they are shared out.
 import json
 import math
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import infra.torchvision_ops  # noqa: F401
 
 import torch
 import torch.distributed as distributed
-from torch import Tensor, nn
+from torch import Tensor
 
-from flows.checkpoints import RELEASED, CheckpointWriter, fetch_checkpoint
+from flows import training_resize
+from flows.checkpoints import RELEASED, CheckpointWriter
+from flows.machine_checkpoint import checkpoint_here
 from flows.training_account import account
+from flows.training_cluster import fewest_workers
+from flows.training_flops import FlopsCount
 from flows.training_job import HISTORY, TrainingJob
 from flows.training_loader import batches
 from flows.training_metrics import EventFiles
+from flows.training_models import base_of, new_adapter
 from flows.training_pictures import TrainingPictures
 from flows.training_samples import StepBatch, StepBatches, TrainingSamples
 from flows.watchdog import Watchdog
 from infra.errors import UserError
-from infra.model_files import resolve
-from infra.settings import Settings
 from infra.shard_cache import ShardCache
-from moa_model import EMA, Batch, Losses, MoAAdapter, MoATrainingModule, Snapshot, load_checkpoint, rate_scale
+from moa_model import EMA, Batch, Losses, MoATrainingModule, Snapshot, load_checkpoint, rate_scale
 from moa_model.parallel import Replicas, Shards
 from moa_model.sharding import Sharding
-from moa_model.speed import begin_pass, make_optimizer, prepare
-from moa_model.step_metrics import StepClock, measure
+from moa_model.speed import begin_pass, clear_gradients, make_optimizer, prepare
+from moa_model.step_metrics import StepClock, device_name, measure, peak_flops
 from preprocessing.precompute import Precomputer
 
 _ROW_EVERY = 10  # steps that one row of the loss curve averages
@@ -50,8 +51,11 @@ _USUAL_STEPS = 100  # that the loss's running mean remembers, and before which n
 def train_worker(config: dict[str, Any]) -> None:
     """The loop of one worker; `config` = {"job": TrainingJob, "reporter": actor that is told of progress}."""
     job: TrainingJob = config["job"]
-    with Watchdog(job.settings.train.hang_seconds) as watchdog:
-        _Worker(job, config["reporter"], watchdog).run()
+    try:
+        with Watchdog(job.settings.train.hang_seconds) as watchdog:
+            _Worker(job, config["reporter"], watchdog).run()
+    finally:
+        training_resize.saved()  # there is nothing more to wait for, however this ended
 
 
 class _Worker:
@@ -62,15 +66,15 @@ class _Worker:
         from ray.train.torch import get_device
 
         self.job, self.options, self.reporter, self.watchdog = job, job.settings.train, reporter, watchdog
-        options, context = self.options, ray.train.get_context()
-        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
+        options, self.context = self.options, ray.train.get_context()
+        self.rank, self.workers = self.context.get_world_rank(), self.context.get_world_size()
         self.device = get_device()
         if self.device.type == "cpu":
             torch.set_num_threads(1)
-        unet, scheduler, scaling, shift = _base(job.settings)
+        unet, scheduler, scaling, shift = base_of(job.settings)
         self.source = self._source(scaling, shift)
         image_dim = self.source.samples[0].image_embeds.shape[-1]
-        self.adapter = _adapter(job, unet, image_dim)
+        self.adapter = new_adapter(job, unet, image_dim)
         self.module = MoATrainingModule(
             unet,
             self.adapter,
@@ -104,6 +108,9 @@ class _Worker:
         self._started()
         self.row, self.in_row, self.bad_in_a_row = self._zeros(2), 0, 0
         self.clock = StepClock()
+        self.flops: FlopsCount | None = None
+        if self.rank == 0 and peak_flops(device_name(self.device)):
+            self.flops = FlopsCount(job.settings, reporter.say.remote)
         self.curves: EventFiles | None = None
         if self.rank == 0:
             curves = f"runs/{job.run_id}/tensorboard"
@@ -124,7 +131,8 @@ class _Worker:
         """Its share of every step, from files of this machine."""
         settings, options = self.job.settings, self.options
         cache = ShardCache(self.job.store, settings.workspace / "cache" / "shards", options.cache_mb * 10**6)
-        models = Precomputer(settings.models.base, settings.models.clip, settings.shard)
+        # Ray chooses the GPU for this thread alone; batches are prepared in others, and in processes.
+        models = Precomputer(settings.models.base, settings.models.clip, settings.shard, self.device)
         # By the code that made the samples' text, so that the two halves of the guidance agree.
         null = models.empty_text()
         complete = settings.shard.moments and settings.shard.text and settings.shard.image_embeds
@@ -135,11 +143,12 @@ class _Worker:
 
     def _resume(self) -> int:
         """Take up the latest checkpoint; the number of steps that are done."""
-        with tempfile.TemporaryDirectory(prefix="moa-resume-") as folder:
-            if not fetch_checkpoint(self.job.store, self.job.run_id, Path(folder)):
-                return 0
-            self.history = json.loads(Path(folder, HISTORY).read_text("utf-8"))
-            return load_checkpoint(folder, self.adapter, self.ema, self.optimizer)
+        place = self.context.get_node_rank(), self.context.get_local_rank() == 0, self.workers
+        with checkpoint_here(self.job.store, self.job.run_id, *place) as (folder, step):
+            if step:
+                self.history = json.loads((folder / HISTORY).read_text("utf-8"))
+                load_checkpoint(folder, self.adapter, self.ema, self.optimizer)
+        return step
 
     def _started(self) -> None:
         """Write down that the workers go on from here: in what is saved with the weights, and by the driver."""
@@ -172,7 +181,9 @@ class _Worker:
             self.watchdog.alive()
             done = step + 1
             keep = done % options.checkpoint_every == 0 or done == options.steps
-            keep = keep or (done % self.ask_every == 0 and self._preempted())
+            asking = done % self.ask_every == 0
+            resizing = asking and self._to_be_resized()
+            keep = keep or resizing or (asking and self._preempted())
             if done % _ROW_EVERY == 0 or keep:  # a checkpoint holds no half-summed row
                 self._end_row(done)
             if done == options.steps:
@@ -180,6 +191,8 @@ class _Worker:
                     self.history["after"] = self._probe()
             if keep:
                 self._save(writer, done)
+            if resizing and writer is not None:
+                writer.when_written(training_resize.saved)
             if self.pictures is not None and self.pictures.due(done):  # after the checkpoint: it may be in a hurry
                 self._draw(self.pictures, done)
         if self.pictures is not None:
@@ -196,7 +209,7 @@ class _Worker:
         scale = rate_scale(step, options.steps, options.warmup_steps, options.learning_rate_schedule)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * scale
-        self.optimizer.zero_grad(set_to_none=True)
+        clear_gradients(self.optimizer, options.compile)
         means = self._gradients(one.batch.to(self.device), one.tally)
         norm = self.parallel.clip(list(self.adapter.parameters()), options.clip_norm)
         values = torch.cat([means, norm.detach().to(means)[None]]).tolist()  # waits for the device, once
@@ -279,7 +292,8 @@ class _Worker:
             row = {"step": done, **_curve_row(losses), "gradient_norm": norm, "router_share": share}
             self.history["curve"].append(row)
             rate = self.optimizer.param_groups[0]["lr"]
-            measured = measure(done, losses, norm, shares, rate, self.clock, self.device, self.workers)
+            flops = None if self.flops is None else self.flops.result()
+            measured = measure(done, losses, norm, shares, rate, self.clock, self.device, self.workers, flops)
             self._ask_in_time(self.options.batch_size / measured.images_per_second)
             if self.curves is not None:
                 self.curves.add(measured.as_row())
@@ -300,6 +314,15 @@ class _Worker:
         info = ray.train.get_preemption_info()
         known, self.leaving = self.leaving, frozenset(info.preempted_node_to_ranks if info is not None else ())
         return bool(self.leaving - known)
+
+    def _to_be_resized(self) -> bool:
+        """Whether the workers are about to be more or fewer; asked by all workers, rank 0 knows."""
+        if fewest_workers(self.options) == self.options.workers:
+            return False
+        told = torch.tensor([float(training_resize.asked())], device=self.device)
+        if self.workers > 1:
+            distributed.broadcast(told, 0)
+        return bool(told.item())
 
     def _draw(self, pictures: TrainingPictures, done: int) -> None:
         """A grid of pictures by the averaged weights; all workers draw."""
@@ -350,32 +373,3 @@ class _Worker:
 def _curve_row(losses: dict[str, float]) -> dict[str, float]:
     """As the loss curve has them: the total under the name "loss"."""
     return {"loss": losses["total"], **{name: value for name, value in losses.items() if name != "total"}}
-
-
-def _base(settings: Settings) -> tuple[nn.Module, Any, float, float]:
-    """The base's U-Net, scheduler configuration, latent scale and shift."""
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-
-    where, options = resolve(settings.models.base, "base")
-    safe: dict[str, Any] = {**options, "use_safetensors": True}
-    unet = UNet2DConditionModel.from_pretrained(where, subfolder="unet", **safe)
-    scheduler = DDPMScheduler.load_config(where, subfolder="scheduler", **options)
-    vae = AutoencoderKL.load_config(where, subfolder="vae", **options)
-    return unet, scheduler, float(vae.get("scaling_factor", 0.18215)), float(vae.get("shift_factor") or 0.0)
-
-
-def _adapter(job: TrainingJob, unet: nn.Module, image_dim: int) -> MoAAdapter:
-    own = {
-        "prior_only_above": job.settings.evaluate.prior_only_above,
-        "image_encoder": job.settings.models.clip.location,
-    }
-    if job.start is None:
-        torch.manual_seed(job.settings.train.seed)
-        return MoAAdapter.for_unet(unet, image_dim, **own)
-    with tempfile.TemporaryDirectory(prefix="moa-start-") as folder:
-        for name, data in job.start.items():
-            Path(folder, name).write_bytes(data)
-        adapter = MoAAdapter.from_pretrained(folder)
-    # What is no weight is this run's, not that of the release it starts from.
-    adapter.config = adapter.config.model_copy(update=own)
-    return adapter

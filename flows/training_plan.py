@@ -117,15 +117,9 @@ def count(settings: Settings) -> Counted:
     """What the models that the settings name cost to train. Raises UserError as `plan_training` says."""
     from moa_model.training_cost import count_training
 
-    asked, base, image_dim = settings.train, _base_shape(settings), _image_dim(settings)
+    asked, (base, image_dim, side) = settings.train, _shapes(settings)
     if asked.precision == "fp64":
         raise UserError("A dry run counts for GPUs, which train in bf16 or fp32: set train.precision to one of them.")
-    side, rest = divmod(settings.ingest.pixels, base.pixels_per_latent)
-    if rest or not side:
-        raise UserError(
-            f"ingest.pixels = {settings.ingest.pixels} is no multiple of {base.pixels_per_latent}, as the base's "
-            "latents want it: set it to one."
-        )
     cost = count_training(
         base,
         image_dim,
@@ -137,6 +131,31 @@ def count(settings: Settings) -> Counted:
         activation_checkpointing=asked.activation_checkpointing,
     )
     return Counted(cost, base, image_dim, side)
+
+
+def flops_per_image(settings: Settings) -> int | None:
+    """Of a training step, what an MFU counts: not what activation checkpointing computes again. None where unknown."""
+    from moa_model.training_cost import count_flops
+
+    try:
+        base, image_dim, side = _shapes(settings)
+    except UserError:
+        return None
+    asked = settings.train
+    preserving = asked.lambda_preservation > 0
+    return count_flops(base, image_dim, (side, side), blocks=asked.router_blocks, preserving=preserving)
+
+
+def _shapes(settings: Settings) -> "tuple[BaseShape, int, int]":
+    """The base's, the width of an image embedding, and the side of a latent."""
+    base = _base_shape(settings)
+    side, rest = divmod(settings.ingest.pixels, base.pixels_per_latent)
+    if rest or not side:
+        raise UserError(
+            f"ingest.pixels = {settings.ingest.pixels} is no multiple of {base.pixels_per_latent}, as the base's "
+            "latents want it: set it to one."
+        )
+    return base, _image_dim(settings), side
 
 
 def describe(settings: Settings, counted: Counted) -> dict[str, Any]:

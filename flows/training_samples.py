@@ -25,9 +25,9 @@ from infra.shard_cache import ShardCache
 from moa_model import Batch, Draw, SampleOrder, draw, latents_from_moments, share
 from preprocessing.augmentation import fresh_crops
 from preprocessing.catalog import ShardRow
-from preprocessing.mapped_shards import MappedShard, ShardIndex
 from preprocessing.micro_conditioning import time_ids
 from preprocessing.precompute import Precomputer
+from preprocessing.shard_reader import SampleChanged, ShardIndex, ShardReader
 from preprocessing.shards import Sample, decode_instances, decode_npy, decode_picture
 
 _INDEXED = 1_000_000  # samples whose places are remembered from one epoch to the next: 350 MB
@@ -71,7 +71,7 @@ class TrainingSamples:
             raise UserError("There is nothing to train on: no photo came through ingest, caption, segment and shard.")
         self.order = SampleOrder(settings.seed, [row.samples for row in self.rows], settings.shuffle_shards)
         self._cache, self._models, self._window = cache, models, settings.shuffle_shards
-        self._open: OrderedDict[int, MappedShard] = OrderedDict()
+        self._open: OrderedDict[int, ShardReader] = OrderedDict()
         self._indexes: dict[int, ShardIndex] = {}
         self._fetching: ThreadPoolExecutor | None = None
 
@@ -97,18 +97,19 @@ class TrainingSamples:
 
     def _intact(self, position: int) -> Sample:
         shard, number = self.place(position)
-        sample = (opened := self._shard(shard, position))[number]
-        while not opened.intact(number, sample):
-            self._cache.distrust(self.rows[shard].sha256)
-            del self._open[shard], self._indexes[shard]
-            # A copy is fetched anew, an object that is read in place is looked at again, which refuses it.
-            sample = (opened := self._shard(shard, position))[number]
-        return sample
+        while True:
+            try:
+                return self._shard(shard, position)[number]
+            except SampleChanged:
+                # A copy is fetched anew, an object that is read in place is looked at again, which refuses it.
+                self._cache.distrust(self.rows[shard].sha256)
+                del self._open[shard]
+                self._indexes.pop(shard, None)  # where there are too many, it is not remembered
 
-    def _shard(self, shard: int, position: int) -> MappedShard:
+    def _shard(self, shard: int, position: int) -> ShardReader:
         if shard not in self._open:
             row = self.rows[shard]
-            self._open[shard] = MappedShard(self._cache.path(row.object_key, row.sha256), self._indexes.get(shard))
+            self._open[shard] = ShardReader(self._cache.path(row.object_key, row.sha256), self._indexes.get(shard))
             if shard not in self._indexes and sum(map(len, self._indexes.values())) < _INDEXED:
                 self._indexes[shard] = self._open[shard].index
             if len(self._open) > 2 * self._window:

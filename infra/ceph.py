@@ -137,7 +137,7 @@ class CephServer:
                 return
             except OSError:
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise UserError(f"Ceph's gateway did not start: see {self.folder}/*.log.") from None
+                    raise UserError(f"Ceph's gateway did not start: {self._last_words('gateway.out')}") from None
                 time.sleep(0.05)
 
     def kill_gateway(self) -> None:
@@ -155,6 +155,10 @@ class CephServer:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def _last_words(self, name: str) -> str:
+        """What a program said last: its folder does not outlive it."""
+        return " ".join((self.folder / name).read_text(errors="replace").split())[-300:]
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [program, "-c", str(self.folder / "ceph.conf"), *arguments]

@@ -7,7 +7,7 @@ way. Killed and begun again it goes on with the parts that the server has.
 
 import os
 import secrets
-from concurrent.futures import ThreadPoolExecutor
+import shutil
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -15,12 +15,11 @@ from typing import Protocol
 
 from infra.errors import UserError
 from infra.manifest import PART_BYTES, Content
-from infra.multipart_upload import Advance, running_uploads, upload_parts
+from infra.multipart_upload import Advance, upload_parts
 from infra.s3_reading import S3Object, S3ReadError, read_into
 from infra.steady_file import steady
 from infra.storage import PARTIAL, DirectoryStore, ObjectStore, S3Store
 
-_THREADS = 8
 _UPLOADS = 3  # begun at most for one object: another publisher may end or abandon ours
 
 
@@ -101,23 +100,35 @@ def read_range(large: LargeObjects, key: str, start: int, size: int, whole: int)
     return bytes(buffer)
 
 
+def download(store: ObjectStore, key: str, path: Path) -> None:
+    """Copy an object, however large, into a new file. KeyError where there is none; else the store's own errors."""
+    if isinstance(store, DirectoryStore):
+        try:
+            shutil.copyfile(store.uri(key), path)
+        except FileNotFoundError as error:
+            if store.exists(key):
+                raise
+            raise KeyError(key) from error
+        return
+    assert isinstance(store, S3Store)
+    from botocore.exceptions import ClientError
+
+    try:
+        store.client.download_file(store.bucket, store.name(key), str(path))
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+            raise KeyError(key) from error
+        raise
+
+
 def local_file(store: ObjectStore, key: str, folder: Path) -> Path:
     """The object as a file: its own in a directory, else fetched into `folder`. KeyError where there is none."""
     if isinstance(store, DirectoryStore):
         if not store.exists(key):
             raise KeyError(key)
         return Path(store.uri(key))
-    large, path = large_objects(store), folder / key.rpartition("/")[2]
-    there = large.find(key)
-    if there is None:
-        raise KeyError(key)
-    whole = there.size
-    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(_THREADS) as pool:
-
-        def bring(start: int) -> None:
-            os.pwrite(file.fileno(), read_range(large, key, start, min(PART_BYTES, whole - start), whole), start)
-
-        list(pool.map(bring, range(0, whole, PART_BYTES)))
+    path = folder / key.rpartition("/")[2]
+    download(store, key, path)
     return path
 
 
@@ -241,7 +252,7 @@ class _Bucket:
         start = self._store.name("x")[:-1]
         return [
             Unfinished(one["Key"][len(start) :], one["Initiated"].timestamp(), str(one["UploadId"]))
-            for one in running_uploads(self._store, start + prefix)
+            for one in self._store.running_uploads(start + prefix)
         ]
 
     def abandon(self, upload: Unfinished) -> None:

@@ -9,7 +9,7 @@ parts that the server has.
 import base64
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from io import FileIO
@@ -104,13 +104,6 @@ def upload_parts(store: S3Store, key: str, path: Path, content: Content, advance
     return True
 
 
-def running_uploads(store: S3Store, prefix: str) -> Iterator[dict[str, Any]]:
-    """Those below a prefix of whole names that were begun and never ended, as S3 lists them."""
-    pages = store.client.get_paginator("list_multipart_uploads")
-    for page in pages.paginate(Bucket=store.bucket, Prefix=prefix):
-        yield from page.get("Uploads", [])
-
-
 def _parts_of(content: Content) -> list[_Part]:
     described = zip(part_spans(content.size), content.parts, strict=True)
     return [_Part(number, *span, bytes.fromhex(digest)) for number, (span, digest) in enumerate(described, 1)]
@@ -127,7 +120,7 @@ def _running(store: S3Store, names: dict[str, str], file: FileIO, parts: list[_P
     None where there is none that we can go on with: one whose parts have sums of another kind, or one that has parts
     beyond the file's end, of somebody who cuts otherwise, as Ceph completes no upload without all of its parts.
     """
-    there = [one for one in running_uploads(store, names["Key"]) if one["Key"] == names["Key"]]
+    there = [one for one in store.running_uploads(names["Key"]) if one["Key"] == names["Key"]]
     if not there:
         return None
     newest = max(there, key=lambda one: one["Initiated"])

@@ -127,7 +127,8 @@ def _raylet() -> psutil.Process | None:
         return None
     socket_name = _global_node.raylet_socket_name
     for process in psutil.process_iter(["name", "cmdline"]):
-        if process.info["name"] == "raylet" and f"--raylet_socket_name={socket_name}" in process.info["cmdline"]:
+        words = process.info["cmdline"] or ()  # None of one that has just died
+        if process.info["name"] == "raylet" and f"--raylet_socket_name={socket_name}" in words:
             return process
     return None
 

@@ -10,7 +10,8 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,6 +22,7 @@ Pieces = bytes | Sequence[bytes]
 Key = str | Callable[[], str]
 
 _PIECES_AT_ONCE = 512  # Linux takes 1024
+_ONE_PUT = 256 * 2**20  # bytes; S3 takes 5 GiB at once, and several parts at a time are faster
 _ATTEMPTS = 4  # at an object's body; botocore counts its own for the request
 PARTIAL = ".partial-"  # prefix of files being written; no key may have a part that starts so
 # Delta and Prefect's database take a folder's path for an address, in which these mean something else.
@@ -255,6 +257,8 @@ class S3Store:
     def put(self, key: Key, data: Pieces) -> None:
         body = data if isinstance(data, bytes) else b"".join(data)
         name = self.name(key if isinstance(key, str) else key())
+        if len(body) > _ONE_PUT:
+            return self._connect().upload_fileobj(BytesIO(body), self.bucket, name)
         self._connect().put_object(Bucket=self.bucket, Key=name, Body=body)
 
     def create(self, key: str, data: bytes) -> bool:
@@ -263,10 +267,10 @@ class S3Store:
         try:
             self._connect().put_object(Bucket=self.bucket, Key=self.name(key), Body=data, IfNoneMatch="*")
         except ClientError as error:
-            # 409: another conditional write on the key was under way at that moment; the same answer, "not you".
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 412:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status == 412:
                 return False
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 409:
+            if status == 409:  # another conditional write was under way on the key; the same answer, "not you"
                 return self.create(key, data)
             raise
         return True
@@ -291,15 +295,22 @@ class S3Store:
         start = f"{self.prefix}/" if self.prefix else ""
         pages = self._connect().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start + prefix)
         found = ((item["Key"][len(start) :], item["Size"]) for page in pages for item in page.get("Contents", []))
-        return dict(
-            sorted(one for one in found if not one[0].endswith("/"))
-        )  # empty objects by which others mark folders
+        return dict(sorted(one for one in found if not one[0].endswith("/")))  # which is how others mark folders
 
     def delete(self, key: str) -> None:
         self._connect().delete_object(Bucket=self.bucket, Key=self.name(key))
 
     def sweep(self, folder: str) -> None:
-        pass  # an upload that was cut off leaves nothing
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        with suppress(ClientError, BotoCoreError):  # servers, and rights, without such lists; the next sweep comes
+            for one in self.running_uploads(f"{self.name(folder)}/"):
+                self.client.abort_multipart_upload(Bucket=self.bucket, Key=one["Key"], UploadId=one["UploadId"])
+
+    def running_uploads(self, prefix: str) -> Iterator[dict[str, Any]]:
+        """Those below a prefix of whole names that were begun and never ended, as S3 lists them."""
+        for page in self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix):
+            yield from page.get("Uploads", [])
 
     def uri(self, key: str) -> str:
         return f"s3://{self.bucket}/{self.name(key)}"

@@ -12,6 +12,10 @@ class TrainSettings(FrozenSettings):
     batch_size: Count = Field(description="samples per step over all workers together")
     workers: Count = Field(description="data-parallel processes; each takes its share of every batch")
     min_workers: int = Field(ge=0, description="where machines are lost it goes on with so many at least; 0 = all")
+    resize_seconds: float = Field(
+        gt=0,
+        description="between two looks at whether other than the present workers find room, where min_workers lets it",
+    )
     micro_batch_size: int = Field(ge=0, description="samples at once on a worker; 0 = its share of a batch")
     sharding: Literal["none", "fsdp-trained", "fsdp"] = Field(
         description="what lies in parts on the workers, whole only while it works: nothing, what is trained (with "
@@ -19,7 +23,9 @@ class TrainSettings(FrozenSettings):
     )
     placement: Literal["pack", "spread"] = Field(description="workers on as few machines as possible, or on many")
     gpus_per_worker: int = Field(
-        ge=0, le=1, description="GPUs that a worker asks for, where the cluster has enough; 0 = trains on CPUs"
+        ge=0,
+        le=1,
+        description="GPUs that a worker asks for; a cluster that lacks them is waited for; 0 = trains on CPUs",
     )
     collectives: Literal["auto", "nccl", "gloo"] = Field(
         description="what workers exchange gradients by; auto: NCCL on GPUs, gloo on CPUs"

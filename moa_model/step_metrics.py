@@ -126,7 +126,6 @@ def measure(
     """
     pace = clock.take()
     per_second = pace.images / pace.seconds if pace.seconds else 0.0
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return StepMetrics(
         step,
         losses,
@@ -134,7 +133,7 @@ def measure(
         learning_rate,
         router_share,
         per_second,
-        mfu(per_second, flops_per_image, name, workers),
+        mfu(per_second, flops_per_image, device_name(device), workers),
         min(1.0, pace.waited / pace.seconds) if pace.seconds else 0.0,
         peak_memory(device),
     )
@@ -146,6 +145,11 @@ def mfu(images_per_second: float, flops_per_image: float | None, device_name: st
     if peak is None or flops_per_image is None:
         return None
     return images_per_second * flops_per_image / (peak * workers)
+
+
+def device_name(device: torch.device) -> str:
+    """A GPU's, as its driver says it; "" for any other device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
 
 
 def peak_flops(device_name: str) -> float | None:

@@ -207,6 +207,20 @@ def count_training(
     )
 
 
+def count_flops(
+    base: BaseShape,
+    image_dim: int,
+    latent_size: tuple[int, int],
+    *,
+    blocks: Literal["middle", "all"] = "middle",
+    preserving: bool = False,
+) -> int:
+    """``count_training``'s ``sample_flops`` alone, in a third of the time; nothing is computed again."""
+    module = _module(base, image_dim, blocks)
+    batch = _batch(1, base, image_dim, latent_size)
+    return sum(_step_flops(module, batch)) + (_prior_flops(module, batch) if preserving else 0)
+
+
 def saved_for_backward(work: Callable[[], Any], known: Iterable[Tensor]) -> tuple[Any, int]:
     """What ``work`` gives, and the bytes that autograd keeps of it: each storage once, those of ``known`` left out."""
     result, kept = _kept(work, known)

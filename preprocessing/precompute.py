@@ -35,14 +35,28 @@ class Precomputer:
     Each is loaded when it is first needed, once per process: a shard whose moments are there needs no VAE.
     """
 
-    def __init__(self, base: ModelReference, clip: ModelReference, settings: ShardSettings) -> None:
-        """UserError where a model's folder or revision cannot be used."""
+    def __init__(
+        self,
+        base: ModelReference,
+        clip: ModelReference,
+        settings: ShardSettings,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """UserError where a model's folder or revision cannot be used.
+
+        ``device``: None = a GPU if there is one. Name it where this process sees several, or hands this on to threads
+        or processes: they do not know which GPU it has chosen.
+        """
         import infra.torchvision_ops  # noqa: F401  # before diffusers and transformers, which come with the models
 
         self.settings = settings
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._base, self._clip_place = resolve(base, "base"), resolve(clip, "clip")
         self._text = TextEncoders(base, self._device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: without models, which it loads itself."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_vae", "_clip")}
 
     @property
     def tokenizer(self) -> Any:

@@ -31,8 +31,10 @@ _OWNER, _TIME = (
 )  # mode, owner, group; the size's end and time
 _CONSTANT_SUM = sum(_OWNER) + sum(_TIME) + _REST_SUM
 
+Part = bytes | memoryview
+"""One file's bytes, or a view of them."""
 # A sample that is to be written: its key, and its files by extension.
-KeyedParts = tuple[str, Mapping[str, bytes]]
+KeyedParts = tuple[str, Mapping[str, Part]]
 
 
 class UnsafeTar(ValueError):
@@ -44,11 +46,11 @@ class Sample:
     """One sample: its key and its files by extension ("jpg", "json", "instances.png", "moments.npy" ...)."""
 
     key: str
-    parts: dict[str, bytes]
+    parts: dict[str, Part]
 
     def json(self) -> dict[str, Any]:
         """The parsed `.json`; ValueError where it is not an object."""
-        value = json.loads(self.parts["json"])
+        value = json.loads(bytes(self.parts["json"]))
         if not isinstance(value, dict):
             raise ValueError(f"{self.key}.json is not a JSON object")
         return value
@@ -69,7 +71,7 @@ def tar_pieces(samples: Iterable[KeyedParts]) -> list[bytes]:
             raise ValueError(f"two samples have the key {key!r}")
         for extension in sorted(parts):
             content = parts[extension]
-            pieces += (_header(key, extension, len(content)), content, bytes(-len(content) % _BLOCK))
+            pieces += (_header(key, extension, len(content)), bytes(content), bytes(-len(content) % _BLOCK))
             length += _member_bytes(content)
     return [*pieces, bytes(_tail_bytes(length))]
 
@@ -107,7 +109,7 @@ def _header(key: str, extension: str, size: int) -> bytes:
     return before + b"%06o\0 " % (sum(before) + _REST_SUM) + _REST
 
 
-def _member_bytes(content: bytes) -> int:
+def _member_bytes(content: Part) -> int:
     return _BLOCK + len(content) + -len(content) % _BLOCK
 
 
@@ -215,7 +217,7 @@ def encode_npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def decode_npy(data: bytes) -> np.ndarray:
+def decode_npy(data: Part) -> np.ndarray:
     """The array in a .npy file; ValueError for pickled objects and damaged files."""
     array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
     return array
@@ -228,7 +230,7 @@ def encode_instances(instances: UInt8[np.ndarray, "h w"]) -> bytes:
     return buffer.getvalue()
 
 
-def decode_instances(data: bytes) -> UInt8[np.ndarray, "h w"]:
+def decode_instances(data: Part) -> UInt8[np.ndarray, "h w"]:
     """The instance map in a grey PNG; ValueError for any other file."""
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         if image.mode != "L" or image.width * image.height > _MAX_MASK_PIXELS:
@@ -236,13 +238,13 @@ def decode_instances(data: bytes) -> UInt8[np.ndarray, "h w"]:
         return np.array(image)
 
 
-def open_picture(data: bytes) -> Image.Image:
+def open_picture(data: Part) -> Image.Image:
     """As `decode_picture`, but decoded only when its pixels are first asked for; its size is known at once."""
     image: Image.Image = Image.open(io.BytesIO(data), formats=["JPEG", "PNG"])
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def decode_picture(data: bytes) -> Image.Image:
+def decode_picture(data: Part) -> Image.Image:
     """The picture of a sample, RGB. It was checked when it was taken in; this only undoes our own encoding."""
     with Image.open(io.BytesIO(data), formats=["JPEG", "PNG"]) as image:
         return image.convert("RGB")

@@ -125,7 +125,7 @@ def bind_shard(
 
     steps: Steps[Sample, _Bound] = Steps(bound)
     results = one_bad_apple(steps, samples, 1, lambda sample: sample)
-    written: list[tuple[str, dict[str, bytes]]] = []
+    written: list[KeyedParts] = []
     for sample, result in zip(samples, results, strict=True):
         if isinstance(result, Exception):
             written.append((sample.key, failed(result)))
@@ -149,7 +149,7 @@ def build_shard(
     photos = {sample.key: sample for sample in read_tar(ingest)}
     arrays = {name: {sample.key: sample for sample in read_tar(tar)} for name, tar in columns.items()}
     rows: list[PhotoRow] = []
-    written: list[tuple[str, dict[str, bytes]]] = []
+    written: list[KeyedParts] = []
     for sample in read_tar(bound):
         photo = photos[sample.key]
         found = {name: column[sample.key] for name, column in arrays.items() if sample.key in column}

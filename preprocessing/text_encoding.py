@@ -33,9 +33,13 @@ class TextStates:
 class TextEncoders:
     """A base's tokenizers and text encoders, each loaded when it is first needed; safetensors only."""
 
-    def __init__(self, base: ModelReference, device: str) -> None:
+    def __init__(self, base: ModelReference, device: torch.device | str) -> None:
         """UserError where the base's folder or revision cannot be used."""
-        self._base, self._device, self._place = base, device, resolve(base, "base")
+        self._base, self._device, self._place = base, torch.device(device), resolve(base, "base")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: without models, which it loads itself."""
+        return {name: value for name, value in self.__dict__.items() if name != "_encoders"}
 
     @cached_property
     def index(self) -> ModelIndex:

@@ -4,17 +4,20 @@ Loader: samples of Stable Diffusion 1.5's sizes in 1,000 shards, each sample's b
 `webdataset` with a shuffle of its own on the same shards, and beside reading the files' bytes one after another; all
 three from the page cache, in one thread, in turn; the median of the rounds' ratios. Shards are verified when they are
 first opened: that is measured apart. Steps: the demo's base model by Ray Train, one worker and two (gloo), with a
-thread each. Checkpoints: what steps with a checkpoint take longer than steps without, one in a hundred having one.
+thread each; and, as the machine's limit, the same steps by two processes that know nothing of each other beside one.
+Checkpoints: what steps with a checkpoint take longer than steps without, one in a hundred having one.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from flows.checkpoints import CheckpointWriter
 from flows.run import Run
 from flows.session import prepare_environment
 from flows.train import finish, fit, plan_training
+from flows.training_loader import batches
 from flows.training_samples import StepBatches, TrainingSamples
 from infra.model_files import ZOO
 from infra.ray_session import ray_session
@@ -41,6 +45,8 @@ from tests.benchmarks.machine import busy_machine
 from tests.training_shards import write_shards
 
 console = Console(highlight=False)
+RESULTS = Path(__file__).parent / "results"
+BATCH = 16  # the demo's
 _PARTS = {"jpg": 60_000, "instances.png": 3_000, "moments.npy": 65_664, "text.npy": 118_400, "image_embeds.npy": 6_272}
 _GOALS = {
     "loader_vs_webdataset": "≥ 1.0",
@@ -124,39 +130,89 @@ def _decoded(folder: Path) -> float:
     samples = TrainingSamples(ShardCache(store, folder / "cache", 1), rows, settings)
     source = StepBatches(samples, settings, np.zeros((77, 768), np.float16), 0.18215)
     source[0]
-    seconds = statistics.median(_seconds(lambda: source[1] and 0)[0] for _ in range(3))
+    seconds = statistics.median(_seconds(lambda: len(source[1].batch))[0] for _ in range(3))
     return settings.batch_size / seconds
 
 
-def steps(folder: Path, count: int) -> dict[str, Any]:
-    """two_worker_speedup and data_wait, by what the training itself reports."""
+def steps(folder: Path, count: int, rounds: int, batch_size: int = BATCH) -> dict[str, Any]:
+    """two_worker_speedup and data_wait, by what the training itself reports; beside it machine_limit: what the speedup
+    would be if workers had nothing to do with each other. All in turn; medians of the rounds."""
     prepare_environment()
-    found: dict[int, dict[str, float]] = {}
-    for workers in (1, 2):
-        settings = _demo(folder / f"workers-{workers}", count, workers)
-        run = Run(settings)
-        plan = {**plan_training(run, from_scratch=True), "damaged": []}
-        with ray_session(settings.ray):
-            fit(run, plan)
-            curves = _curves(run, plan["run_id"])
-            finish(run, plan)
-        found[workers] = {
-            tag: statistics.median(values[1:]) for tag, values in curves.items()
-        }  # the first row warms up
-        console.print(f"  {workers} workers: {found[workers]['speed/images_per_second']:.1f} images/s")
-    speeds = {workers: one["speed/images_per_second"] for workers, one in found.items()}
+    turns: list[dict[str, float]] = []
+    for number in range(rounds):
+        turn: dict[str, float] = {}
+        for workers in (1, 2):
+            trained = _trained(_demo(folder / f"trained-{number}-{workers}", count, workers, batch_size))
+            turn[f"trained_{workers}"] = trained["speed/images_per_second"]
+            turn[f"waited_{workers}"] = trained["speed/data_wait"]
+            turn[f"alone_{workers}"] = _alone(
+                _demo(folder / f"alone-{number}-{workers}", count, 1, batch_size), workers
+            )
+        turns.append(turn)
+        shown = "  ".join(f"{name} {value:.1f}" for name, value in turn.items() if not name.startswith("waited"))
+        console.print(f"  {number + 1}: {shown} images/s")
     return {
-        "two_worker_speedup": speeds[2] / speeds[1],
-        "data_wait": max(one["speed/data_wait"] for one in found.values()),
-        "images_per_second": speeds,
+        "two_worker_speedup": statistics.median(turn["trained_2"] / turn["trained_1"] for turn in turns),
+        "machine_limit": statistics.median(turn["alone_2"] / turn["alone_1"] for turn in turns),
+        "data_wait": max(statistics.median(turn[f"waited_{workers}"] for turn in turns) for workers in (1, 2)),
+        "images_per_second": {
+            workers: round(statistics.median(turn[f"trained_{workers}"] for turn in turns), 1) for workers in (1, 2)
+        },
         "cores": os.cpu_count(),
     }
 
 
-def _demo(workspace: Path, count: int, workers: int) -> Settings:
+def _trained(settings: Settings) -> dict[str, float]:
+    """Tag → the median of its rows, by Ray Train."""
+    run = Run(settings)
+    plan = {**plan_training(run, from_scratch=True), "damaged": []}
+    with ray_session(settings.ray):
+        fit(run, plan)
+        curves = _curves(run, plan["run_id"])
+        finish(run, plan)
+    return {tag: statistics.median(values[1:]) for tag, values in curves.items()}  # the first row warms up
+
+
+def _alone(settings: Settings, workers: int) -> float:
+    """Images a second of processes that each take their share of every step: no Ray, and no word between them."""
+    spawn = multiprocessing.get_context("spawn")
+    barrier = spawn.Barrier(workers + 1)
+    processes = [
+        spawn.Process(target=_steps_alone, args=(settings, rank, workers, barrier), daemon=True)
+        for rank in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    barrier.wait(timeout=300)
+    started = time.perf_counter()
+    barrier.wait(timeout=3600)
+    seconds = time.perf_counter() - started
+    for process in processes:
+        process.join()
+    assert not any(process.exitcode for process in processes), "all steps were taken"
+    return settings.train.batch_size * settings.train.steps / seconds
+
+
+def _steps_alone(settings: Settings, rank: int, workers: int, barrier: Barrier) -> None:
+    torch.set_num_threads(1)
+    module, source = _training(settings, Run(settings).training_shards(), rank, workers)
+    optimizer, ema = torch.optim.AdamW(module.optimizer_groups(1e-4)), EMA(module.adapter, 0.99)
+    for step, one in enumerate(batches(source, [0, *range(settings.train.steps)], settings.train, pin=False)):
+        if step == 1:  # the first one warms up
+            barrier.wait()
+        (module(one.batch).total / workers).backward()
+        torch.nn.utils.clip_grad_norm_(module.adapter.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.update()
+    barrier.wait()
+
+
+def _demo(workspace: Path, count: int, workers: int, batch_size: int = BATCH) -> Settings:
     """The demo's training on shards of random numbers."""
-    place = {"train.workers": str(workers), "train.steps": str(count)}
-    settings = load_settings("demo", workspace, {**place, "train.checkpoint_every": str(count)})
+    place = {"train.workers": str(workers), "train.steps": str(count), "train.batch_size": str(batch_size)}
+    place |= {"train.checkpoint_every": str(count), "train.pictures_every": "0"}  # there is nobody to draw
+    settings = load_settings("demo", workspace, place)
     run, unet = Run(settings), json.loads((ZOO / "base" / "unet" / "config.json").read_text())
     clip = json.loads((ZOO / "clip" / "config.json").read_text())
     text = json.loads((ZOO / "base" / "text_encoder" / "config.json").read_text())
@@ -184,9 +240,9 @@ def _curves(run: Run, run_id: str) -> dict[str, list[float]]:
         return {tag: [one.value for one in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def checkpoints(folder: Path, rounds: int) -> dict[str, Any]:
+def checkpoints(folder: Path, rounds: int, batch_size: int = BATCH) -> dict[str, Any]:
     """checkpoint_stall: what a checkpoint adds to the steps beside it, over a hundred steps."""
-    settings = _demo(folder / "stall", 100, 1)
+    settings = _demo(folder / "stall", 100, 1, batch_size)
     run = Run(settings)
     module, source = _training(settings, run.training_shards())
     optimizer = torch.optim.AdamW(module.optimizer_groups(1e-4))
@@ -218,7 +274,9 @@ def checkpoints(folder: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def _training(settings: Settings, rows: list[ShardRow]) -> tuple[MoATrainingModule, StepBatches]:
+def _training(
+    settings: Settings, rows: list[ShardRow], rank: int = 0, workers: int = 1
+) -> tuple[MoATrainingModule, StepBatches]:
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(ZOO / "base" / "unet", use_safetensors=True)
@@ -226,8 +284,10 @@ def _training(settings: Settings, rows: list[ShardRow]) -> tuple[MoATrainingModu
     samples = TrainingSamples(ShardCache(Run(settings).store, settings.workspace, 1), rows, settings.train)
     first = samples[0]
     adapter = MoAAdapter.for_unet(unet, first.image_embeds.shape[-1])
-    source = StepBatches(samples, settings.train, np.zeros_like(first.text), 1.0)
-    return MoATrainingModule(unet, adapter, scheduler), source
+    source = StepBatches(samples, settings.train, np.zeros_like(first.text), 1.0, rank=rank, workers=workers)
+    names = ("lambda_router", "lambda_object", "router_foreground", "lambda_preservation")
+    weights = {name: getattr(settings.train, name) for name in names}
+    return MoATrainingModule(unet, adapter, scheduler, blocks=settings.train.router_blocks, **weights), source
 
 
 def _seconds(work: Callable[[], int]) -> tuple[float, int]:
@@ -258,32 +318,34 @@ def _others(numbers: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else value
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table, write runs/bench/training.json and the dated results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=1000)
     parser.add_argument("--per-shard", type=int, default=8, help="samples of 254 KB")
-    parser.add_argument("--steps", type=int, default=60, help="of the training with one worker and with two")
+    parser.add_argument("--steps", type=int, default=30, help="of each training with one worker and with two")
+    parser.add_argument("--batch-size", type=int, default=BATCH, help="of all trainings")
     parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="the folder of training.json")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the dated page")
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     numbers: dict[str, Any] = {"machine": busy_machine(), "date": date.today().isoformat()}
-    runs = Path("runs/bench")
-    runs.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="moa-bench-", dir=runs) as place:
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="moa-bench-", dir=options.out) as place:
         folder = Path(place).absolute()
         console.print(f"loader: {options.shards} shards of {options.per_shard} samples")
         numbers |= loader(folder, options.shards, options.per_shard, options.rounds)
         console.print("checkpoints")
-        numbers |= checkpoints(folder, options.rounds)
+        numbers |= checkpoints(folder, options.rounds, options.batch_size)
         console.print("steps")
-        numbers |= steps(folder, options.steps)
+        numbers |= steps(folder, options.steps, options.rounds, options.batch_size)
     table = table_of(numbers)
     console.print(table, markup=False)
-    (runs / "training.json").write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
-    results = Path(__file__).parent / "results" / f"{numbers['date']}-training.md"
-    results.write_text(table, "utf-8")
-    console.print(f"{runs / 'training.json'}\n{results}")
+    figures, page = options.out / "training.json", options.results / f"{numbers['date']}-training.md"
+    figures.write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
+    page.write_text(table, "utf-8")
+    console.print(f"{figures}\n{page}")
 
 
 if __name__ == "__main__":

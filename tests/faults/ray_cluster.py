@@ -1,10 +1,12 @@
 """A Ray cluster of several nodes on this machine, whose nodes can be killed as a machine dies."""
 
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ class RayCluster:
         head = {"num_cpus": self._head_cpus, "include_dashboard": False, **_MEMORY}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._others: dict[str, Any] = {}
+        self._pods: list[subprocess.Popen[bytes]] = []
         for _ in range(self.nodes - 1):
             self.add_node()
         return self
@@ -43,6 +46,27 @@ class RayCluster:
         """One more machine."""
         node = self._cluster.add_node(num_cpus=1, **_MEMORY)
         self._others[node.node_id] = node
+
+    def add_pod(self, announced_seconds: int) -> subprocess.Popen[bytes]:
+        """One more machine, by the command that KubeRay gives a worker's pod; SIGTERM ends it as the kubelet does."""
+        ray = Path(sys.executable).with_name("ray")
+        start = (
+            f"{sys.executable} {ray} start --address={self.address} --block --num-cpus=1 --object-store-memory=80000000"
+        )
+        told = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(announced_seconds)}
+        pod = subprocess.Popen(
+            ["/bin/bash", "-lc", "--", f"ulimit -n 4096; {start} --disable-usage-stats"],
+            env=os.environ | told,
+        )
+        self._pods.append(pod)
+        wanted, ends = self._alive() + 1, time.monotonic() + 240
+        while self._alive() < wanted:
+            assert pod.poll() is None and time.monotonic() < ends, "the pod does not join"
+            time.sleep(0.2)
+        return pod
+
+    def _alive(self) -> int:
+        return sum(node["Alive"] for node in self._cluster.global_state.node_table())
 
     def __contains__(self, node: str) -> bool:
         """Whether a node of that name can be killed: the first one, the driver's, cannot."""
@@ -69,6 +93,14 @@ class RayCluster:
         subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *words], check=True, capture_output=True)
 
     def __exit__(self, *_: object) -> None:
+        for pod in self._pods:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                family = psutil.Process(pod.pid).children(recursive=True)
+                pod.kill()
+                for process in family:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+            pod.wait()
         self._cluster.shutdown()
         self._environment.undo()
         shutil.rmtree(self._temporary, ignore_errors=True)

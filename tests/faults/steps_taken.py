@@ -79,7 +79,10 @@ def check_epochs(taken: Collection[Taken], steps: int, batch_size: int, keys: Co
     """
     last: dict[int, dict[int, Taken]] = {}
     for one in sorted(taken, key=lambda one: one.at):
-        last.setdefault(one.step, {})[one.rank] = one
+        ranks = last.setdefault(one.step, {})
+        if any(other.workers != one.workers for other in ranks.values()):
+            ranks.clear()  # it is done again by more workers or fewer
+        ranks[one.rank] = one
     assert sorted(last) == list(range(steps))
     seen: list[str] = []
     for step in range(steps):

@@ -60,6 +60,19 @@ def test_a_preempted_machine_costs_no_bit(
     assert _preempted(machines, training, which).result() == patient
 
 
+@pytest.mark.parametrize("machines", [0], indirect=True)
+def test_a_pod_that_is_told_to_end_announces_itself(machines: RayCluster, trainings: Trainings) -> None:
+    """As `infra/kubernetes` relies on it: nobody but the pod's first process tells Ray."""
+    pods = [machines.add_pod(_DEADLINE_SECONDS) for _ in range(2)]
+    changes = CHANGES | {"train__checkpoint_every": CHANGES["train__steps"]}  # none is due before the end
+    training = trainings("pods", **changes, train__min_workers="1", ray__address=machines.address).start()
+    assert training.workers_at(20)
+    pods[0].terminate()
+    training.until(lambda: _steps(training), "saved")
+    assert min(_steps(training)) < int(CHANGES["train__steps"])
+    pods[0].wait(timeout=120)
+
+
 @pytest.mark.parametrize("machines", [2], indirect=True)
 def test_too_few_machines_are_waited_for_aloud(
     machines: RayCluster, trainings: Trainings, patient: dict[str, Any]

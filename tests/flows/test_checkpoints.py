@@ -41,6 +41,39 @@ def test_the_latest_complete_one_comes_back(tmp_path: Path) -> None:
     assert (tmp_path / "got" / "released" / "adapter_config.json").read_text() == "300"
 
 
+def test_only_the_files_that_are_wanted_come(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    _written(store, {100: 1.0})
+    (tmp_path / "store" / folder_of(RUN) / "step-00000100" / "state.json").write_text("damaged")
+    assert fetch_checkpoint(store, RUN, tmp_path / "got", lambda name: name.startswith("released/")) == 100
+    assert [path.name for path in (tmp_path / "got").rglob("*.json")] == ["adapter_config.json"]
+    assert fetch_checkpoint(store, RUN, tmp_path / "whole") == 0
+
+
+def test_it_is_told_when_one_is_there(tmp_path: Path) -> None:
+    store, go, there, found = DirectoryStore(tmp_path / "store"), threading.Event(), threading.Event(), list[int]()
+
+    def told(_: object) -> None:
+        found.append(latest_step(store, RUN))
+        there.set()
+
+    writer = CheckpointWriter(store, RUN, 9, 0, lambda said: None)
+    writer.when_written(told)
+    assert found == [0]  # nothing is being written
+    there.clear()
+
+    def held() -> Iterator[tuple[str, bytes]]:
+        assert go.wait(60)
+        yield from _files("100")
+
+    writer.save(100, held, 1.0)
+    writer.when_written(told)
+    assert found == [0]
+    go.set()
+    assert there.wait(60) and found == [0, 100]
+    writer.finish(200, lambda: _files("200"), 1.0)
+
+
 @pytest.mark.parametrize(
     "damage", ["no list", "file missing", "file cut short", "list cut short", "list of another kind", "a path outside"]
 )
@@ -104,10 +137,13 @@ class _Failing(DirectoryStore):
 @pytest.mark.parametrize("name", ["state.json", "released/adapter_config.json", "complete.json"])
 def test_what_cannot_be_written_costs_itself_and_is_said(name: str, tmp_path: Path) -> None:
     store = _Failing(tmp_path / "store", name, 1, OSError(28, "No space left on device"))
-    said = _written(store, {100: 1.0, 200: 1.0})
+    said, left = list[str](), list[list[int]]()
+    writer = CheckpointWriter(store, RUN, 9, 0, lambda sentence: (said.append(sentence), left.append(_steps(store))))
+    writer.save(100, lambda: _files("100"), 1.0)
+    writer.finish(200, lambda: _files("200"), 1.0)
     assert len(said) == 1 and "does not fit on the store's disk" in said[0]
-    assert fetch_checkpoint(store, RUN, tmp_path / "got") == 200
-    assert _steps(store) == [200], "what is left of the failed one is litter, and goes with the next"
+    assert left == [[]], "what was written of it does not keep the disk full"
+    assert fetch_checkpoint(store, RUN, tmp_path / "got") == 200 and _steps(store) == [200]
 
 
 def test_the_last_one_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

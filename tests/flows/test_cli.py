@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -147,6 +149,60 @@ def test_ctrl_c_ends_a_run_that_has_only_begun(tmp_path: Path) -> None:
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does
     _, said = run.communicate(timeout=60)
     assert run.returncode == 130 and said.decode().strip().endswith(cli._STOPPED)
+
+
+_WAITS = """
+import multiprocessing, os, threading, typer
+from flows import cli
+def up() -> None:
+    try:
+        os.write(1, b"waits\\n")
+        threading.Event().wait()
+    except KeyboardInterrupt:  # the signal came before the wait
+        threading.Event().wait()
+cli.app = app = typer.Typer()
+cli._PATIENCE_SECONDS = {patience}
+@app.command()
+def wait() -> None:
+    import polars
+    children = [multiprocessing.get_context("fork").Process(target=up) for _ in range({children})]
+    for child in children:
+        child.start()
+    up()
+cli.main()
+"""
+
+
+@contextmanager
+def _waiting(patience: float, children: int = 0) -> Iterator[subprocess.Popen[str]]:
+    """A command whose main thread waits without an end, which polars' own handler of Ctrl-C has it begin again."""
+    pipe, code = subprocess.PIPE, _WAITS.format(patience=patience, children=children)
+    command = [sys.executable, "-c", code]
+    run = subprocess.Popen(command, cwd=REPOSITORY, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    try:
+        assert run.stdout is not None
+        assert [run.stdout.readline() for _ in range(children + 1)] == ["waits\n"] * (children + 1)
+        yield run
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+
+
+def test_ctrl_c_ends_what_waits_without_an_end() -> None:
+    with _waiting(1.0) as run:
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=60)
+        assert run.returncode == 130 and said.strip() == cli._STOPPED
+
+
+def test_the_second_ctrl_c_ends_it_at_once_and_a_childs_is_none() -> None:
+    with _waiting(3600.0, children=2) as run:
+        os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+        time.sleep(3.0)
+        assert run.poll() is None
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=60)
+        assert run.returncode == 130 and said.strip().endswith(cli._STOPPED)
 
 
 def test_settings_of_options(tmp_path: Path) -> None:

@@ -23,4 +23,6 @@ def test_too_few_machines_are_told_once(one_cpu: None) -> None:
     assert "room for 1 of 2" in watch.look({"step": 10})  # progress, and then none again
     assert MachineWatch(1, gpus=False, seconds=0.0).look(None) == ""
     assert MachineWatch(2, gpus=False, seconds=3600.0).look(None) == ""
-    assert "room for 0 of 1" in MachineWatch(1, gpus=True, seconds=0.0).look(None)
+    without = MachineWatch(1, gpus=True, seconds=0.0).look(None)
+    assert "room for 0 of 1" in without and "--set train.gpus_per_worker=0" in without
+    assert "gpus_per_worker" not in MachineWatch(2, gpus=False, seconds=0.0).look(None)

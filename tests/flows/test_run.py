@@ -149,6 +149,7 @@ def test_where_and_how_a_training_runs_does_not_name_it(settings: Settings) -> N
         return Run(settings.model_copy(update={"train": settings.train.model_copy(update=changes)})).inputs_digest([])
 
     elsewhere = {"workers": 8, "min_workers": 2, "sharding": "fsdp", "placement": "spread", "gpus_per_worker": 0}
+    elsewhere["resize_seconds"] = 5.0
     elsewhere |= {"collectives": "gloo", "nccl_env": ["NCCL_DEBUG=WARN"], "micro_batch_size": 1}
     assert name() == name(**elsewhere) != name(learning_rate=1.0)
 

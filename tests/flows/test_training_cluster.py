@@ -12,8 +12,10 @@ from flows.run import Run
 from flows.session import prepare_environment
 from flows.train import fit, plan_training
 from flows.training_cluster import (
+    check_gpus,
     check_room,
     check_store,
+    on_gpus,
     scaling,
     torch_config,
     worker_environment,
@@ -68,12 +70,14 @@ def both(nodes: str) -> Iterator[None]:
 
 
 def test_a_worker_asks_for_its_loaders_too(tmp_path: Path) -> None:
-    options = _settings(tmp_path, loader_workers="3", workers="2", min_workers="1", placement="spread").train
+    changes = {"loader_workers": "3", "min_workers": "1", "placement": "spread", "gpus_per_worker": "1"}
+    options = _settings(tmp_path, **changes).train
     assert worker_resources(options, gpu=False) == {"CPU": 4}
     assert worker_resources(options, gpu=True) == {"CPU": 4, "GPU": 1}
     config = scaling(options, gpu=True)
     assert (config.num_workers, config.use_gpu, config.placement_strategy) == ((1, 2), True, "SPREAD")
     plain = scaling(_settings(tmp_path).train, gpu=False)
+    assert plain.elastic_resize_monitor_interval_s == _settings(tmp_path).train.resize_seconds
     assert (plain.num_workers, plain.use_gpu, plain.placement_strategy) == (2, False, "PACK")
 
 
@@ -87,8 +91,10 @@ def test_collectives_and_their_environment(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="gloo gathers no weights"):
         torch_config(_settings(tmp_path, collectives="gloo", sharding="fsdp").train, gpu=True)
     told = _settings(tmp_path, nccl_env='["NCCL_SOCKET_IFNAME=eth0", "NCCL_IB_HCA==mlx5_0:1"]').train
-    assert worker_environment(told) == {"env_vars": {"NCCL_SOCKET_IFNAME": "eth0", "NCCL_IB_HCA": "=mlx5_0:1"}}
-    assert worker_environment(gloo.train) == {}
+    network = {"NCCL_SOCKET_IFNAME": "eth0", "NCCL_IB_HCA": "=mlx5_0:1"}
+    assert worker_environment(told, hide_gpus=False) == {"env_vars": network}
+    assert worker_environment(told, hide_gpus=True) == {"env_vars": network | {"CUDA_VISIBLE_DEVICES": ""}}
+    assert worker_environment(gloo.train, hide_gpus=False) == {}
 
 
 def _note(config: dict[str, Any]) -> None:
@@ -119,12 +125,24 @@ def test_workers_land_where_they_should_and_know_the_network(both: None, tmp_pat
         torch_config=torch_config(options, gpu=False),
         scaling_config=scaling(options, gpu=False),
         run_config=RunConfig(
-            name="x", storage_path=str(tmp_path / "ray"), worker_runtime_env=worker_environment(options)
+            name="x", storage_path=str(tmp_path / "ray"), worker_runtime_env=worker_environment(options, hide_gpus=True)
         ),
     ).fit()
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert len({one["node"] for one in found}) == 2, "one machine has room for both"
     assert all((one["cpus"], one["backend"], one["told"]) == (2, "gloo", "lo") for one in found)
+
+
+def test_gpus_are_waited_for_in_a_cluster_alone(both: None, nodes: str, tmp_path: Path) -> None:
+    """Neither machine has one: those that have may still come, but not into a Ray of this machine."""
+    asks, cpus = _settings(tmp_path, gpus_per_worker="1"), _settings(tmp_path, gpus_per_worker="0")
+    cluster = [one.model_copy(update={"ray": one.ray.model_copy(update={"address": nodes})}) for one in (asks, cpus)]
+    assert [on_gpus(one) for one in (*cluster, asks, cpus)] == [True, False, False, False]
+    assert [check_gpus(one, on_gpus(one)) != "" for one in (*cluster, asks, cpus)] == [False, False, True, False]
+    assert "on CPUs: 2 workers want a GPU each, and this machine has 0" in check_gpus(asks, False)
+    said = check_room(cluster[0], True)
+    assert "1 GPU each" in said and "0 find room; machines are waited for" in said
+    assert "--set train.gpus_per_worker=0" in said and check_room(cluster[1], False) == ""
 
 
 def test_room_is_counted_machine_by_machine(both: None, nodes: str, tmp_path: Path) -> None:

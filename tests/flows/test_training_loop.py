@@ -6,16 +6,23 @@ The loop is production's. Here Ray Train's local mode runs it: Ray's own process
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from flows import training_loop
 from flows.run import Run
 from flows.train import finished_training
 from flows.training_continuity import continuity
+from flows.training_plan import flops_per_image
 from infra.errors import UserError
 from infra.settings import Settings
+from moa_model import step_metrics
+from moa_model.speed import clear_gradients
+from preprocessing.precompute import Precomputer
 from tests.faults.training_runs import Training, prepare
 from tests.training_here import train_by_processes, train_here
 
@@ -62,6 +69,18 @@ def test_the_curve_does_not_depend_on_the_workers(curve: Curve, root: Path) -> N
     _assert_same(train_by_processes(prepare(root, "two", _place(2)))["curve"], curve)
 
 
+def test_the_mfu_is_written_down_where_the_devices_peak_is_known(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_metrics, "_PEAK_FLOPS", ((r"^$", 1e12),))  # this machine's processor
+    settings = prepare(root, "rated", {**CHANGES, "train.workers": "1"})
+    train_here(run := Run(settings))
+    (events,) = {key.rpartition("/")[0] for key in run.store.list("runs/") if "/tensorboard/" in key}
+    curves = EventAccumulator(run.store.uri(events)).Reload()
+    rated, speed = (curves.Scalars(f"speed/{name}") for name in ("mfu", "images_per_second"))
+    assert [one.step for one in rated] == [5, 10, 12]
+    for one, other in zip(rated, speed, strict=True):
+        assert one.value == pytest.approx(other.value * flops_per_image(settings) / 1e12, rel=1e-5)
+
+
 @pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_nor_does_it_on_three_in_pieces_or_four_by_ray(curve: Curve, root: Path) -> None:
@@ -98,6 +117,38 @@ def test_sharded_workers_train_the_same(curve: Curve, root: Path) -> None:
     assert {name: one.shape for name, one in weights.items()} == {name: one.shape for name, one in others.items()}
     for name, weight in weights.items():
         assert torch.allclose(weight, others[name], rtol=1e-7, atol=1e-9), name
+
+
+def test_what_shards_lack_is_computed_on_the_workers_own_device(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a loader's process "cuda" would be the first GPU, whichever Ray gave to this worker."""
+    devices = []
+
+    class Watched(Precomputer):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            devices.append(arguments[3:])
+
+    monkeypatch.setattr(training_loop, "Precomputer", Watched)
+    train_here(Run(prepare(root, "device", {**_place(1), "train.steps": "1"})))
+    assert devices == [(torch.device("cpu"),)]
+
+
+def test_gradients_are_cleared_once_a_step_and_graphs_told_of_every_piece(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, uncompiled = [], training_loop.prepare
+
+    def cleared(optimizer: torch.optim.Optimizer, mode: Any) -> None:
+        clear_gradients(optimizer, mode)
+        told.append((mode, "step"))
+
+    monkeypatch.setattr(training_loop, "prepare", lambda *one, **how: uncompiled(*one, **how | {"compile": "off"}))
+    monkeypatch.setattr(training_loop, "clear_gradients", cleared)
+    monkeypatch.setattr(training_loop, "begin_pass", lambda mode: told.append((mode, "pass")))
+    changes = {"train.steps": "1", "train.compile": "reduce-overhead"}
+    train_here(Run(prepare(root, "graphs", {**_place(1, 3), **changes})))
+    # The losses before, seven samples in three pieces, the losses after.
+    assert told == [("reduce-overhead", one) for one in ("pass", "step", "pass", "pass", "pass", "pass")]
 
 
 @pytest.mark.faults

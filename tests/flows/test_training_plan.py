@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.training_plan import Assumptions, Counted, count, describe, plan_training, show_plan
+from flows.training_plan import Assumptions, Counted, count, describe, flops_per_image, plan_training, show_plan
 from infra.errors import UserError
 from infra.settings import Settings, load_settings
 
@@ -94,6 +94,13 @@ def test_the_demo_is_read_from_the_zoo(demo: dict[str, Any]) -> None:
     assert "casts" not in {one["what"] for one in demo["figures"]}
     # So small a step is its launches.
     assert _value(demo, "training", "time") == pytest.approx(200 * Assumptions().launching(32))
+
+
+def test_an_image_costs_what_the_page_says(demo: dict[str, Any], folder: Path) -> None:
+    """But for what activation checkpointing computes again, which no MFU counts."""
+    again = _settings("demo", train__activation_checkpointing="true")
+    assert flops_per_image(again) == flops_per_image(_settings("demo")) == _value(demo, "work", "a sample")
+    assert flops_per_image(_settings("demo", ingest__pixels="131")) is None
 
 
 def test_every_setting_of_the_training_counts(demo: dict[str, Any], counted: Counted) -> None:

@@ -135,9 +135,13 @@ def test_damaged_shards_are_passed_over_without_moving_the_others(tmp_path: Path
         [_samples(store, rows, train)[position] for position in range(6)]
 
 
+@pytest.mark.parametrize("remembered", [1_000_000, 0])
 @pytest.mark.parametrize("in_place", [True, False])
-def test_a_shard_that_becomes_another_under_our_hands(in_place: bool, tmp_path: Path, train: TrainSettings) -> None:
+def test_a_shard_that_becomes_another_under_our_hands(
+    in_place: bool, remembered: int, tmp_path: Path, train: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A copy is fetched anew; an object of a directory is named, and read on once it is put back."""
+    monkeypatch.setattr("flows.training_samples._INDEXED", remembered)
     store = DirectoryStore(tmp_path / "store")
     rows = [_shard(store, name, [1, 1]) for name in "ab"]
     cache = ShardCache(store if in_place else _Elsewhere(store), tmp_path / "cache", 10**6)
@@ -146,7 +150,7 @@ def test_a_shard_that_becomes_another_under_our_hands(in_place: bool, tmp_path: 
     path = cache.path(rows[0].object_key, rows[0].sha256)
     sound = path.read_bytes()
     first, _ = next(sample_spans(sound))[1]["moments.npy"]
-    with path.open("r+b") as file:  # of the same file, which is mapped
+    with path.open("r+b") as file:  # of the same file, which is open
         file.seek(first + 200)
         file.write(bytes([sound[first + 200] ^ 1]))
     if in_place:

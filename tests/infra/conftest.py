@@ -12,6 +12,7 @@ import pytest
 
 from infra.ceph import ENDPOINT
 from infra.manifest import PART_BYTES
+from infra.ports import free_ports
 from infra.storage import DirectoryStore, ObjectStore, S3Store
 from tests.infra.faulty_s3 import FaultyS3, faulty_s3
 
@@ -25,9 +26,7 @@ def s3_address() -> Iterator[str]:
     if named := os.environ.get(ENDPOINT):
         yield named
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     environment = {
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",

@@ -1,8 +1,10 @@
 """What moto cannot show: credentials that count, races of processes, a server that is killed, versions, a clock."""
 
 import datetime
+import itertools
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +19,7 @@ import boto3
 import botocore.auth
 import pytest
 
-from infra import ceph
+from infra import ceph, large_objects
 from infra.ceph import ENDPOINT, CephServer, missing
 from infra.errors import UserError
 from infra.pulling import pull, pull_from
@@ -130,24 +132,38 @@ def test_a_server_that_is_killed_in_the_middle_loses_nothing(
 ) -> None:
     (tmp_path / "large").write_bytes(os.urandom(200 * 2**20))
     Releases(store).publish({"adapter.bin": tmp_path / "large"}, {})
-    address, came = f"s3://{store.bucket}/{store.prefix}/moa@1", threading.Event()
+    address, came, gone = f"s3://{store.bucket}/{store.prefix}/moa@1", threading.Event(), threading.Event()
+    asked, had, read = itertools.count(), set(), large_objects._Bucket.read_into
+
+    def read_into(self: Any, key: str, start: int, *rest: Any) -> None:
+        if next(asked) >= 3:  # of 13 parts: however the threads are scheduled, some are asked for after the end
+            assert gone.wait(60)
+        read(self, key, start, *rest)
+        had.add((key, start))
+        came.set()
 
     def cut() -> None:
         came.wait(60)
         server.kill_gateway()
+        gone.set()
 
     killer = threading.Thread(target=cut)
     killer.start()
     try:
-        with pytest.raises(UserError) as refusal:
-            pull(address, tmp_path / "out", endpoint_url=store.endpoint_url, progress=lambda done, total: came.set())
-        assert "\n" not in str(refusal.value) and not (tmp_path / "out").exists()
+        with monkeypatch.context() as slow, pytest.raises(UserError) as refusal:
+            slow.setattr(large_objects._Bucket, "read_into", read_into)
+            pull(address, tmp_path / "out", endpoint_url=store.endpoint_url)
+        assert came.is_set() and "\n" not in str(refusal.value) and not (tmp_path / "out").exists()
     finally:
         came.set()
         killer.join()
         server.start_gateway()
-    first: list[int] = []
-    pull(address, tmp_path / "out", endpoint_url=store.endpoint_url, progress=lambda done, total: first.append(done))
+    first = had.copy()
+    had.clear()
+    with monkeypatch.context() as counted:
+        counted.setattr(large_objects._Bucket, "read_into", read_into)
+        pull(address, tmp_path / "out", endpoint_url=store.endpoint_url)
+    assert 1 <= len(first) <= 3 and had and not first & had  # what had come is not fetched again
     assert (tmp_path / "out" / "adapter.bin").read_bytes() == (tmp_path / "large").read_bytes()
     assert verify(Releases(store)) == []
 
@@ -159,6 +175,15 @@ def test_it_runs_for_a_command_and_leaves_nothing() -> None:
     assert ran.returncode == 0 and ran.stdout.startswith("http://127.0.0.1:"), ran
     with pytest.raises(OSError):
         urllib.request.urlopen(ran.stdout.split()[0], timeout=5)
+
+
+def test_a_gateway_that_cannot_listen_says_why(tmp_path: Path, monkeypatch: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        free = ceph.free_ports(1)
+        monkeypatch.setattr(ceph, "free_ports", lambda count: [*free, other.getsockname()[1]])
+        with pytest.raises(UserError, match="in use"):
+            CephServer(tmp_path / "c").start()
+    assert not (tmp_path / "c").exists()
 
 
 def test_without_the_packages_it_is_one_sentence(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parents[2] / "infra" / "kubernetes"
 BUILDS = ["overlays/small", "overlays/production", "retrain-job"]
 RAY_FIELDS = json.loads((Path(__file__).parents[1] / "data/kuberay/ray.io-v1.json").read_text("utf-8"))
 VERSION = "1.34"
+ANNOUNCED = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"  # tests/faults/test_preemption.py: what Ray makes of it
 pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl, which has kustomize, is not installed")
 Manifest = dict[str, Any]
 
@@ -113,6 +114,8 @@ def test_resources_priorities_and_grace_are_set(manifests: list[Manifest]) -> No
         assert spec["priorityClassName"] == ("moa-work" if work else "moa-service"), name
         assert not work or spec["terminationGracePeriodSeconds"] >= 120, name
         for box in spec["containers"]:
+            announced = {one["name"]: one.get("value") for one in box.get("env", [])}.get(ANNOUNCED)
+            assert not work or 30 < float(announced or 0) <= spec["terminationGracePeriodSeconds"] - 15, name
             for kind in ("requests", "limits"):
                 assert {"cpu", "memory"} <= box["resources"][kind].keys(), f"{name} {kind}"
 

@@ -10,7 +10,7 @@ import pytest
 
 from infra.blobs import describe_file
 from infra.errors import UserError
-from infra.large_objects import UnreadableObject, large_objects, local_file, read_range
+from infra.large_objects import UnreadableObject, download, large_objects, local_file, read_range
 from infra.manifest import PART_BYTES
 from infra.storage import DirectoryStore, ObjectStore, S3Store
 from tests.infra.conftest import LARGE
@@ -24,6 +24,9 @@ def test_a_file_becomes_an_object_that_is_read_in_ranges(store: ObjectStore, lar
     for start, size in ((0, 10), (PART_BYTES - 5, 20), (LARGE - 7, 7)):
         assert read_range(large, "blobs/x", start, size, LARGE) == data[start : start + size]
     assert local_file(store, "blobs/x", tmp_path).read_bytes() == data
+    (tmp_path / "copy").write_bytes(b"what was there")
+    download(store, "blobs/x", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == data
     assert store.list() == ["blobs/x"] and large.unfinished("blobs/") == []
 
 
@@ -39,6 +42,9 @@ def test_a_small_file_too(store: ObjectStore, tmp_path: Path) -> None:
     assert all(abs(one.written - time.time()) < 60 for one in entries.values())
     with pytest.raises(KeyError):
         local_file(store, "blobs/none", tmp_path)
+    with pytest.raises(KeyError):
+        download(store, "blobs/none", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_an_object_of_another_size_is_not_read(store: ObjectStore) -> None:

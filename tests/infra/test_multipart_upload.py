@@ -13,7 +13,6 @@ from infra.blobs import describe_file
 from infra.errors import UserError
 from infra.large_objects import large_objects
 from infra.manifest import PART_BYTES, Content
-from infra.multipart_upload import running_uploads
 from infra.storage import S3Store
 from tests.infra.conftest import LARGE
 from tests.infra.faulty_s3 import FaultyS3
@@ -82,7 +81,7 @@ def test_an_upload_is_gone_on_with_unless_its_parts_have_other_sums(
 ) -> None:
     """As earlier versions and others begin them. A server that knows no sums does not say that they are others."""
     begun = begin(s3_store, {1: large_file.read_bytes()[:PART_BYTES]}, algorithm)
-    (listed,) = running_uploads(s3_store, s3_store.name("blobs/x"))
+    (listed,) = s3_store.running_uploads(s3_store.name("blobs/x"))
     other = listed.get("ChecksumAlgorithm") == "CRC32"
     assert upload(through(proxy, s3_store), large_file, described) == LARGE
     assert s3_store.get("blobs/x") == large_file.read_bytes()
@@ -111,7 +110,7 @@ def test_an_upload_that_somebody_else_ended_is_begun_again(
 
 def knows_sums(store: S3Store) -> bool:
     begin(store, {}, "SHA256")
-    (listed,) = running_uploads(store, store.name("blobs/x"))
+    (listed,) = store.running_uploads(store.name("blobs/x"))
     for one in large_objects(store).unfinished("blobs/"):
         large_objects(store).abandon(one)
     return bool(listed.get("ChecksumAlgorithm"))

@@ -49,6 +49,27 @@ def test_a_ray_of_this_machine_listens_to_nobody_else() -> None:
     assert int(count) > 3 and outside == "[]", done.stdout + done.stderr
 
 
+BESIDE_A_DEAD_ONE = """
+import shutil, subprocess, sys, time
+import psutil
+from infra.ray_session import _raylet, ray_session
+from infra.settings import load_settings
+dead = subprocess.Popen([shutil.copy(shutil.which("true"), sys.argv[1])])
+while psutil.Process(dead.pid).status() != psutil.STATUS_ZOMBIE:
+    time.sleep(0.01)
+with ray_session(load_settings("demo").ray.model_copy(update={"address": "", "num_cpus": 1, "object_store_mb": 80})):
+    found = _raylet()
+    print(found is not None and found.pid != dead.pid)
+"""
+
+
+def test_the_own_raylet_is_found_beside_one_that_has_just_died(tmp_path: Path) -> None:
+    """As on a machine on which another Ray ends."""
+    command = [sys.executable, "-c", BESIDE_A_DEAD_ONE, str(tmp_path / "raylet")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.strip().endswith("True"), done.stdout + done.stderr
+
+
 class Doubling:
     def __init__(self, factor: int) -> None:
         self.factor = factor

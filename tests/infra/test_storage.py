@@ -1,4 +1,5 @@
 import multiprocessing
+import os
 import pickle
 import resource
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -11,6 +12,7 @@ from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra import storage
 from infra.errors import UserError
 from infra.storage import DirectoryStore, ObjectStore, S3Store, check_key, open_store
 
@@ -107,6 +109,26 @@ def test_what_a_crash_left_half_written_is_not_listed_and_can_be_swept_away(tmp_
     store.sweep("nothing/there")
     store.sweep("a")
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["c"]
+
+
+def test_what_is_too_large_for_one_request_goes_in_parts(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_ONE_PUT", 2**20)
+    data = os.urandom(20 * 2**20)
+    s3_store.put("a/large", data)
+    s3_store.put("a/small", data[: 2**20])
+    heads = {
+        name: s3_store.client.head_object(Bucket=s3_store.bucket, Key=s3_store.name(f"a/{name}"))
+        for name in ("large", "small")
+    }
+    assert s3_store.get("a/large") == data and "-3" in heads["large"]["ETag"] and "-" not in heads["small"]["ETag"]
+
+
+def test_an_upload_that_a_kill_cut_off_can_be_swept_away(s3_store: S3Store) -> None:
+    for key in ("a/b", "ab/c"):
+        s3_store.client.create_multipart_upload(Bucket=s3_store.bucket, Key=s3_store.name(key))
+    s3_store.sweep("nothing/there")
+    s3_store.sweep("a")
+    assert [one["Key"] for one in s3_store.running_uploads(s3_store.name("a"))] == [s3_store.name("ab/c")]
 
 
 def test_what_does_not_fit_takes_up_no_room(tmp_path: Path) -> None:

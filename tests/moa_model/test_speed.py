@@ -1,8 +1,11 @@
 """Every way to make a training step quick leaves losses and gradients what they are."""
 
+from copy import deepcopy
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
-from typing import Any, get_args
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast, get_args
 
 import infra.torchvision_ops  # noqa: F401
 
@@ -10,13 +13,16 @@ import pytest
 import torch
 import torch._inductor
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from torch import Tensor
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
 
 from moa_model import EMA, Batch, Losses, MoAAdapter, MoATrainingModule, Snapshot, load_checkpoint
-from moa_model.attention import AttentionMaps
-from moa_model.speed import Compile, begin_pass, make_optimizer, prepare
+from moa_model.attention import AttentionMaps, MoAAttentionProcessor, MoAStep
+from moa_model.layers import LayerShape
+from moa_model.prompt import one_hot_tokens
+from moa_model.speed import Compile, begin_pass, clear_gradients, make_optimizer, prepare
 from tests.moa_model.conftest import make_batch, trained_like
-from tests.tiny_models import IMAGE_DIM, TEXT_DIM
+from tests.tiny_models import IMAGE_DIM, TEXT_DIM, TOKENS
 
 
 def _module(dtype: torch.dtype = torch.float32) -> MoATrainingModule:
@@ -104,6 +110,50 @@ def test_the_unet_compiles_in_one_graph_for_training(expected: tuple[Losses, lis
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
 
 
+class _OneLayer(nn.Module):
+    """In the place of a U-Net, which is traced for many seconds a shape: one MoA layer, called as a U-Net calls it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.host = Attention(query_dim=8, cross_attention_dim=TEXT_DIM, heads=2, dim_head=4)
+        shape = LayerShape(
+            name="x",
+            block=0,
+            cross=True,
+            hidden_dim=8,
+            condition_dim=TEXT_DIM,
+            inner_dim=8,
+            heads=2,
+            qkv_bias=False,
+            out_bias=True,
+        )
+        self.layer = MoAAttentionProcessor(shape, cross_index=0)
+
+    def forward(self, hidden: Tensor, text: Tensor, moa: MoAStep) -> Tensor:
+        return self.layer(self.host, hidden, text, moa=moa)
+
+
+def test_all_shapes_of_a_training_compile() -> None:
+    """One to four people, a whole piece and what is left over, with and without gradient: twice what torch expects."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    plain = _OneLayer().double()
+    compiled = deepcopy(plain)
+    prepare(cast(MoATrainingModule, SimpleNamespace(unet=compiled)), compile="default", backend="eager")
+    for people, count, gradient in product(range(1, 5), (3, 2), (True, False)):
+        hidden, text = torch.randn(count, 9, 8).double(), torch.randn(count, TOKENS, TEXT_DIM).double()
+        token_BST = one_hot_tokens(torch.arange(5, 5 + people).repeat(count, 1), TOKENS, like=text)
+        word_LBSD = torch.randn(1, count, people, TEXT_DIM).double()
+        with torch.set_grad_enabled(gradient):
+            ours, theirs = (
+                each(hidden, text, MoAStep(word_LBSD, token_BST, maps=AttentionMaps({0}))) for each in (compiled, plain)
+            )
+        torch.testing.assert_close(ours, theirs)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+    assert graphs == 16
+
+
 def test_a_frozen_prior_in_half_precision_leaves_the_experts_and_the_loss() -> None:
     batch = make_batch()
     module = prepare(_module(), frozen_dtype=torch.bfloat16)
@@ -128,6 +178,58 @@ def test_a_compile_mode_reaches_the_compiler_and_graphs_are_told_of_each_pass(
     assert asked == {"off": [], "default": [None]}.get(compile, [compile])
     graphs = compile != "off" and torch._inductor.list_mode_options(compile).get("triton.cudagraphs", False)
     assert len(marks) == graphs
+
+
+class _OverwrittenByGraphs(torch.autograd.Function):
+    """Gives gradients in memory of its own, as a replayed CUDA graph does, which the next pass writes over."""
+
+    memory: ClassVar[list[Tensor]] = []
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        return weight.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        memory = gradient.clone()
+        _OverwrittenByGraphs.memory.append(memory.detach())  # the same memory by another name
+        return memory
+
+    @classmethod
+    def overwrite(cls) -> None:
+        for one in cls.memory:
+            one.fill_(torch.nan)
+        cls.memory.clear()
+
+
+@pytest.mark.parametrize("compile", ["reduce-overhead", "max-autotune"])
+def test_pieces_gradients_add_up_outside_of_the_graphs_memory(
+    compile: Compile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Simulated: there is no CUDA graph on a CPU. Each step's first pass, too, may write over what was before."""
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", _OverwrittenByGraphs.overwrite)
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = make_optimizer([{"params": [weight], "lr": 0.0}])
+    places = set()
+    for _ in range(2):
+        clear_gradients(optimizer, compile)
+        for piece in (1.0, 2.0):
+            begin_pass(compile)
+            (_OverwrittenByGraphs.apply(weight) * piece).sum().backward()
+        assert weight.grad is not None
+        assert weight.grad.tolist() == [3.0] * 3
+        places.add(weight.grad.data_ptr())
+        optimizer.step()
+    assert len(places) == 1
+
+
+@pytest.mark.parametrize("compile", ["off", "default", "max-autotune-no-cudagraphs"])
+def test_without_graphs_no_gradient_is_kept(compile: Compile) -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = make_optimizer([{"params": [weight], "lr": 0.0}])
+    weight.sum().backward()
+    clear_gradients(optimizer, compile)
+    assert weight.grad is None
 
 
 def test_a_training_step_reads_no_value_off_the_device() -> None:

@@ -26,6 +26,7 @@ from moa_model.training_cost import (
     _checkpointed_bytes,
     _saved_bytes,
     _Shapes,
+    count_flops,
     count_training,
     saved_for_backward,
 )
@@ -150,6 +151,12 @@ def test_preservation_is_a_forward_pass_more(cost: TrainingCost, kind: str) -> N
     preserving = replace(cost, preserving=True)
     assert sum(_step_flops(_module(1.0, kind), 1, kind)) == preserving.sample_flops
     assert preserving.sample_flops - cost.sample_flops == cost.prior_flops > 0
+
+
+@pytest.mark.parametrize("preserving", [False, True])
+def test_flops_are_counted_alone_too(preserving: bool, cost: TrainingCost, kind: str) -> None:
+    expected = replace(cost, preserving=preserving).sample_flops
+    assert count_flops(_tiny_base(kind), IMAGE_DIM, SIZE, preserving=preserving) == expected
 
 
 @pytest.mark.parametrize("rows", [1, 4])

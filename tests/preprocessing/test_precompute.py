@@ -1,6 +1,9 @@
 """Features from real tiny models, compared with what stock libraries compute."""
 
+import io
+import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,6 +101,30 @@ def test_word_scores_are_clips_cosines(precomputer: Precomputer, models: Path) -
             texts.append(torch.nn.functional.normalize(outputs.text_embeds.mean(0), dim=0))
     expected = torch.stack(texts) @ outputs.image_embeds.T
     np.testing.assert_allclose(precomputer.word_scores(crops, words), expected, atol=1e-5)
+
+
+def test_every_model_is_on_the_device_that_was_named(models: Path) -> None:
+    base = ModelReference(location=str(models / "base"), backend="diffusers")
+    named = Precomputer(base, ModelReference(location=str(models / "clip")), SETTINGS, "meta")
+    for model in (named._vae, named._clip, *named._text._encoders):
+        assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_another_process_gets_no_model_and_loads_its_own(precomputer: Precomputer) -> None:
+    """A model on a GPU would travel as a copy of its memory, and meet inputs that are somewhere else."""
+
+    class Refusing(pickle.Pickler):
+        def reducer_override(self, thing: Any) -> Any:
+            assert not isinstance(thing, torch.nn.Module | torch.Tensor), f"a {type(thing).__name__} travels"
+            return NotImplemented
+
+    def made(by: Precomputer) -> list[np.ndarray]:
+        return [by.moments([noise()]), by.text(["a man"]).states, by.image_embeds([noise()])]
+
+    before, sent = made(precomputer), io.BytesIO()
+    Refusing(sent).dump(precomputer)
+    for ours, theirs in zip(made(pickle.loads(sent.getvalue())), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_tokens_are_the_base_models(precomputer: Precomputer) -> None:
