@@ -272,9 +272,9 @@ def report(preset: Preset = "demo", workspace: Workspace = None, changes: Change
 def main() -> None:
     """The console script: a user's mistake is one sentence and exit code 2, Ctrl-C one line and 130."""
     signal.signal(signal.SIGINT, _interrupt)
-    hears, told = os.pipe()
-    os.set_blocking(told, False)
-    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    hears, rings = os.pipe()
+    os.set_blocking(rings, False)
+    signal.set_wakeup_fd(rings, warn_on_full_buffer=False)
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's Ctrl-C is no second one
     threading.Thread(target=_listen, args=(hears,), daemon=True).start()
     warnings.showwarning = _say_warning

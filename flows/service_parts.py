@@ -24,7 +24,7 @@ import yaml
 from flows.session import environment_of_runs
 from infra.errors import UserError
 from infra.ports import free_ports
-from infra.ray_session import NO_CLUSTER
+from infra.ray_session import NO_CLUSTER, ONE_MACHINE
 from infra.service import Part
 from infra.settings import Settings
 
@@ -135,6 +135,7 @@ def _ray(
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats",
         "--node-ip-address=127.0.0.1", f"--port={service.ray_port}", f"--num-cpus={settings.ray.num_cpus}",
+        f"--labels={ONE_MACHINE}=true",
         f"--object-store-memory={settings.ray.object_store_mb * 10**6}", f"--temp-dir={folder}",
         "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={service.ray_dashboard_port}",
         # Nobody needs to know these; their usual ones may be another Ray's.

@@ -4,6 +4,7 @@ import secrets
 from typing import Any
 
 from infra.errors import UserError
+from infra.ray_session import ONE_MACHINE
 from infra.settings import Settings, TrainSettings
 from infra.storage import ObjectStore
 
@@ -13,9 +14,9 @@ _ANSWER_SECONDS = 120.0  # of another machine: a new process that imports what i
 
 def on_gpus(settings: Settings) -> bool:
     """Whether the workers get a GPU each, where it is asked for: in a cluster always, for machines with GPUs may come
-    later than the driver; in a Ray of our own, which cannot grow, if it has enough for the fewest workers."""
+    later than the driver; in the Ray of one machine, which cannot grow, if it has enough for the fewest workers."""
     options = settings.train
-    return bool(options.gpus_per_worker and (settings.ray.address or gpus() >= fewest_workers(options)))
+    return bool(options.gpus_per_worker and (_grows(settings) or gpus() >= fewest_workers(options)))
 
 
 def check_gpus(settings: Settings, gpu: bool) -> str:
@@ -84,8 +85,8 @@ def worker_environment(options: TrainSettings, hide_gpus: bool) -> dict[str, Any
 
 
 def check_room(settings: Settings, gpu: bool) -> str:
-    """ "", or a sentence if not all workers find room at once; in a Ray of our own, which cannot grow, a UserError if
-    not even the fewest do."""
+    """ "", or a sentence if not all workers find room at once; in the Ray of one machine, which cannot grow, a
+    UserError if not even the fewest do."""
     options, held = settings.train, 0
     needed, fewest = worker_resources(options, gpu), fewest_workers(options)
     for node in _nodes():
@@ -94,9 +95,10 @@ def check_room(settings: Settings, gpu: bool) -> str:
         return ""
     each = f"{needed['CPU']:.0f} CPUs" + (f" and {needed['GPU']:.0f} GPU" if gpu else "")
     lack = f"of {options.workers} workers with {each} each (1 + train.loader_workers CPUs) {held} find room"
-    if held < fewest and not settings.ray.address:
+    if held < fewest and not _grows(settings):
+        anew = " and start moa up anew" if settings.ray.address else ""
         raise UserError(
-            f"In the Ray of this machine, {lack}: raise ray.num_cpus ({settings.ray.num_cpus}), or lower "
+            f"In the Ray of this machine, {lack}: raise ray.num_cpus ({settings.ray.num_cpus}){anew}, or lower "
             "train.loader_workers or train.workers."
         )
     if held >= fewest:
@@ -146,6 +148,11 @@ def _look(store: ObjectStore, key: str) -> bytes | str | None:
         return None
     except (UserError, OSError) as error:
         return str(error)
+
+
+def _grows(settings: Settings) -> bool:
+    """Whether machines may come to the cluster: not to a Ray of our own, nor to that of `moa up`."""
+    return bool(settings.ray.address) and not any(ONE_MACHINE in node["Labels"] for node in _nodes())
 
 
 def _nodes() -> list[dict[str, Any]]:

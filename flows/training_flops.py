@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cached_property
 
 from infra.settings import Settings
 
@@ -24,9 +25,7 @@ class FlopsCount:
         """say: is told once where it could not be counted: a figure that is missing is no reason to end a training."""
         # As in this worker, whose path Ray has set; no GPU is needed, and a context on one takes memory.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_VISIBLE_DEVICES": ""}
-        pipe = subprocess.PIPE
-        self._say, self._ended = say, False
-        self._counted: int | None = None
+        pipe, self._say = subprocess.PIPE, say
         self._process = subprocess.Popen(
             [sys.executable, "-c", _COUNT], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment
         )
@@ -38,19 +37,18 @@ class FlopsCount:
             pass  # it has ended, and `result` says how
         self._process.stdin = None
 
+    @cached_property
     def result(self) -> int | None:
         """Of an image; None where the base's shapes are unknown or it could not be counted."""
-        if self._ended:
-            return self._counted
-        self._ended = True
         try:
             counted, said = self._process.communicate(timeout=_LONGEST_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
+            self._process.communicate()
             counted, said = "", f"it took more than {_LONGEST_SECONDS:.0f} s"
         words = counted.split()[-1:]
         if words and words[0].isdigit():
-            self._counted = int(words[0])
-        elif words != ["None"]:
+            return int(words[0])
+        if words != ["None"]:
             self._say(f"the MFU is not written down, for the FLOPs could not be counted ({said.strip()[-300:]})")
-        return self._counted
+        return None

@@ -292,7 +292,7 @@ class _Worker:
             row = {"step": done, **_curve_row(losses), "gradient_norm": norm, "router_share": share}
             self.history["curve"].append(row)
             rate = self.optimizer.param_groups[0]["lr"]
-            flops = None if self.flops is None else self.flops.result()
+            flops = None if self.flops is None else self.flops.result
             measured = measure(done, losses, norm, shares, rate, self.clock, self.device, self.workers, flops)
             self._ask_in_time(self.options.batch_size / measured.images_per_second)
             if self.curves is not None:

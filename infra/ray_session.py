@@ -21,6 +21,7 @@ from infra.settings import RaySettings
 from infra.shard_feed import Batches, BatchQueues, Queue, numbers, opened, sealed
 
 NO_CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": a Ray of this machine alone, on loopback, as on a Mac
+ONE_MACHINE = "moa/one-machine"  # a node's label: no other machine can come to its cluster
 _RAYLET_SECONDS = 2.0  # between two looks at whether the Ray that we are attached to lives
 _EXIT_CODE = 75  # EX_TEMPFAIL: try again
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.faults.training_runs import CHANGES, Training, prepare
-from tests.infra.conftest import s3_address
+from tests.infra.conftest import s3_address, s3_store
 
-__all__ = ["s3_address"]
+__all__ = ["s3_address", "s3_store"]
 
 
 @pytest.fixture(scope="session")

@@ -5,15 +5,14 @@ has seen every sample of every epoch exactly once: real disks that are full, rea
 """
 
 import random
-import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 
+from infra.storage import S3Store
 from preprocessing.catalog import ShardRow
 from tests.faults.lost_connection import Relay
 from tests.faults.shard_damage import flip_a_bit
@@ -26,14 +25,9 @@ Trainings = Callable[..., Training]
 
 
 @pytest.fixture
-def bucket(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def bucket(s3_store: S3Store) -> str:
     """The address of a store in a new bucket."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "x")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    name = f"faults-{secrets.token_hex(6)}"
-    boto3.client("s3", endpoint_url=s3_address).create_bucket(Bucket=name)
-    return f"s3://{name}/data"
+    return f"s3://{s3_store.bucket}/data"
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import temporary_settings
 
-from tests.infra.conftest import s3_address
+from tests.infra.conftest import s3_address, s3_store
 from tests.prefect_process import PrefectServer
 
-__all__ = ["s3_address"]
+__all__ = ["s3_address", "s3_store"]
 
 
 @pytest.fixture(scope="session")

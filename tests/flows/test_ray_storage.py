@@ -1,11 +1,9 @@
 """What Ray Train is given to write with is as patient in its other processes: real HTTP that is answered with 500."""
 
 import random
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 from pyarrow.fs import FileSystem, FileType
 from ray import cloudpickle
@@ -13,23 +11,19 @@ from ray import cloudpickle
 from flows.ray_storage import ray_storage
 from flows.run import Run
 from infra.settings import load_settings
+from infra.storage import S3Store
 from tests.infra.faulty_s3 import FaultyS3, faulty_s3
 
 Place = tuple[FaultyS3, str, FileSystem]
 
 
 @pytest.fixture
-def place(s3_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def place(s3_store: S3Store, tmp_path: Path) -> Iterator[Place]:
     """The server between, and what a worker gets: Ray pickles it to the controller, which pickles it again."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "x")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    bucket = f"ray-{secrets.token_hex(6)}"
-    boto3.client("s3", endpoint_url=s3_address).create_bucket(Bucket=bucket)
-    with faulty_s3(s3_address) as server:
-        changes = {"storage.root": f"s3://{bucket}/data", "storage.endpoint_url": server.address}
+    with faulty_s3(s3_store.endpoint_url or "") as server:
+        changes = {"storage.root": f"s3://{s3_store.bucket}/data", "storage.endpoint_url": server.address}
         path, filesystem = ray_storage(Run(load_settings("demo", tmp_path, changes)), "runs/1/attempts")
-        assert path == f"{bucket}/data/runs/1/attempts"
+        assert path == f"{s3_store.bucket}/data/runs/1/attempts"
         yield server, path, cloudpickle.loads(cloudpickle.dumps(cloudpickle.loads(cloudpickle.dumps(filesystem))))
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from flows import service_parts
 from flows.service_parts import Asked, about_store, parts_of
+from infra.ray_session import ONE_MACHINE
 from infra.service import Part
 from infra.settings import load_settings
 
@@ -30,7 +31,8 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
 def test_all_listens_on_loopback_and_runs_find_ray_there(tmp_path: Path) -> None:
     parts = _parts(tmp_path, **{"service.ray_port": "7001"})
     assert "--host 127.0.0.1" in " ".join(parts["prefect-server"].command)
-    assert {"--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"} <= set(parts["ray-head"].command)
+    head = {"--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--labels={ONE_MACHINE}=true"}
+    assert head <= set(parts["ray-head"].command)
     for of_ray in ("ray-head", "worker"):
         assert parts[of_ray].environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     deploy = " ".join(parts["deploy"].command)

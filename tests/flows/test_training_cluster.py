@@ -22,10 +22,11 @@ from flows.training_cluster import (
     worker_resources,
 )
 from infra.errors import UserError
-from infra.ray_session import ray_session
+from infra.ray_session import ONE_MACHINE, ray_session
 from infra.settings import Settings, load_settings
 from infra.storage import DirectoryStore
 from tests.faults.training_runs import prepare
+from tests.ray_head import RayHead
 from tests.tiny_world import tiny_ray
 
 CPUS = 4  # of each node
@@ -159,6 +160,18 @@ def test_room_is_counted_machine_by_machine(both: None, nodes: str, tmp_path: Pa
     assert said(workers="9").endswith("8 find room; machines are waited for")
     with pytest.raises(UserError, match=r"8 find room: raise ray.num_cpus \(4\), or lower train.loader_workers"):
         check_room(_settings(tmp_path, workers="9"), False)  # a Ray of its own cannot grow
+
+
+def test_the_ray_of_one_machine_waits_for_nobody(tmp_path: Path) -> None:
+    """That of `moa up` has an address, as a cluster has, and cannot grow."""
+    with RayHead(tmp_path / "head.log", labels=f"{ONE_MACHINE}=true") as head, head.letting_in():
+        ray = tiny_ray(f"127.0.0.1:{head.ports['gcs']}", 3)
+        with ray_session(ray):
+            asks = _settings(tmp_path, gpus_per_worker="1").model_copy(update={"ray": ray})
+            assert not on_gpus(asks) and "this machine has 0" in check_gpus(asks, False)
+            many = _settings(tmp_path, workers="9").model_copy(update={"ray": ray})
+            with pytest.raises(UserError, match=r"3 find room: raise ray.num_cpus \(3\) and start moa up anew, or"):
+                check_room(many, False)
 
 
 @pytest.mark.timeout(600)
