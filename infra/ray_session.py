@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -24,6 +24,8 @@ NO_CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": a Ray of this machine a
 ONE_MACHINE = "moa/one-machine"  # a node's label: no other machine can come to its cluster
 _RAYLET_SECONDS = 2.0  # between two looks at whether the Ray that we are attached to lives
 _EXIT_CODE = 75  # EX_TEMPFAIL: try again
+_STARTS = 3  # of a Ray of our own
+_NOT_UP = "timed out during startup"  # as Ray says after 30 seconds, which it gives itself
 
 
 class ShardWorker(Protocol):
@@ -56,7 +58,8 @@ class StagedWorker:
 def ray_session(settings: RaySettings) -> Iterator[None]:
     """Start a Ray on this machine, or attach to the cluster at settings.address; leave it as it was found.
 
-    Inside another session this does nothing. Raises UserError when the cluster does not answer.
+    Inside another session this does nothing. Raises UserError when the cluster does not answer, or a Ray on this
+    machine does not come up.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
@@ -74,7 +77,7 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
     if settings.address:
         _check_listening(settings.address)
     try:
-        ray.init(
+        _init(
             address=settings.address or "local",
             include_dashboard=None if settings.address else False,
             logging_level=logging.ERROR,
@@ -94,6 +97,29 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
     finally:
         _queues.forget()
         ray.shutdown()
+
+
+def _init(**options: Any) -> None:
+    """`ray.init`; where a Ray of our own does not come up, what there is of it is ended, and another one started."""
+    import ray
+
+    for last in (*[False] * (_STARTS - 1), True):
+        before = set(psutil.Process().children(recursive=True))
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            if _NOT_UP not in str(error):
+                raise
+            for process in set(psutil.Process().children(recursive=True)) - before:
+                with suppress(psutil.Error):
+                    if f"{os.sep}ray{os.sep}" in " ".join(process.cmdline()):
+                        process.kill()
+            if last:
+                raise UserError(
+                    f"Ray did not come up on this machine in {_STARTS} tries: see what keeps the machine busy, and "
+                    "start the same again."
+                ) from error
 
 
 @contextmanager

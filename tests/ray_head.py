@@ -22,11 +22,11 @@ ROOT = Path(__file__).parents[1]
 class RayHead:
     """One machine's cluster, which asks for a token as Ray does by default. Use as a context manager."""
 
-    def __init__(self, log: Path, environment: Mapping[str, str] | None = None, labels: str = "") -> None:
+    def __init__(self, log: Path, environment: Mapping[str, str] | None = None) -> None:
         names = ("gcs", "dashboard", "agent", "agent_grpc", "client")
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.token = secrets.token_hex(32)
-        self.log, self.labels, self._more = log, labels, dict(environment or {})
+        self.log, self._more = log, dict(environment or {})
 
     @property
     def address(self) -> str:
@@ -46,8 +46,11 @@ class RayHead:
             for name, value in self.access.items():
                 patch.setenv(name, value)
             reset_auth_token_state()
-            yield
-        reset_auth_token_state()
+            try:
+                yield
+            finally:
+                patch.undo()
+                reset_auth_token_state()
 
     def __enter__(self) -> "RayHead":
         # Short: Ray's sockets have paths of at most 107 characters.
@@ -67,7 +70,7 @@ class RayHead:
             f"--port={self.ports['gcs']}", f"--dashboard-port={self.ports['dashboard']}", "--include-dashboard=true",
             f"--dashboard-agent-listen-port={self.ports['agent']}",
             f"--dashboard-agent-grpc-port={self.ports['agent_grpc']}",
-            f"--ray-client-server-port={self.ports['client']}", f"--labels={self.labels}",
+            f"--ray-client-server-port={self.ports['client']}",
         ]  # fmt: skip
         environment = os.environ | self.access | self._more
         environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from infra.ray_session import ONE_MACHINE, ray_session
 from infra.settings import Settings, load_settings
 from infra.storage import DirectoryStore
 from tests.faults.training_runs import prepare
-from tests.ray_head import RayHead
 from tests.tiny_world import tiny_ray
 
 CPUS = 4  # of each node
@@ -45,22 +45,31 @@ class DiskOfEachMachine(DirectoryStore):
         return self.root / ray.get_runtime_context().get_node_id() / key
 
 
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[str]:
-    """The address of a cluster of two."""
+@contextmanager
+def _cluster(nodes: int, **more: Any) -> Iterator[str]:
+    """Its address."""
     from ray.cluster_utils import Cluster
 
+    prepare_environment()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "RAY_worker_niceness", "0")
         patch.setitem(os.environ, "PYTHONPATH", str(Path(__file__).parents[2]))
-        node: dict[str, Any] = {"num_cpus": CPUS, "object_store_memory": 80 * 10**6}
+        node: dict[str, Any] = {"num_cpus": CPUS, "object_store_memory": 80 * 10**6, **more}
         cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
         try:
-            cluster.add_node(**node)
+            for _ in range(1, nodes):
+                cluster.add_node(**node)
             cluster.wait_for_nodes()
             yield cluster.address
         finally:
             cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[str]:
+    """The address of a cluster of two."""
+    with _cluster(2) as address:
+        yield address
 
 
 @pytest.fixture
@@ -164,13 +173,13 @@ def test_room_is_counted_machine_by_machine(both: None, nodes: str, tmp_path: Pa
 
 def test_the_ray_of_one_machine_waits_for_nobody(tmp_path: Path) -> None:
     """That of `moa up` has an address, as a cluster has, and cannot grow."""
-    with RayHead(tmp_path / "head.log", labels=f"{ONE_MACHINE}=true") as head, head.letting_in():
-        ray = tiny_ray(f"127.0.0.1:{head.ports['gcs']}", 3)
+    with _cluster(1, labels={ONE_MACHINE: "true"}) as address:
+        ray = tiny_ray(address, CPUS)
         with ray_session(ray):
             asks = _settings(tmp_path, gpus_per_worker="1").model_copy(update={"ray": ray})
             assert not on_gpus(asks) and "this machine has 0" in check_gpus(asks, False)
             many = _settings(tmp_path, workers="9").model_copy(update={"ray": ray})
-            with pytest.raises(UserError, match=r"3 find room: raise ray.num_cpus \(3\) and start moa up anew, or"):
+            with pytest.raises(UserError, match=r"4 find room: raise ray.num_cpus \(4\) and start moa up anew, or"):
                 check_room(many, False)
 
 

@@ -49,6 +49,43 @@ def test_a_ray_of_this_machine_listens_to_nobody_else() -> None:
     assert int(count) > 3 and outside == "[]", done.stdout + done.stderr
 
 
+NOT_UP = """
+import sys
+import psutil
+from ray._private import services
+from infra.errors import UserError
+from infra.ray_session import ray_session
+from infra.settings import load_settings
+look, left = services.get_node, int(sys.argv[1])
+def get_node(*of):
+    global left
+    left -= 1
+    if left >= 0:
+        raise Exception("The current node timed out during startup. This could happen because some of the raylet ...")
+    return look(*of)
+services.get_node = get_node
+try:
+    small = {"address": "", "num_cpus": 1, "object_store_mb": 80}
+    with ray_session(load_settings("demo").ray.model_copy(update=small)):
+        print("up beside", end=" ")
+        print(sum(process.name() == "raylet" for process in psutil.Process().children(recursive=True)) - 1)
+except UserError as error:
+    print(error, end=" ")
+    psutil.wait_procs(psutil.Process().children(recursive=True), timeout=30)
+    print(*(process.name() for process in psutil.Process().children(recursive=True)))
+"""
+
+
+@pytest.mark.parametrize(
+    "failures, said", [("2", "up beside 0"), ("3", "Ray did not come up on this machine in 3 tries: see what keeps")]
+)
+def test_a_ray_that_does_not_come_up_is_started_again(failures: str, said: str) -> None:
+    """And nothing is left of it: real processes, which Ray is told have not answered."""
+    done = subprocess.run([sys.executable, "-c", NOT_UP, failures], capture_output=True, text=True)
+    assert done.stdout.startswith(said), done.stdout + done.stderr
+    assert done.stdout.strip().endswith((" beside 0", "start the same again.")), "and no process beside"
+
+
 BESIDE_A_DEAD_ONE = """
 import shutil, subprocess, sys, time
 import psutil
