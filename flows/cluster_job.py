@@ -60,7 +60,11 @@ def run_on_cluster(run: Run, stage: str, decides: Any, arguments: Mapping[str, A
 
 
 def _was_lost(_: Any, __: Any, state: Any) -> bool:
-    return isinstance(state.result(raise_on_failure=False), JobLost)
+    """Whether Prefect is to try again. It writes down why, but not in the terminal."""
+    error = state.result(raise_on_failure=False)
+    if lost := isinstance(error, JobLost):
+        artifacts.console.print(f"{error} It is tried again.", markup=False, style="yellow", soft_wrap=True)
+    return lost
 
 
 @task(
