@@ -52,7 +52,6 @@ def _cluster(nodes: int, **more: Any) -> Iterator[str]:
 
     prepare_environment()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(os.environ, "RAY_worker_niceness", "0")
         patch.setitem(os.environ, "PYTHONPATH", str(Path(__file__).parents[2]))
         node: dict[str, Any] = {"num_cpus": CPUS, "object_store_memory": 80 * 10**6, **more}
         cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
@@ -74,7 +73,6 @@ def nodes() -> Iterator[str]:
 
 @pytest.fixture
 def both(nodes: str) -> Iterator[None]:
-    prepare_environment()
     with ray_session(tiny_ray(nodes, 1)):
         yield
 
