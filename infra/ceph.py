@@ -11,10 +11,12 @@ MOA_TEST_S3_ENDPOINT, its keys are in the usual AWS variables.
 
 import json
 import os
+import re
 import resource
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -33,6 +35,7 @@ _PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-a
 _STORE_BYTES = 2 * 2**30
 _OTHER_BYTES = 2 * 2**30  # what the store's process may take beside what it stores
 _SECONDS = 90.0
+_ERROR = re.compile(r"^\d\S+ [0-9a-f]+ -1 (.*\S)", re.MULTILINE)  # time, thread, level
 _CONFIGURATION = """[global]
 fsid = {fsid}
 mon host = [v2:127.0.0.1:{monitor}]
@@ -127,8 +130,13 @@ class CephServer:
 
     def start_gateway(self) -> None:
         """The part that speaks HTTP, also after `kill_gateway`: what is stored is still there."""
-        process = self._spawn("gateway", "radosgw", "-f", "-n", "client.rgw")
         address, deadline = self._read()["environment"][ENDPOINT], time.monotonic() + _SECONDS
+        port = int(address.rpartition(":")[2])
+        try:  # the gateway that finds it taken often crashes while it ends, and may not have said why
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError as error:
+            raise UserError(f"Ceph's gateway did not start: port {port} of 127.0.0.1: {error.strerror}.") from None
+        process = self._spawn("gateway", "radosgw", "-f", "-n", "client.rgw")
         while True:
             try:
                 urllib.request.urlopen(address, timeout=5).close()
@@ -137,7 +145,7 @@ class CephServer:
                 return
             except OSError:
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise UserError(f"Ceph's gateway did not start: {self._last_words('gateway.out')}") from None
+                    raise UserError(f"Ceph's gateway did not start: {self._reason('gateway', process)}.") from None
                 time.sleep(0.05)
 
     def kill_gateway(self) -> None:
@@ -156,9 +164,12 @@ class CephServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _last_words(self, name: str) -> str:
-        """What a program said last: its folder does not outlive it."""
-        return " ".join((self.folder / name).read_text(errors="replace").split())[-300:]
+    def _reason(self, name: str, process: subprocess.Popen[bytes]) -> str:
+        """Why a program does not serve: its folder does not outlive it."""
+        said = (self.folder / f"{name}.out").read_text(errors="replace")
+        # Its own errors come first: what ends after one may crash as well, and then speaks of nothing else.
+        reason = "; ".join(_ERROR.findall(said))[:300] or " ".join(said.split())[-300:]
+        return reason or f"it said nothing (exit status {process.poll()})"
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [program, "-c", str(self.folder / "ceph.conf"), *arguments]
@@ -171,7 +182,7 @@ class CephServer:
             if most:
                 resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
-        with (self.folder / f"{name}.out").open("ab") as out:
+        with (self.folder / f"{name}.out").open("wb") as out:
             process = subprocess.Popen(
                 [program, "-c", str(self.folder / "ceph.conf"), *arguments],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, preexec_fn=bounded,

@@ -181,9 +181,27 @@ def test_a_gateway_that_cannot_listen_says_why(tmp_path: Path, monkeypatch: Any)
     with socket.create_server(("127.0.0.1", 0)) as other:
         free = ceph.free_ports(1)
         monkeypatch.setattr(ceph, "free_ports", lambda count: [*free, other.getsockname()[1]])
-        with pytest.raises(UserError, match="in use"):
+        with pytest.raises(UserError, match="did not start: port [0-9]+ .* in use"):
             CephServer(tmp_path / "c").start()
     assert not (tmp_path / "c").exists()
+
+
+def test_a_gateway_that_crashes_after_its_error_says_the_error(tmp_path: Path, monkeypatch: Any) -> None:
+    words = "2026-11-30T18:07:25.749+0000 7fc91e3d8e40 -1 failed to bind: Address already in use\n\n"
+    words += "terminate called after throwing an instance of 'boost::wrapexcept<boost::bad_get>'\n" * 9
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "radosgw").write_text(f"#!/bin/sh\ncat {programs}/words\nexit 1\n")
+    (programs / "radosgw").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    for said, reason in (
+        (words, "failed to bind: Address already in use."),
+        ("no such file\n", "no such file."),
+        ("", "it said .*1.*"),
+    ):
+        (programs / "words").write_text(said)
+        with pytest.raises(UserError, match=f"did not start: {reason}$"):
+            CephServer(tmp_path / "c").start()
 
 
 def test_without_the_packages_it_is_one_sentence(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
