@@ -16,7 +16,6 @@ import resource
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from infra.errors import UserError
-from infra.ports import free_ports
+from infra.ports import free_ports, is_free
 
 ENDPOINT = "MOA_TEST_S3_ENDPOINT"
 _PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
@@ -132,10 +131,8 @@ class CephServer:
         """The part that speaks HTTP, also after `kill_gateway`: what is stored is still there."""
         address, deadline = self._read()["environment"][ENDPOINT], time.monotonic() + _SECONDS
         port = int(address.rpartition(":")[2])
-        try:  # the gateway that finds it taken often crashes while it ends, and may not have said why
-            socket.create_server(("127.0.0.1", port)).close()
-        except OSError as error:
-            raise UserError(f"Ceph's gateway did not start: port {port} of 127.0.0.1: {error.strerror}.") from None
+        if not is_free(port):  # a gateway that finds it taken often crashes while it ends, and may not have said why
+            raise UserError(f"Ceph's gateway did not start: port {port} of 127.0.0.1 is in use.")
         process = self._spawn("gateway", "radosgw", "-f", "-n", "client.rgw")
         while True:
             try:

@@ -2,7 +2,6 @@
 
 import random
 import socket
-from contextlib import suppress
 
 # Below those from which systems give connections their own ends (32768 and up on Linux), or else one of these may have
 # the port before its server, which can take seconds to listen; above those of Ray's workers (10002 to 19999).
@@ -17,6 +16,15 @@ def free_ports(count: int) -> list[int]:
         port = next(tried, None)
         if port is None:
             raise OSError(f"fewer than {count} of the ports {_PORTS[0]} to {_PORTS[-1]} are free")
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        if is_free(port):
             found.append(port)
     return found
+
+
+def is_free(port: int) -> bool:
+    """Whether a server may listen on it on loopback at this moment."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True

@@ -29,6 +29,7 @@ from urllib.request import urlopen
 import psutil
 
 from infra.errors import UserError
+from infra.ports import is_free
 from infra.service_processes import command_of, end_marked, family, held_mb, marked, marked_environment
 
 _POLL_SECONDS = 0.2
@@ -91,7 +92,7 @@ def start(home: Path, parts: Sequence[Part], tell: Callable[[str], None] = lambd
     home.mkdir(parents=True, exist_ok=True)
     stop(home)  # what a killed supervisor left
     for part in parts:
-        if part.port and _listens(part.port):
+        if part.port and not is_free(part.port):
             raise UserError(
                 f"Port {part.port}, which {part.name} needs, is in use: stop who listens there, or set another one."
             )
@@ -131,16 +132,6 @@ def stop(home: Path, seconds: float = 120.0) -> int:
             time.sleep(_POLL_SECONDS)
     end_marked(home)
     return len(before)
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return True
-    return False
 
 
 def _log(home: Path, name: str) -> IO[bytes]:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import pytest
 
 from infra import ports
-from infra.ports import free_ports
+from infra.ports import free_ports, is_free
 
 
 def test_ports_are_different_and_can_be_listened_on() -> None:
@@ -21,6 +21,7 @@ def test_a_port_that_is_taken_is_left_out(monkeypatch: pytest.MonkeyPatch) -> No
     first, second = free_ports(2)
     monkeypatch.setattr(ports, "_PORTS", range(min(first, second), max(first, second) + 1, abs(first - second)))
     with socket.create_server(("127.0.0.1", first)):
+        assert not is_free(first) and is_free(second)
         assert free_ports(1) == [second]
         with pytest.raises(OSError, match="fewer than 2"):
             free_ports(2)
