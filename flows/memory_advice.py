@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Literal
 
 from flows.quantities import in_bytes
+from flows.training_cluster import fewest_workers
 from infra.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -10,10 +11,14 @@ if TYPE_CHECKING:
     from moa_model.training_cost import TrainingCost
 
 
-def fits(cost: "TrainingCost", asked: TrainSettings, rows: int, assumed: "Assumptions") -> str:
-    """One sentence; `rows`: samples at once on each GPU. Each setting that it names mends it alone, or all together
-    where they stand side by side."""
-    most = _most(cost, assumed, asked.workers, asked.sharding)
+def fits(cost: "TrainingCost", asked: TrainSettings, assumed: "Assumptions") -> list[str]:
+    """A sentence, and another one where fewer workers, with which the training may have to go on, would not do. Each
+    setting that it names mends it alone, or all together where they stand side by side."""
+    return [_with_all(cost, asked, assumed), *_with_fewer(cost, asked, assumed)]
+
+
+def _with_all(cost: "TrainingCost", asked: TrainSettings, assumed: "Assumptions") -> str:
+    rows, most = rows_at_once(asked, asked.workers), _most(cost, assumed, asked.workers, asked.sharding)
     where = f"the {assumed.gpu}'s {in_bytes(assumed.gpu_bytes)}"
     if rows <= most:
         return f"It fits: {where} hold up to {most:,} samples a GPU, and this takes {rows:,}."
@@ -31,6 +36,29 @@ def fits(cost: "TrainingCost", asked: TrainSettings, rows: int, assumed: "Assump
         f"It does not fit: {rows:,} samples a GPU are too many for {where}, which hold {most:,}: "
         f"--set train.micro_batch_size={most} takes the batch in pieces that fit{parts}{same}."
     )
+
+
+def _with_fewer(cost: "TrainingCost", asked: TrainSettings, assumed: "Assumptions") -> list[str]:
+    """Once machines are lost `min_workers` lets it go on, and each worker's share is larger."""
+    fewer = range(fewest_workers(asked), asked.workers)
+    most = {workers: _most(cost, assumed, workers, asked.sharding) for workers in fewer}
+    bad = [workers for workers in fewer if rows_at_once(asked, workers) > most[workers]]
+    if not bad:
+        return []
+    pieces = f"--set train.micro_batch_size={min(most.values())} takes the batch in pieces that fit, " * all(
+        most.values()
+    )
+    return [
+        f"With {bad[-1]} worker{'s' * (bad[-1] > 1)}, as after a loss of machines, it does not fit: "
+        f"{rows_at_once(asked, bad[-1]):,} samples a GPU are too many, {most[bad[-1]]:,} would fit: {pieces}"
+        f"--set train.min_workers={bad[-1] + 1} lets it end before."
+    ]
+
+
+def rows_at_once(asked: TrainSettings, workers: int) -> int:
+    """Samples at once on each of so many workers' GPUs: the micro batch, or the largest share of a batch."""
+    share = -(-asked.batch_size // workers)
+    return min(asked.micro_batch_size or share, share)
 
 
 def _in_parts(cost: "TrainingCost", asked: TrainSettings, assumed: "Assumptions") -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flows.memory_advice import fits
+from flows.memory_advice import fits, rows_at_once
 from flows.quantities import duration, in_bytes, in_flops, in_numbers
 from infra.errors import UserError
 from infra.model_files import folder_here, local_folder, resolve
@@ -20,11 +20,8 @@ if TYPE_CHECKING:
     from moa_model.architectures import BaseShape
     from moa_model.training_cost import Gathered, TrainingCost
 
-_GPU_FLOPS = {
-    "bf16": 989e12,
-    "fp32": 67e12,
-    "fp64": 67e12,
-}  # H100 SXM's datasheet, dense; fp32 outside the tensor cores
+# H100 SXM's datasheet, dense; fp32 outside the tensor cores.
+_GPU_FLOPS = {"bf16": 989e12, "fp32": 67e12, "fp64": 67e12}
 
 
 @dataclass(frozen=True)
@@ -73,8 +70,7 @@ class _Training:
     @property
     def rows(self) -> int:
         """Samples at once on each GPU: the micro batch."""
-        share = -(-self.asked.batch_size // self.asked.workers)
-        return min(self.asked.micro_batch_size or share, share)
+        return rows_at_once(self.asked, self.asked.workers)
 
     @property
     def pieces(self) -> int:
@@ -174,7 +170,7 @@ def describe(settings: Settings, counted: Counted) -> dict[str, Any]:
         "preset": settings.name,
         "figures": [figure._asdict() for figure in figures],
         "assumptions": asdict(assumed),
-        "says": [fits(counted.cost, settings.train, training.rows, assumed), _assumes(assumed, counted.cost.layers)],
+        "says": [*fits(counted.cost, settings.train, assumed), _assumes(assumed, counted.cost.layers)],
     }
 
 
@@ -315,13 +311,17 @@ def _data(training: _Training, files: dict[str, tuple[int, str]]) -> list[Figure
 
 def _checkpoints(training: _Training) -> list[Figure]:
     cost, asked = training.cost, training.asked
-    count, size = -(-asked.steps // asked.checkpoint_every), cost.checkpoint_bytes
-    steps = min(asked.checkpoint_every, asked.steps)
+    steps, size = min(asked.checkpoint_every, asked.steps), cost.checkpoint_bytes
+    written = [*range(steps, asked.steps, steps), asked.steps]
+    every = {one for one in written if asked.keep_every and one % asked.keep_every == 0}
+    kept = min(len(written), 1 + len(every | {*written[-asked.keep_last :]}))
+    which = f"the last {asked.keep_last}, the best" + f", each {asked.keep_every:,}th step's" * bool(asked.keep_every)
     tensors = f"{cost.adapter_parameters:,} × (weight, average, AdamW's 2 moments) × 4 B"
     between = f"{steps:,} steps × {duration(training.step_seconds)}: the most that a crash costs"
     return [
         _figure("checkpoint", "one", size, "bytes", tensors),
-        _figure("checkpoint", "all", count * size, "bytes", f"{count:,} are written, the last two kept"),
+        _figure("checkpoint", "all", len(written) * size, "bytes", f"{len(written):,} are written"),
+        _figure("checkpoint", "kept", kept * size, "bytes", f"{kept:,} at most at the end: {which}"),
         _figure("checkpoint", "between two", steps * training.step_seconds, "seconds", between),
     ]
 
@@ -329,12 +329,13 @@ def _checkpoints(training: _Training) -> list[Figure]:
 def _bill(training: _Training) -> list[Figure]:
     asked, price = training.asked, training.assumed.dollars_per_gpu_hour
     hours = asked.steps * training.step_seconds / 3600
-    took = f"{asked.steps:,} steps × {duration(training.step_seconds)}"
     paid = f"{hours:.3g} h × {asked.workers} {training.assumed.gpu} × ${price:.2f} per GPU hour, assumed"
-    whole = asked.steps * training.step_flops
+    work = f"{asked.steps:,} steps × {in_flops(training.step_flops)}"
     return [
-        _figure("training", "work", whole, "FLOP", f"{asked.steps:,} steps × {in_flops(training.step_flops)}"),
-        _figure("training", "time", 3600 * hours, "seconds", took),
+        _figure("training", "work", asked.steps * training.step_flops, "FLOP", work),
+        _figure(
+            "training", "time", 3600 * hours, "seconds", f"{asked.steps:,} steps × {duration(training.step_seconds)}"
+        ),
         _figure("training", "cost", hours * asked.workers * price, "dollars", paid),
     ]
 

@@ -39,9 +39,9 @@ def _asked(changes: dict[str, str]) -> TrainSettings:
 
 
 def _says(cost: TrainingCost, changes: dict[str, str]) -> str:
-    asked = _asked(changes)
-    share = -(-asked.batch_size // asked.workers)
-    return fits(cost, asked, min(asked.micro_batch_size or share, share), ASSUMED)
+    says, *more = fits(cost, _asked(changes), ASSUMED)
+    assert not more, "as many workers as asked for, or none"
+    return says
 
 
 def _advice(says: str) -> dict[str, str]:
@@ -80,3 +80,29 @@ def test_a_state_that_fits_in_parts_alone(workers: str, more: set[str]) -> None:
 def test_what_never_fits() -> None:
     says = _says(replace(COST, activation_bytes=100 * GB), {})
     assert says.endswith("take a GPU with more memory, or a smaller base.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, {"micro_batch_size": "4", "min_workers": "2"}),
+        ({"batch_size": "12", "workers": "4"}, {"micro_batch_size": "4", "min_workers": "3"}),
+    ],
+)
+def test_what_would_not_fit_after_a_loss_of_machines(changes: dict[str, str], named: dict[str, str]) -> None:
+    """With as many workers as asked for it fits; each advice mends it alone."""
+    asked = changes | {"min_workers": "1"}
+    says, shrunk = fits(COST, _asked(asked), ASSUMED)
+    assert says.startswith("It fits") and "as after a loss of machines, it does not fit" in shrunk
+    assert _advice(shrunk) == named
+    for name, value in named.items():
+        assert len(fits(COST, _asked(asked | {name: value}), ASSUMED)) == 1, name
+
+
+def test_a_state_that_fewer_machines_cannot_hold_at_all() -> None:
+    """Where each holds a part, fewer hold larger parts: pieces of a batch do not mend that."""
+    heavy = replace(COST, expert_parameters=4 * GB)
+    asked = {"batch_size": "8", "workers": "8", "min_workers": "1", "sharding": "fsdp"}
+    says, shrunk = fits(heavy, _asked(asked), ASSUMED)
+    assert says.startswith("It fits") and set(_advice(shrunk)) == {"min_workers"}
+    assert len(fits(heavy, _asked(asked | _advice(shrunk)), ASSUMED)) == 1
