@@ -46,14 +46,19 @@ class CheckpointWriter:
     ) -> None:
         self._store, self._folder, self._tell = store, folder_of(run_id), tell
         self._keep_last, self._keep_every = keep_last, keep_every
-        store.sweep(f"runs/{run_id}")
+        store.sweep(self._folder.rstrip("/"))
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
     def save(self, step: int, files: Files, loss: float) -> None:
         """Begin to write. Waits for the one before."""
         self.wait()
-        self._writing = self._thread.submit(self._write, step, files, loss)
+
+        def write() -> None:
+            self._write(step, files, loss)
+            self._remove_others(step)
+
+        self._writing = self._thread.submit(write)
 
     def when_written(self, call: Callable[[object], object]) -> None:
         """Call once the one that is being written is there, or could not be written."""
@@ -66,6 +71,7 @@ class CheckpointWriter:
         """Write the last one and wait for it; the error of the last try where none succeeds."""
         self.wait()
         patiently(lambda: self._write(step, files, loss), lambda error: self._tell(_said(step, error, _AGAIN)))
+        self._remove_others(step)
         self._thread.shutdown()
 
     def wait(self) -> None:
@@ -90,15 +96,21 @@ class CheckpointWriter:
                 for name in (_LIST, *listed):
                     self._store.delete(f"{prefix}/{name}")
             raise
-        self._remove_others(step)
 
     def _remove_others(self, step: int) -> None:
-        keys = self._store.list(self._folder)
-        losses = {
-            int(found[2]): float(json.loads(self._store.get(key))["loss"])
-            for key in keys
-            if key.endswith(f"/{_LIST}") and (found := _STEP.match(key))
-        }
+        """Once this step's is there: it stays, whatever becomes of the others."""
+        try:
+            self._keep_few(step)
+        except Exception as error:
+            said = f"older checkpoints could not be removed ({type(error).__name__}: {error})"
+            self._tell(f"{said}; that is tried again after the next one")
+
+    def _keep_few(self, step: int) -> None:
+        keys, losses = self._store.list(self._folder), dict[int, float]()
+        for key in keys:
+            if key.endswith(f"/{_LIST}") and (found := _STEP.match(key)):
+                with suppress(KeyError, TypeError, ValueError):  # a damaged list: nobody resumes from that one
+                    losses[int(found[2])] = float(json.loads(self._store.get(key))["loss"])
         keep = {*sorted(losses)[-self._keep_last :], min(losses, key=lambda one: losses[one])}
         keep |= {one for one in losses if self._keep_every and one % self._keep_every == 0}
         for key in sorted(keys, key=lambda key: not key.endswith(_LIST)):  # its list first: no half is ever complete

@@ -73,6 +73,7 @@ class TrainingSamples:
         self._cache, self._models, self._window = cache, models, settings.shuffle_shards
         self._open: OrderedDict[int, ShardReader] = OrderedDict()
         self._indexes: dict[int, ShardIndex] = {}
+        self._seen = set[int]()
         self._fetching: ThreadPoolExecutor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -109,8 +110,12 @@ class TrainingSamples:
     def _shard(self, shard: int, position: int) -> ShardReader:
         if shard not in self._open:
             row = self.rows[shard]
-            self._open[shard] = ShardReader(self._cache.path(row.object_key, row.sha256), self._indexes.get(shard))
-            if shard not in self._indexes and sum(map(len, self._indexes.values())) < _INDEXED:
+            index = self._indexes.get(shard)
+            if index is None and shard in self._seen:  # its checksums are taken anew, and not of other bytes
+                self._cache.distrust(row.sha256)
+            self._open[shard] = ShardReader(self._cache.path(row.object_key, row.sha256), index)
+            self._seen.add(shard)
+            if index is None and sum(map(len, self._indexes.values())) < _INDEXED:
                 self._indexes[shard] = self._open[shard].index
             if len(self._open) > 2 * self._window:
                 self._open.popitem(last=False)

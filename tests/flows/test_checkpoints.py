@@ -159,6 +159,29 @@ def test_the_last_one_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sum(pauses[3:]) == 63.0, "for a minute"
 
 
+class _Untidy(DirectoryStore):
+    """Cannot remove anything."""
+
+    def delete(self, key: Key) -> None:
+        raise PermissionError(13, "Access denied")
+
+
+def test_old_ones_that_cannot_be_removed_do_not_cost_the_new_one(tmp_path: Path) -> None:
+    store = _Untidy(tmp_path / "store")
+    said = _written(store, {100: 3.0, 200: 2.0, 300: 1.0}, keep_last=1)
+    assert latest_step(store, RUN) == 300 and fetch_checkpoint(store, RUN, tmp_path / "got") == 300
+    assert len(said) == 2 and all("older checkpoints could not be removed (PermissionError" in one for one in said)
+
+
+@pytest.mark.parametrize("content", ["{", "[1, 2]", '{"files": {}}', '{"files": {}, "loss": "low"}'])
+def test_a_damaged_one_goes_like_any_other(content: str, tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    _written(store, {100: 1.0, 200: 2.0})
+    store.put(f"{folder_of(RUN)}step-00000100/complete.json", content.encode())
+    assert _written(store, {300: 3.0, 400: 4.0}, keep_last=2) == []
+    assert _steps(store) == [200, 300, 400], "the best of those that can be read, and the last two"
+
+
 def test_the_training_goes_on_while_one_is_written(tmp_path: Path) -> None:
     store, may_write = DirectoryStore(tmp_path), threading.Event()
     writer = CheckpointWriter(store, RUN, 1, 0, lambda _: None)

@@ -164,6 +164,26 @@ def test_a_shard_that_becomes_another_under_our_hands(
     assert cache.path(rows[0].object_key, rows[0].sha256).read_bytes() == sound
 
 
+def test_a_shard_whose_places_are_not_remembered_is_verified_again(
+    tmp_path: Path, train: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or its checksums would be those of whatever it has become while it was closed."""
+    monkeypatch.setattr("flows.training_samples._INDEXED", 0)
+    store = DirectoryStore(tmp_path / "store")
+    rows = [_shard(store, name, [1]) for name in "abcdef"]
+    narrow = train.model_copy(update={"shuffle_shards": 1})
+    samples = TrainingSamples(ShardCache(store, tmp_path / "cache", 10**6), rows, narrow)
+    whole = [samples[position].key for position in range(6)]
+    closed = min(set(range(6)) - set(samples._open))
+    path = Path(store.uri(rows[closed].object_key))
+    damaged = bytearray(path.read_bytes())
+    damaged[next(sample_spans(bytes(damaged)))[1]["moments.npy"][0] + 200] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(DamagedObject, match=f"{rows[closed].object_key} is damaged"):
+        [samples[position] for position in range(6, 12)]
+    assert len(set(whole)) == 6
+
+
 class _Elsewhere:
     """An object store that is no directory."""
 
