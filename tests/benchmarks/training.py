@@ -3,7 +3,8 @@
 Loader: samples of Stable Diffusion 1.5's sizes in 1,000 shards, each sample's bytes in our exact order, beside plain
 `webdataset` with a shuffle of its own on the same shards, and beside reading the files' bytes one after another; all
 three from the page cache, in one thread, in turn; the median of the rounds' ratios. Shards are verified when they are
-first opened: that is measured apart. Steps: the demo's base model by Ray Train, one worker and two (gloo), with a
+first opened: that is measured apart, and so is what it costs a resumed process where a window's shards are as large as
+the preset says. Steps: the demo's base model by Ray Train, one worker and two (gloo), with a
 thread each; and, as the machine's limit, the same steps by two processes that know nothing of each other beside one.
 Checkpoints: what steps with a checkpoint take longer than steps without, one in a hundred having one.
 """
@@ -35,7 +36,7 @@ from flows.training_loader import batches
 from flows.training_samples import StepBatches, TrainingSamples
 from infra.model_files import ZOO
 from infra.ray_session import ray_session
-from infra.settings import Settings, load_settings
+from infra.settings import Settings, TrainSettings, load_settings
 from infra.shard_cache import ShardCache
 from infra.storage import DirectoryStore
 from moa_model import EMA, MoAAdapter, MoATrainingModule, Snapshot
@@ -58,7 +59,7 @@ _GOALS = {
 }
 
 
-def loader(folder: Path, shards: int, per_shard: int, rounds: int) -> dict[str, Any]:
+def loader(folder: Path, shards: int, per_shard: int, large: int, rounds: int) -> dict[str, Any]:
     """loader_vs_webdataset, loader_vs_raw, resume_seconds and what they come from."""
     import webdataset
 
@@ -91,23 +92,36 @@ def loader(folder: Path, shards: int, per_shard: int, rounds: int) -> dict[str, 
             }
         )  # for as many bytes as the files have
         console.print(f"  {number + 1}: " + "  ".join(f"{name} {each:.2f} s" for name, each in turns[-1].items()))
-    resumes = []
-    for number in range(rounds):
-        started = time.perf_counter()
-        fresh = TrainingSamples(ShardCache(store, folder / "cache", 1), rows, settings)
-        fresh.raw(len(fresh) // 2 + number)
-        for position in range(len(fresh) // 2, len(fresh) // 2 + settings.batch_size):
-            fresh.raw(position)
-        resumes.append(time.perf_counter() - started)
+    large_store = DirectoryStore(folder / "large")
+    large_rows = _random_shards(large_store, settings.shuffle_shards, large)
     return {
         "loader_vs_webdataset": statistics.median(turn["webdataset"] / turn["ours"] for turn in turns),
         "loader_vs_raw": statistics.median(turn["raw"] / turn["ours"] for turn in turns),
-        "resume_seconds": statistics.median(resumes),
+        "resume_seconds": _resumed(store, rows, settings, rounds),
+        "resume_seconds_of_large_shards": _resumed(large_store, large_rows, settings, rounds),
         "loader_samples_per_second": len(samples) / statistics.median(turn["ours"] for turn in turns),
         "loader_first_epoch_samples_per_second": len(samples) / verified,
         "decoded_samples_per_second": _decoded(folder),
         "loader_shards": shards,
+        "shard_mb": _megabytes(store, rows),
+        "large_shard_mb": _megabytes(large_store, large_rows),
     }
+
+
+def _resumed(store: DirectoryStore, rows: list[ShardRow], settings: TrainSettings, rounds: int) -> float:
+    """Seconds until a process that knows nothing yet has a batch from the middle of the shards: what it opens, it
+    verifies first."""
+
+    def batch() -> int:
+        fresh = TrainingSamples(ShardCache(store, Path(store.root), 1), rows, settings)
+        middle = len(fresh) // 2
+        return sum(len(fresh.raw(position).key) for position in range(middle, middle + settings.batch_size))
+
+    return statistics.median(_seconds(batch)[0] for _ in range(rounds))
+
+
+def _megabytes(store: DirectoryStore, rows: list[ShardRow]) -> float:
+    return statistics.mean((store.root / row.object_key).stat().st_size for row in rows) / 1e6
 
 
 def _random_shards(store: DirectoryStore, shards: int, per_shard: int) -> list[ShardRow]:
@@ -323,6 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=1000)
     parser.add_argument("--per-shard", type=int, default=8, help="samples of 254 KB")
+    parser.add_argument("--large", type=int, default=1380, help="samples of a shard as large as sd15's: 350 MB")
     parser.add_argument("--steps", type=int, default=30, help="of each training with one worker and with two")
     parser.add_argument("--batch-size", type=int, default=BATCH, help="of all trainings")
     parser.add_argument("--rounds", type=int, default=5)
@@ -335,7 +350,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="moa-bench-", dir=options.out) as place:
         folder = Path(place).absolute()
         console.print(f"loader: {options.shards} shards of {options.per_shard} samples")
-        numbers |= loader(folder, options.shards, options.per_shard, options.rounds)
+        numbers |= loader(folder, options.shards, options.per_shard, options.large, options.rounds)
         console.print("checkpoints")
         numbers |= checkpoints(folder, options.rounds, options.batch_size)
         console.print("steps")

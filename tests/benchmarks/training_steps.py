@@ -177,7 +177,10 @@ class MoACase:
         """A whole optimisation step; the loss, on the device."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.gradients()
-        nn.utils.clip_grad_norm_(self.module.adapter.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(self.module.adapter.parameters(), 1.0)
+        torch.stack(
+            [loss, norm.to(loss)]
+        ).tolist()  # the loop looks for bad ones before it steps: it waits for the device
         self.optimizer.step()
         self.ema.update()
         return loss
