@@ -32,7 +32,11 @@ SHIPPED_RELEASE = "release-1"
 # After a preempted machine's deadline: before it is gone, Ray counts it as one that new workers could have, and then
 # waits a minute for it in vain.
 _GONE_SECONDS = 10.0
-_MOST_FAILURES = 8  # of workers and machines in one attempt; the same command starts the next one
+_MOST_FAILURES = 8  # of workers and machines in one attempt; the next one begins if this one came to a checkpoint
+
+
+class WorkersFailed(UserError):
+    """Of an attempt, more often than Ray is to start them again."""
 
 
 @stage_flow("train")
@@ -185,10 +189,22 @@ def lineage(run: Run, finished: dict[str, Any]) -> dict[str, Any]:
 def fit(run: Run, plan: dict[str, Any]) -> None:
     """Train what `plan_training` planned to its last step, from its latest checkpoint on. Needs a `ray_session`.
 
-    Who tries it, from where, and how far that came is written down beside the training.
+    Workers may fail as often as they like while checkpoints come between; WorkersFailed where none came. Who tries it,
+    from where, and how far that came is written down beside the training.
     """
+    while True:
+        continued = latest_step(run.store, plan["run_id"])
+        try:
+            return _attempt(run, plan, continued)
+        except WorkersFailed as error:
+            if latest_step(run.store, plan["run_id"]) == continued:
+                raise
+            said = f"train: {error} Checkpoints were written meanwhile, so it goes on by itself."
+            artifacts.console.print(said, markup=False, style="yellow")
+
+
+def _attempt(run: Run, plan: dict[str, Any], continued: int) -> None:
     settings, run_id = run.settings.train, plan["run_id"]
-    continued = latest_step(run.store, run_id)
     people = tuple(read_people(run)[: settings.pictures_people]) if settings.pictures_every else ()
     with AttemptLog(run.store, run_id, continued, run.settings.workspace) as log:
         shards, start = run.training_shards(plan["catalog_version"]), adapter_of(run, plan["start"])
@@ -200,7 +216,7 @@ def fit(run: Run, plan: dict[str, Any]) -> None:
 def _fit(run: Run, job: TrainingJob, log: AttemptLog, continued: int) -> frozenset[str]:
     """The shards that were done without in the end."""
     import ray
-    from ray.train import FailureConfig, RunConfig
+    from ray.train import FailureConfig, RunConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     from flows.ray_storage import ray_storage
@@ -250,11 +266,27 @@ def _fit(run: Run, job: TrainingJob, log: AttemptLog, continued: int) -> frozens
             if news.row is not None:
                 log.reached(int(news.row["step"]))
                 pictures.look(int(news.row["step"]))
-        future.result()
+        try:
+            future.result()
+        except TrainingFailedError as error:
+            raise WorkersFailed(
+                f"The training's workers failed too often, at last with: {_last_words(error)}. Mend that, and start "
+                "the same command again; it goes on where it was."
+            ) from error
         live.finished()
     left_out: frozenset[str] = ray.get(reporter.left_out.remote())
     ray.kill(reporter)
     return job.damaged | left_out
+
+
+def _last_words(error: Exception) -> str:
+    """Of each worker that failed, without the traces, which Ray prints."""
+    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
+    failures = {rank: getattr(one, "health_check_failure", one) for rank, one in failures.items()}
+    lines = ([line.strip() for line in str(one).splitlines() if line.strip()] for one in failures.values())
+    # A trace ends with its error; what is no trace begins with what happened.
+    said = [one[-1] if any("Traceback" in line for line in one) else one[0] for one in lines if one]
+    return "; ".join(dict.fromkeys(said))[:500].rstrip(".")
 
 
 def finish(run: Run, plan: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
     runs/RUN/history/0001-begun.json       a driver began: who, where, when, after which step; created, never replaced
     runs/RUN/history/0001-workers-01.json  its workers started, and each time that they started again
-    runs/RUN/history/0001-reached.json     the last step that it heard of; replaced every few seconds
+    runs/RUN/history/0001-reached.json     the last step that it heard of; replaced every few seconds, a sign of life
     runs/RUN/history/0001-ended.json       how it ended, where it could still say so
 
 Every attempt has a number of its own, whoever begins it. The driver writes all of it. (No torch here.)
@@ -11,6 +11,7 @@ Every attempt has a number of its own, whoever begins it. The driver writes all 
 import json
 import re
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from infra.errors import UserError
 from infra.storage import ObjectStore
 
 FINISHED = "finished"
+_SIGNS = 3  # of life, one of which an attempt that goes on does give
+_CLOCKS_SECONDS = 600.0  # so far apart two machines' clocks may be
 _OBJECT = re.compile(r".+/(\d{4,})-(begun|workers|reached|ended)(?:-\d+)?\.json")
 
 
@@ -56,6 +59,7 @@ class Attempt:
     reached: int = 0
     """The last step that it heard of."""
     heard_at: str = ""
+    """When its driver last gave a sign of life."""
     ended: str = ""
     how: str = ""
     """`FINISHED`, or why it ended; "" where nobody was left to say so."""
@@ -95,14 +99,17 @@ class AttemptLog:
     """Writes one attempt down. Use as a context manager around the driver's work.
 
     What cannot be written, because the store is away, is written with the next: it is no reason to end a training.
+    UserError where another attempt goes on: what one of two drivers writes, the other one would clear away.
     """
 
     def __init__(self, store: ObjectStore, run_id: str, continued: int, workspace: Path, seconds: float = 5.0) -> None:
-        """``continued``: the step after which it goes on; ``seconds`` that pass at least between two reached steps."""
-        self._store, self._folder, self._seconds = store, _folder(run_id), seconds
+        """``continued``: the step after which it goes on; ``seconds`` between two signs of life (0: none is given or
+        waited for)."""
+        self._store, self._run_id, self._folder, self._seconds = store, run_id, _folder(run_id), seconds
         self._begun = {"continued": continued, "workspace": str(workspace)}
         self._waiting: dict[str, dict[str, Any]] = {}
         self._starts, self._reached, self._told = 0, 0, -seconds
+        self._writing, self._over = threading.RLock(), threading.Event()
         self.number = 0
 
     def __enter__(self) -> "AttemptLog":
@@ -111,7 +118,41 @@ class AttemptLog:
         self.number = max(numbers, default=0) + 1
         while not self._store.create(f"{self._folder}{self.number:04d}-begun.json", _to_json(begun)):
             self.number += 1  # somebody else begins at this moment
+        try:
+            self._refuse_a_second()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        if self._seconds:
+            threading.Thread(target=self._live, name="history", daemon=True).start()
         return self
+
+    def _refuse_a_second(self) -> None:
+        """Of a driver that was killed just now nothing more is heard, of one that lives something soon."""
+        heard, listening = {one.number: one.heard_at for one in self._unended()}, _SIGNS * self._seconds
+        if heard and listening:
+            said = (
+                f"train: attempt {max(heard)} at this training did not say that it ended: listening for {listening:g} s"
+            )
+            console.print(said, markup=False)
+        ends = time.monotonic() + listening
+        while heard and time.monotonic() < ends:
+            time.sleep(min(1.0, self._seconds))
+            for one in self._unended():
+                if one.heard_at != heard.get(one.number, one.heard_at):
+                    raise UserError(
+                        f"{one.user} on {one.host} is at this training since {one.time} (attempt {one.number}, step "
+                        f"{one.reached:,}): wait for its end, or stop it there; the same command then goes on."
+                    )
+
+    def _unended(self) -> list[Attempt]:
+        """Those that began before this one, and of which something was heard not long ago."""
+        attempts = [one for one in read_attempts(self._store, self._run_id) if one.number < self.number]
+        return [one for one in attempts if not one.ended and _seconds_since(one.heard_at or one.time) < _CLOCKS_SECONDS]
+
+    def _live(self) -> None:
+        while not self._over.wait(self._seconds):
+            self._write("reached", {"reached": self._reached, "heard_at": _now()})
 
     def started(self, step: int, workers: int, hosts: Sequence[str]) -> None:
         """Its workers took up the checkpoint of a step."""
@@ -122,24 +163,28 @@ class AttemptLog:
     def reached(self, step: int) -> None:
         """So many steps are done."""
         if step != self._reached:
-            self._reached = step
-            self._waiting["reached"] = {"reached": step, "heard_at": _now()}
+            with self._writing:
+                self._reached = step
+                self._waiting["reached"] = {"reached": step, "heard_at": _now()}
         if self._waiting and time.monotonic() - self._told >= self._seconds:
             self._flush()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._over.set()
         self._write("ended", {"ended": _now(), "how": FINISHED if error is None else _why(error)})
 
     def _write(self, name: str, about: dict[str, Any]) -> None:
-        self._waiting[name] = about
-        self._flush()
+        with self._writing:
+            self._waiting[name] = about
+            self._flush()
 
     def _flush(self) -> None:
         self._told = time.monotonic()
         try:
-            for name in list(self._waiting):
-                self._store.put(f"{self._folder}{self.number:04d}-{name}.json", _to_json(self._waiting[name]))
-                del self._waiting[name]
+            with self._writing:
+                for name in list(self._waiting):
+                    self._store.put(f"{self._folder}{self.number:04d}-{name}.json", _to_json(self._waiting[name]))
+                    del self._waiting[name]
         except Exception as error:
             said = f"train: the history could not be written ({type(error).__name__}: {error})"
             console.print(said, markup=False, style="yellow")
@@ -154,6 +199,10 @@ def _why(error: BaseException) -> str:
         return "stopped by its user"
     said = " ".join(str(error).split())[:500]
     return said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
+
+
+def _seconds_since(moment: str) -> float:
+    return abs((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
 
 
 def _now() -> str:

@@ -9,6 +9,7 @@ import math
 import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import infra.torchvision_ops  # noqa: F401
@@ -36,7 +37,7 @@ from moa_model import EMA, Batch, Losses, MoATrainingModule, Snapshot, load_chec
 from moa_model.parallel import Replicas, Shards
 from moa_model.sharding import Sharding
 from moa_model.speed import begin_pass, clear_gradients, make_optimizer, prepare
-from moa_model.step_metrics import StepClock, device_name, measure, peak_flops
+from moa_model.step_metrics import StepClock, StepMetrics, device_name, measure, peak_flops
 from preprocessing.precompute import Precomputer
 
 _ROW_EVERY = 10  # steps that one row of the loss curve averages
@@ -51,9 +52,19 @@ _USUAL_STEPS = 100  # that the loss's running mean remembers, and before which n
 def train_worker(config: dict[str, Any]) -> None:
     """The loop of one worker; `config` = {"job": TrainingJob, "reporter": actor that is told of progress}."""
     job: TrainingJob = config["job"]
+    stepped = False
     try:
         with Watchdog(job.settings.train.hang_seconds) as watchdog:
-            _Worker(job, config["reporter"], watchdog).run()
+            worker = _Worker(job, config["reporter"], watchdog)
+            for _ in worker.run():
+                stepped = True
+    except torch.OutOfMemoryError as error:
+        if stepped:
+            raise  # it did fit: what else was on the GPU is gone with these processes
+        raise UserError(
+            f"A step does not fit into the GPU's memory ({str(error).partition('. ')[0]}): take a worker's share of "
+            "the batch in pieces, --set train.micro_batch_size=8, say, or see what moa train --dry-run advises."
+        ) from error
     finally:
         training_resize.saved()  # there is nothing more to wait for, however this ended
 
@@ -144,7 +155,8 @@ class _Worker:
     def _resume(self) -> int:
         """Take up the latest checkpoint; the number of steps that are done."""
         place = self.context.get_node_rank(), self.context.get_local_rank() == 0, self.workers
-        with checkpoint_here(self.job.store, self.job.run_id, *place) as (folder, step):
+        below = self.job.settings.workspace / "cache" / "resume"
+        with checkpoint_here(self.job.store, self.job.run_id, below, *place) as (folder, step):
             if step:
                 self.history = json.loads((folder / HISTORY).read_text("utf-8"))
                 load_checkpoint(folder, self.adapter, self.ema, self.optimizer)
@@ -160,8 +172,8 @@ class _Worker:
         if self.rank == 0:
             self.reporter.started.remote(self.first, self.workers, hosts)
 
-    def run(self) -> None:
-        """All steps that are left."""
+    def run(self) -> Iterator[int]:
+        """All steps that are left: yields the number of those that are done after each."""
         options, writer = self.options, None
         if self.rank == 0:
             writer = CheckpointWriter(
@@ -195,6 +207,7 @@ class _Worker:
                 writer.when_written(training_resize.saved)
             if self.pictures is not None and self.pictures.due(done):  # after the checkpoint: it may be in a hurry
                 self._draw(self.pictures, done)
+            yield done
         if self.pictures is not None:
             self.pictures.close()
         if self.curves is not None:
@@ -294,18 +307,23 @@ class _Worker:
             rate = self.optimizer.param_groups[0]["lr"]
             flops = None if self.flops is None else self.flops.result
             measured = measure(done, losses, norm, shares, rate, self.clock, self.device, self.workers, flops)
-            self._ask_in_time(self.options.batch_size / measured.images_per_second)
+            measured = self._of_all(measured)
             if self.curves is not None:
                 self.curves.add(measured.as_row())
                 self.reporter.tell.remote(measured.as_row())
         self.row, self.in_row = self._zeros(2), 0
 
-    def _ask_in_time(self, seconds: float) -> None:
-        """How often to ask for preemptions where a step takes so long: all workers ask at the same steps."""
-        slowest = torch.tensor([seconds], dtype=torch.float64, device=self.device)
+    def _of_all(self, measured: StepMetrics) -> StepMetrics:
+        """With the longest wait and the largest memory of any worker. From the slowest follows how often all of them
+        ask for preemptions, at the same steps."""
+        seconds = self.options.batch_size / measured.images_per_second
+        most = torch.tensor([seconds, measured.data_wait, measured.memory_bytes], dtype=torch.float64)
+        most = most.to(self.device)
         if self.workers > 1:
-            distributed.all_reduce(slowest, distributed.ReduceOp.MAX)
-        self.ask_every = min(_ROW_EVERY, max(1, int(_NOTICED_SECONDS / max(slowest.item(), 1e-6))))
+            distributed.all_reduce(most, distributed.ReduceOp.MAX)
+        slowest, waited, memory = most.tolist()
+        self.ask_every = min(_ROW_EVERY, max(1, int(_NOTICED_SECONDS / max(slowest, 1e-6))))
+        return replace(measured, data_wait=waited, memory_bytes=int(memory))
 
     def _preempted(self) -> bool:
         """Whether a machine has just been told that it will be taken away; asked by all workers, told once."""

@@ -32,8 +32,8 @@ _GAUGES = {
     "optimizer/learning_rate": ("learning_rate", "Learning rate of the experts"),
     "speed/images_per_second": ("images_per_second", "Training samples per second, of all workers together"),
     "speed/mfu": ("mfu_ratio", "Model FLOP/s over the devices' peak; absent where that is unknown"),
-    "speed/data_wait": ("data_wait_ratio", "Share of the time in which the workers waited for data"),
-    "memory/peak_bytes": ("memory_bytes", "Most memory that rank 0 had so far: of its GPU, else of its process"),
+    "speed/data_wait": ("data_wait_ratio", "Share of the time in which the worker that waited longest did so for data"),
+    "memory/peak_bytes": ("memory_bytes", "Most memory that a worker had so far: of its GPU, else of its process"),
 }
 _GROUPS = {
     "loss": ("loss", "loss", "Mean loss over the steps of a row"),

@@ -39,10 +39,12 @@ class StepMetrics:
     mfu: float | None
     """Model FLOP/s over what the devices could do at most; None where that or the model's cost is unknown."""
     data_wait: float
-    """Share of the time in which this process waited for its data, 0 … 1. A GPU that still has work queued does not
-    stand still meanwhile, so this is the most that data can have cost."""
+    """Share of the time in which a process waited for its data, 0 … 1. A GPU that still has work queued does not
+    stand still meanwhile, so this is the most that data can have cost. ``measure`` knows this process; where there are
+    several, the longest wait counts, for the others wait for that one."""
     memory_bytes: int
-    """The largest that this process had so far: of the GPU's memory (allocated tensors), else of the machine's."""
+    """The largest that a process had so far: of the GPU's memory (allocated tensors), else of the machine's. As of
+    ``data_wait``: of several the largest."""
 
     def scalars(self) -> dict[str, float]:
         """Everything but the step, by tags as TensorBoard groups them: ``loss/masked``, ``router/down_blocks.0…``."""

@@ -42,9 +42,22 @@ def test_workers_that_are_killed_twice(trainings: Trainings, calm: dict[str, Any
     assert training.result() == calm
 
 
+def test_more_deaths_than_ray_is_to_mend(trainings: Trainings, calm: dict[str, Any], chance: random.Random) -> None:
+    """While checkpoints come between, the driver goes on by itself; where none comes it says what happened."""
+    training = trainings("often").start(environment={"MOST_FAILURES": "0"})
+    for step in (4, 12):
+        training.until_saved(step)
+        training.kill_worker(training.workers_at(chance.randrange(step, step + 8))[chance.randrange(2)])
+    assert training.result() == calm
+    hopeless = trainings("hopeless", train__checkpoint_every=str(STEPS)).start(environment={"MOST_FAILURES": "0"})
+    hopeless.kill_worker(hopeless.workers_at(0)[chance.randrange(2)])
+    refused = hopeless.printed()["refused"]
+    assert "workers failed too often, at last with: " in refused and "Traceback" not in refused
+
+
 def test_a_checkpoint_that_is_cut_off_in_every_file(trainings: Trainings, calm: dict[str, Any]) -> None:
     """The process that writes it dies once in the middle of each of its files, the list included."""
-    training = trainings("upload").start(dying=True)
+    training = trainings("upload").start(dying="put")
     found = training.result()
     deaths = sorted(path.name for path in (training.settings.workspace / "deaths").iterdir())
     assert deaths == sorted(
@@ -53,6 +66,16 @@ def test_a_checkpoint_that_is_cut_off_in_every_file(trainings: Trainings, calm: 
     )
     assert found == calm
     assert not list(Path(training.settings.store_root).rglob(".partial-*")), "the halves are litter"
+
+
+def test_old_checkpoints_whose_removal_is_cut_off(trainings: Trainings, calm: dict[str, Any]) -> None:
+    """Once after the first one's list, and once between the files of what is then a half."""
+    training = trainings("removal").start(dying="delete")
+    assert training.result() == calm
+    assert sorted(path.name for path in (training.settings.workspace / "deaths").iterdir()) == [
+        "adapter.safetensors",
+        "complete.json",
+    ]
 
 
 def test_a_slow_worker(trainings: Trainings, calm: dict[str, Any], chance: random.Random) -> None:

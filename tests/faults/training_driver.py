@@ -1,4 +1,4 @@
-"""A training by itself, in a process that can be killed: `python -m tests.faults.training_driver SETTINGS [dying]`.
+"""A training by itself, in a process that can be killed: `python -m tests.faults.training_driver SETTINGS [dying of]`.
 
 The workspace holds training shards of random numbers (`training_runs.py`); the rest is the production's own: plan, Ray
 Train, checkpoints, end. Prints one line of JSON: the released adapter's digest, and the loss curve. No torch here, as
@@ -26,21 +26,33 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 class DyingStore(DirectoryStore):
-    """Whoever writes a file of a checkpoint dies of it once, in the middle; `deaths` has a file for each name that was
-    had."""
+    """Whoever writes a file of a checkpoint dies of it once, in the middle ("put"), or whoever removes one dies just
+    after, twice in all ("delete"); `deaths` has a file for each name that was had."""
 
-    def __init__(self, root: Path, deaths: Path) -> None:
+    def __init__(self, root: Path, deaths: Path, of: str) -> None:
         super().__init__(root)
-        self.deaths = deaths
+        self.deaths, self.of = deaths, of
 
     def put(self, key: Key, data: Pieces) -> None:
-        name = str(key).rpartition("/")[2]
-        if "/checkpoints/step-" in str(key) and not (self.deaths / name).exists():
+        if self._deadly("put", str(key)):
             assert isinstance(data, bytes)
             self._write_beside(self._path(str(key)), data[: len(data) // 2])
-            (self.deaths / name).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            self._die(str(key))
         super().put(key, data)
+
+    def delete(self, key: Key) -> None:
+        super().delete(key)
+        if self._deadly("delete", str(key)):
+            self._die(str(key))
+
+    def _deadly(self, what: str, key: str) -> bool:
+        had = {path.name for path in self.deaths.iterdir()}
+        enough = what == "delete" and len(had) == 2  # the driver, which removes all at the end, is to live
+        return what == self.of and not enough and "/checkpoints/step-" in key and Path(key).name not in had
+
+    def _die(self, key: str) -> None:
+        (self.deaths / Path(key).name).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main() -> None:
@@ -50,8 +62,9 @@ def main() -> None:
     if sys.argv[2:]:
         deaths = run.settings.workspace / "deaths"
         deaths.mkdir(exist_ok=True)
-        run.__dict__["store"] = DyingStore(Path(run.settings.store_root), deaths)
+        run.__dict__["store"] = DyingStore(Path(run.settings.store_root), deaths, sys.argv[2])
     stage.work = noting_work
+    stage._MOST_FAILURES = int(os.environ.get("MOST_FAILURES", stage._MOST_FAILURES))
     with ray_session(run.settings.ray):
         print(json.dumps(train(run)))
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
@@ -104,15 +104,17 @@ class Training:
         """The same on one line, whatever the width for which it was broken."""
         return " ".join(self.log.split())
 
-    def start(self, *, dying: bool = False, environment: Mapping[str, str] | None = None) -> "Training":
-        """The driver as a process with a group of its own. dying: with `DyingStore`."""
+    def start(
+        self, *, dying: Literal["", "put", "delete"] = "", environment: Mapping[str, str] | None = None
+    ) -> "Training":
+        """The driver as a process with a group of its own. dying: with a `DyingStore`, of what."""
         folder = self.settings.workspace
         (folder / "settings.json").write_text(self.settings.model_dump_json())
         command = [sys.executable, "-m", "tests.faults.training_driver", str(folder / "settings.json")]
         own = {"PYTHONPATH": str(REPOSITORY), "RAY_TMPDIR": str(self._temporary), **(environment or {})}
         with (folder / "driver.log").open("a") as log:
             self.driver = subprocess.Popen(
-                command + ["dying"] * dying, stdout=subprocess.PIPE, stderr=log, text=True, cwd=REPOSITORY,
+                command + [dying] * bool(dying), stdout=subprocess.PIPE, stderr=log, text=True, cwd=REPOSITORY,
                 start_new_session=True, env=os.environ | own,
             )  # fmt: skip
         return self

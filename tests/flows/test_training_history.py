@@ -1,11 +1,13 @@
 """What is left of attempts that ended well, badly, or without a word."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flows import training_history
 from flows.training_history import FINISHED, Attempt, AttemptLog, WorkersStart, read_attempts, steps_done_again
 from infra.errors import UserError
 from infra.storage import DirectoryStore, Key, Pieces
@@ -74,6 +76,43 @@ def test_each_attempt_has_a_number_of_its_own(store: DirectoryStore) -> None:
     assert [(one.number, one.continued, one.reached) for one in read_attempts(store, RUN)] == [(1, 0, 3), (2, 5, 8)]
     store.put(f"runs/{RUN}/history/notes.txt", b"of somebody")
     assert len(read_attempts(store, RUN)) == 2
+
+
+def test_two_at_a_time_are_one_too_many(store: DirectoryStore) -> None:
+    """Whoever comes while another one lives is told who that is; once it has ended the next one begins."""
+    with _log(store, seconds=1.0) as first:
+        first.reached(30)
+        for _ in range(2):  # the refused one does not hide the living one
+            with pytest.raises(UserError, match=r"is at this training since .* \(attempt 1, step 30\)"):
+                _log(store, seconds=1.0).__enter__()
+    with _log(store, seconds=1.0):
+        pass
+    first_, *refused, last = read_attempts(store, RUN)
+    assert first_.how == last.how == FINISHED and (first_.reached, last.number) == (30, 4)
+    assert all("is at this training" in one.how and not one.starts for one in refused)
+
+
+def test_after_a_killed_one_the_next_begins(store: DirectoryStore, capsys: pytest.CaptureFixture[str]) -> None:
+    _log(store).__enter__().reached(10)
+    with _log(store, seconds=0.1) as log:
+        assert log.number == 2 and "did not say that it ended: listening" in capsys.readouterr().err
+    key = f"runs/{RUN}/history/0001-reached.json"
+    store.put(key, json.dumps({"reached": 10, "heard_at": "2020-01-01T00:00:00+00:00"}).encode())
+    with _log(store, seconds=3600.0) as log:  # of one that was killed long ago nobody waits to hear
+        assert log.number == 3
+
+
+def test_it_gives_signs_of_life_between_two_steps(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(f"2026-01-01T00:00:{second:02d}+00:00" for second in range(60))
+    monkeypatch.setattr(training_history, "_now", lambda: next(now))
+    with _log(store, seconds=0.05) as log:
+        log.reached(10)
+        heard = read_attempts(store, RUN)[0].heard_at
+        ends = time.monotonic() + 60
+        while read_attempts(store, RUN)[0].heard_at == heard:
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+        assert read_attempts(store, RUN)[0].reached == 10
 
 
 class _StoreThatIsAway(DirectoryStore):

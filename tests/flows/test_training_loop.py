@@ -151,6 +151,28 @@ def test_gradients_are_cleared_once_a_step_and_graphs_told_of_every_piece(
     assert told == [("reduce-overhead", one) for one in ("pass", "step", "pass", "pass", "pass", "pass")]
 
 
+@pytest.mark.parametrize(("after", "expected"), [(0, UserError), (1, torch.OutOfMemoryError)])
+def test_a_batch_that_does_not_fit_is_the_users_to_mend(
+    after: int, expected: type[Exception], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no step ever fitted; where one did, new processes may do what these could not."""
+    step = training_loop._Worker._step
+
+    def full(worker: Any, number: int, one: Any) -> None:
+        if number == after:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79 GiB")
+        step(worker, number, one)
+
+    monkeypatch.setattr(training_loop._Worker, "_step", full)
+    with pytest.raises(expected, match=r"(?i)out of memory") as caught:
+        train_here(Run(prepare(root, f"full-{after}", _place(1))))
+    assert (
+        ("(CUDA out of memory): " in str(caught.value))
+        == ("train.micro_batch_size" in str(caught.value))
+        == (not after)
+    )
+
+
 @pytest.mark.faults
 def test_a_sample_that_is_no_number_stops_the_training_and_is_named(root: Path) -> None:
     bad = "0000-00002"
