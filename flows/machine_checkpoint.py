@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed as distributed
 
 from flows.checkpoints import fetch_checkpoint
-from infra.errors import room_on_disk
+from infra.errors import UserError, room_on_disk
 from infra.storage import ObjectStore
 
 
@@ -22,8 +22,9 @@ def checkpoint_here(
 ) -> Iterator[tuple[Path, int]]:
     """The folder with its files and its step; step 0 where there is none. All workers enter and leave.
 
-    below: a folder of this machine for it. machine, first_here: the number of this worker's machine, and whether it is
-    the one that fetches. The checkpoint goes when the last worker leaves. UserError where there is no room.
+    below: a folder for it, which no other machine uses: its locks would not be seen. machine, first_here: the number of
+    this worker's machine, and whether it is the one that fetches. The checkpoint goes when the last worker leaves.
+    UserError where it has no place.
     """
     with _own_folder(below) if first_here else nullcontext(below) as folder:
         step = 0
@@ -46,7 +47,12 @@ def checkpoint_here(
 def _own_folder(below: Path) -> Iterator[Path]:
     """An empty one that goes with the block. Those of processes that were killed in theirs, gigabytes each, go first:
     a process holds a lock on its own, which the system lets go with it."""
-    below.mkdir(parents=True, exist_ok=True)
+    try:
+        below.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"No checkpoint can be fetched to {below} ({error.strerror}): choose another --workspace."
+        ) from error
     with ExitStack() as own:
         with _locked(below):
             for other in below.iterdir():

@@ -192,15 +192,18 @@ def fit(run: Run, plan: dict[str, Any]) -> None:
     Workers may fail as often as they like while checkpoints come between; WorkersFailed where none came. Who tries it,
     from where, and how far that came is written down beside the training.
     """
+    continued = latest_step(run.store, plan["run_id"])
     while True:
-        continued = latest_step(run.store, plan["run_id"])
         try:
             return _attempt(run, plan, continued)
         except WorkersFailed as error:
-            if latest_step(run.store, plan["run_id"]) == continued:
-                raise
-            said = f"train: {error} Checkpoints were written meanwhile, so it goes on by itself."
-            artifacts.console.print(said, markup=False, style="yellow")
+            before, failed = continued, error
+        # A store that was away may have been why they failed.
+        continued = patiently(lambda: latest_step(run.store, plan["run_id"]), lambda error: None)
+        if continued <= before:
+            raise failed
+        artifacts.console.print(f"train: {failed} It goes on by itself: step {continued} is kept.", style="yellow")
+        plan["damaged"] = damaged_shards(run, plan)
 
 
 def _attempt(run: Run, plan: dict[str, Any], continued: int) -> None:

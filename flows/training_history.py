@@ -118,13 +118,13 @@ class AttemptLog:
         self.number = max(numbers, default=0) + 1
         while not self._store.create(f"{self._folder}{self.number:04d}-begun.json", _to_json(begun)):
             self.number += 1  # somebody else begins at this moment
+        if self._seconds:  # from here on, so that of two that begin at this moment the second hears the first
+            threading.Thread(target=self._live, name="history", daemon=True).start()
         try:
             self._refuse_a_second()
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
             raise
-        if self._seconds:
-            threading.Thread(target=self._live, name="history", daemon=True).start()
         return self
 
     def _refuse_a_second(self) -> None:
@@ -151,8 +151,12 @@ class AttemptLog:
         return [one for one in attempts if not one.ended and _seconds_since(one.heard_at or one.time) < _CLOCKS_SECONDS]
 
     def _live(self) -> None:
-        while not self._over.wait(self._seconds):
-            self._write("reached", {"reached": self._reached, "heard_at": _now()})
+        while True:
+            with self._writing:
+                if self._over.is_set():
+                    return
+                self._write("reached", {"reached": self._reached, "heard_at": _now()})
+            self._over.wait(self._seconds)
 
     def started(self, step: int, workers: int, hosts: Sequence[str]) -> None:
         """Its workers took up the checkpoint of a step."""

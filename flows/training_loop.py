@@ -52,18 +52,19 @@ _USUAL_STEPS = 100  # that the loss's running mean remembers, and before which n
 def train_worker(config: dict[str, Any]) -> None:
     """The loop of one worker; `config` = {"job": TrainingJob, "reporter": actor that is told of progress}."""
     job: TrainingJob = config["job"]
-    stepped = False
+    done = 0
     try:
         with Watchdog(job.settings.train.hang_seconds) as watchdog:
             worker = _Worker(job, config["reporter"], watchdog)
-            for _ in worker.run():
-                stepped = True
+            done = worker.first
+            for step in worker.run():
+                done = step
     except torch.OutOfMemoryError as error:
-        if stepped:
-            raise  # it did fit: what else was on the GPU is gone with these processes
+        if done:
+            raise  # it did fit: what else is on the GPU may be gone when Ray starts the workers again
         raise UserError(
-            f"A step does not fit into the GPU's memory ({str(error).partition('. ')[0]}): take a worker's share of "
-            "the batch in pieces, --set train.micro_batch_size=8, say, or see what moa train --dry-run advises."
+            f"The training does not fit into a GPU's memory ({str(error).partition('. ')[0]}): take each worker's "
+            "share of the batch in pieces, --set train.micro_batch_size=8, say; moa train --dry-run says what fits."
         ) from error
     finally:
         training_resize.saved()  # there is nothing more to wait for, however this ended
@@ -155,7 +156,8 @@ class _Worker:
     def _resume(self) -> int:
         """Take up the latest checkpoint; the number of steps that are done."""
         place = self.context.get_node_rank(), self.context.get_local_rank() == 0, self.workers
-        below = self.job.settings.workspace / "cache" / "resume"
+        # A folder of this machine's own, also where the machines share their workspace.
+        below = self.job.settings.workspace / "cache" / "resume" / socket.gethostname()
         with checkpoint_here(self.job.store, self.job.run_id, below, *place) as (folder, step):
             if step:
                 self.history = json.loads((folder / HISTORY).read_text("utf-8"))
@@ -354,8 +356,9 @@ class _Worker:
         with self.clock.paused(), torch.no_grad(), self._autocast():
             for turn in range(count):
                 batch = self.source[turn].batch.to(self.device)
-                begin_pass(self.options.compile)
-                sums += self._said(self.module(batch)) * len(batch)
+                for piece in self.parallel.pieces(batch, self.options.batch_size, self.options.micro_batch_size):
+                    begin_pass(self.options.compile)
+                    sums += self._said(self.module(piece.batch)) * piece.counted
                 self.watchdog.alive()
         if self.workers > 1:
             distributed.all_reduce(sums)

@@ -100,3 +100,12 @@ def test_a_full_disk_is_told_with_its_folder(tmp_path: Path, monkeypatch: pytest
     ):
         pass
     assert list(below.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UserError, match="choose another --workspace"),
+        checkpoint_here(DirectoryStore(tmp_path), RUN, tmp_path / "file" / "resume", 0, True, 1),
+    ):
+        pass

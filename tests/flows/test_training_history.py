@@ -2,6 +2,8 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +82,30 @@ def test_each_attempt_has_a_number_of_its_own(store: DirectoryStore) -> None:
 
 def test_two_at_a_time_are_one_too_many(store: DirectoryStore) -> None:
     """Whoever comes while another one lives is told who that is; once it has ended the next one begins."""
-    with _log(store, seconds=1.0) as first:
+    with _log(store, seconds=3.0) as first:
         first.reached(30)
         for _ in range(2):  # the refused one does not hide the living one
             with pytest.raises(UserError, match=r"is at this training since .* \(attempt 1, step 30\)"):
-                _log(store, seconds=1.0).__enter__()
-    with _log(store, seconds=1.0):
+                _log(store, seconds=3.0).__enter__()
+    with _log(store, seconds=3.0):
         pass
     first_, *refused, last = read_attempts(store, RUN)
     assert first_.how == last.how == FINISHED and (first_.reached, last.number) == (30, 4)
     assert all("is at this training" in one.how and not one.starts for one in refused)
+
+
+def test_of_two_that_begin_after_a_killed_one_the_first_goes_on(store: DirectoryStore) -> None:
+    """While both still listen for it."""
+    _log(store).__enter__().reached(10)
+    with ThreadPoolExecutor(2) as both:
+        first = both.submit(_log(store, seconds=3.0).__enter__)
+        ends = time.monotonic() + 60
+        while len(read_attempts(store, RUN)) < 2:
+            assert time.monotonic() < ends
+        second = both.submit(_log(store, seconds=3.0).__enter__)
+        with pytest.raises(UserError, match=r"\(attempt 2, step 0\)"):
+            second.result()
+        first.result().__exit__(None, None, None)
 
 
 def test_after_a_killed_one_the_next_begins(store: DirectoryStore, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +119,7 @@ def test_after_a_killed_one_the_next_begins(store: DirectoryStore, capsys: pytes
 
 
 def test_it_gives_signs_of_life_between_two_steps(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter(f"2026-01-01T00:00:{second:02d}+00:00" for second in range(60))
+    now = (f"{year}-01-01T00:00:00+00:00" for year in count(2000))
     monkeypatch.setattr(training_history, "_now", lambda: next(now))
     with _log(store, seconds=0.05) as log:
         log.reached(10)
@@ -137,14 +153,14 @@ def test_what_cannot_be_written_comes_with_the_next(tmp_path: Path) -> None:
     assert read_attempts(store, RUN)[0].reached == 20
 
 
-def test_the_store_is_not_asked_at_every_step(store: DirectoryStore) -> None:
-    log = _log(store, seconds=3600.0).__enter__()
-    for step in (10, 20, 30):
-        log.reached(step)
-    told = json.loads(store.get(f"runs/{RUN}/history/0001-reached.json"))
-    assert told["reached"] == 10
-    log.__exit__(None, None, None)
-    assert read_attempts(store, RUN)[0].reached == 30
+def test_the_store_is_not_asked_at_every_step(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    written, put = list[str](), store.put
+    monkeypatch.setattr(store, "put", lambda key, data: (written.append(str(key)), put(key, data)))
+    with _log(store, seconds=3600.0) as log:
+        for step in range(100):
+            log.reached(step)
+    assert read_attempts(store, RUN)[0].reached == 99
+    assert 1 <= sum("reached" in key for key in written) <= 3, "as it begins and as it ends"
 
 
 def _attempt(number: int, starts: list[tuple[int, int]], reached: int) -> Attempt:

@@ -147,15 +147,15 @@ def test_gradients_are_cleared_once_a_step_and_graphs_told_of_every_piece(
     monkeypatch.setattr(training_loop, "begin_pass", lambda mode: told.append((mode, "pass")))
     changes = {"train.steps": "1", "train.compile": "reduce-overhead"}
     train_here(Run(prepare(root, "graphs", {**_place(1, 3), **changes})))
-    # The losses before, seven samples in three pieces, the losses after.
-    assert told == [("reduce-overhead", one) for one in ("pass", "step", "pass", "pass", "pass", "pass")]
+    # Seven samples in three pieces each: the losses before, the step, the losses after.
+    assert told == [("reduce-overhead", one) for one in (*["pass"] * 3, "step", *["pass"] * 6)]
 
 
 @pytest.mark.parametrize(("after", "expected"), [(0, UserError), (1, torch.OutOfMemoryError)])
 def test_a_batch_that_does_not_fit_is_the_users_to_mend(
     after: int, expected: type[Exception], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where no step ever fitted; where one did, new processes may do what these could not."""
+    """Where no step ever fitted; where one did, the next start may do what this one could not."""
     step = training_loop._Worker._step
 
     def full(worker: Any, number: int, one: Any) -> None:
