@@ -201,8 +201,9 @@ def fit(run: Run, plan: dict[str, Any]) -> None:
         # A store that was away may have been why they failed.
         continued = patiently(lambda: latest_step(run.store, plan["run_id"]), lambda error: None)
         if continued <= before:
-            raise failed
-        artifacts.console.print(f"train: {failed} It goes on by itself: step {continued} is kept.", style="yellow")
+            raise WorkersFailed(f"{failed} Mend that, and start the same command again; it goes on where it was.")
+        said = f"train: {failed} It goes on by itself: step {continued} is kept."
+        artifacts.console.print(said, markup=False, style="yellow")
         plan["damaged"] = damaged_shards(run, plan)
 
 
@@ -272,10 +273,8 @@ def _fit(run: Run, job: TrainingJob, log: AttemptLog, continued: int) -> frozens
         try:
             future.result()
         except TrainingFailedError as error:
-            raise WorkersFailed(
-                f"The training's workers failed too often, at last with: {_last_words(error)}. Mend that, and start "
-                "the same command again; it goes on where it was."
-            ) from error
+            said = f"The training's workers failed too often, at last with: {_last_words(error)}."
+            raise WorkersFailed(said) from error
         live.finished()
     left_out: frozenset[str] = ray.get(reporter.left_out.remote())
     ray.kill(reporter)

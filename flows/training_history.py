@@ -109,7 +109,7 @@ class AttemptLog:
         self._begun = {"continued": continued, "workspace": str(workspace)}
         self._waiting: dict[str, dict[str, Any]] = {}
         self._starts, self._reached, self._told = 0, 0, -seconds
-        self._writing, self._over = threading.RLock(), threading.Event()
+        self._writing, self._over, self._away = threading.RLock(), threading.Event(), False
         self.number = 0
 
     def __enter__(self) -> "AttemptLog":
@@ -131,10 +131,8 @@ class AttemptLog:
         """Of a driver that was killed just now nothing more is heard, of one that lives something soon."""
         heard, listening = {one.number: one.heard_at for one in self._unended()}, _SIGNS * self._seconds
         if heard and listening:
-            said = (
-                f"train: attempt {max(heard)} at this training did not say that it ended: listening for {listening:g} s"
-            )
-            console.print(said, markup=False)
+            said = f"attempt {max(heard)} at this training did not say that it ended: listening for {listening:g} s"
+            console.print(f"train: {said}", markup=False)
         ends = time.monotonic() + listening
         while heard and time.monotonic() < ends:
             time.sleep(min(1.0, self._seconds))
@@ -189,9 +187,12 @@ class AttemptLog:
                 for name in list(self._waiting):
                     self._store.put(f"{self._folder}{self.number:04d}-{name}.json", _to_json(self._waiting[name]))
                     del self._waiting[name]
+                self._away = False
         except Exception as error:
-            said = f"train: the history could not be written ({type(error).__name__}: {error})"
-            console.print(said, markup=False, style="yellow")
+            if not self._away:  # said once, not every few seconds
+                said = f"train: the history could not be written ({type(error).__name__}: {error})"
+                console.print(said, markup=False, style="yellow")
+            self._away = True
 
 
 def _folder(run_id: str) -> str:

@@ -319,8 +319,8 @@ class _Worker:
         """With the longest wait and the largest memory of any worker. From the slowest follows how often all of them
         ask for preemptions, at the same steps."""
         seconds = self.options.batch_size / measured.images_per_second
-        most = torch.tensor([seconds, measured.data_wait, measured.memory_bytes], dtype=torch.float64)
-        most = most.to(self.device)
+        own = [seconds, measured.data_wait, measured.memory_bytes]
+        most = torch.tensor(own, dtype=torch.float64, device=self.device)
         if self.workers > 1:
             distributed.all_reduce(most, distributed.ReduceOp.MAX)
         slowest, waited, memory = most.tolist()

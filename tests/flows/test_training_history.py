@@ -140,12 +140,13 @@ class _StoreThatIsAway(DirectoryStore):
         super().put(key, data)
 
 
-def test_what_cannot_be_written_comes_with_the_next(tmp_path: Path) -> None:
+def test_what_cannot_be_written_comes_with_the_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = _StoreThatIsAway(tmp_path)
     with _log(store) as log:
         store.away = True
         log.started(0, 1, ["a"])
         log.reached(10)
+        assert capsys.readouterr().err.count("the store is away") == 1
         store.away = False
         log.reached(20)
         assert [one.step for one in read_attempts(store, RUN)[0].starts] == [0]
