@@ -18,7 +18,7 @@ def in_background(work: Callable[[], Any]) -> Future[Any]:
         except BaseException as error:
             future.set_exception(error)
 
-    Thread(target=run, daemon=True).start()
+    Thread(target=run, name="background", daemon=True).start()
     return future
 
 

@@ -250,26 +250,30 @@ def _fit(run: Run, job: TrainingJob, log: AttemptLog, continued: int) -> frozens
             worker_runtime_env=training_cluster.worker_environment(
                 settings, hide_gpus=not gpu and training_cluster.gpus() > 0
             ),
-            callbacks=[saving_before(settings.hang_seconds)],
+            callbacks=[saving_before(settings.hang_seconds), training_cluster.telling_its_handle(reporter)],
         ),
     )
     pictures = LivePictures(run.store, job.run_id, settings.pictures_every, continued)
     with LiveMetrics(job.run_id, settings.steps, continued, run.settings.monitoring.prometheus_port) as live:
         future, ended = in_background(trainer.fit), False
         machines = MachineWatch(training_cluster.fewest_workers(settings), gpu)
-        while not ended:
-            ended = bool(wait([future], timeout=1.0).done)
-            news: News = ray.get(reporter.ask.remote())
-            for start in news.starts:
-                log.started(**start)
-            for sentence in filter(None, (*news.said, machines.look(news.row))):
-                artifacts.console.print(f"train: {sentence}", markup=False, style="yellow")
-            if news.refusal:  # trying again, as Ray would, does not mend it
-                raise UserError(news.refusal)
-            live.show(news.row)
-            if news.row is not None:
-                log.reached(int(news.row["step"]))
-                pictures.look(int(news.row["step"]))
+        try:
+            while not ended:
+                ended = bool(wait([future], timeout=1.0).done)
+                news: News = ray.get(reporter.ask.remote())
+                for start in news.starts:
+                    log.started(**start)
+                for sentence in filter(None, (*news.said, machines.look(news.row))):
+                    artifacts.console.print(f"train: {sentence}", markup=False, style="yellow")
+                if news.refusal:  # trying again, as Ray would, does not mend it
+                    raise UserError(news.refusal)
+                live.show(news.row)
+                if news.row is not None:
+                    log.reached(int(news.row["step"]))
+                    pictures.look(int(news.row["step"]))
+        finally:
+            if not ended:
+                training_cluster.end(reporter, future)
         try:
             future.result()
         except TrainingFailedError as error:

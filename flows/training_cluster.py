@@ -1,6 +1,8 @@
 """Where a training's workers run: what each asks of the cluster, how they meet, and that all of them see the store."""
 
 import secrets
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from typing import Any
 
 from infra.errors import UserError
@@ -9,6 +11,7 @@ from infra.settings import Settings, TrainSettings
 from infra.storage import ObjectStore
 
 CPUS_INSTEAD = "started again with --set train.gpus_per_worker=0 it trains on CPUs"
+_END_SECONDS = 20.0  # for a killed controller's answer: a second, on a machine that has time
 _ANSWER_SECONDS = 120.0  # of another machine: a new process that imports what it needs
 
 
@@ -159,3 +162,32 @@ def _nodes() -> list[dict[str, Any]]:
     import ray
 
     return [node for node in ray.nodes() if node["Alive"]]
+
+
+def telling_its_handle(reporter: Any) -> Any:
+    """A callback of Ray Train's controller: the reporter is told its handle, which Ray Train keeps to itself."""
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+
+    class TellingItsHandle(ControllerCallback):  # type: ignore[misc]  # Ray's classes are untyped
+        def after_controller_start(self, train_run_context: Any) -> None:
+            import ray
+
+            reporter.controlled.remote([ray.get_runtime_context().current_actor])
+
+    return TellingItsHandle()
+
+
+def end(reporter: Any, training: Future[Any]) -> None:
+    """End Ray Train's controller, and with it its workers, and wait for the thread that waits for it.
+
+    A Ray that is shut down under another thread's call may take the whole process with it, and what it had to say.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    with suppress(RayError):  # a Ray that is gone has nothing to end
+        controllers = ray.get(reporter.controlling.remote(), timeout=_END_SECONDS)
+        for controller in controllers:
+            ray.kill(controller)
+        if controllers:
+            wait([training], timeout=_END_SECONDS)

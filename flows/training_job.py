@@ -55,6 +55,7 @@ class ProgressReporter:
         self.row: dict[str, float] | None = None
         self.refusal, self.said, self.starts = "", list[str](), list[dict[str, Any]]()
         self.damaged = set[str]()
+        self.controllers = list[Any]()
 
     def tell(self, row: dict[str, float]) -> None:
         """`StepMetrics.as_row()`: plain numbers."""
@@ -77,6 +78,13 @@ class ProgressReporter:
 
     def left_out(self) -> frozenset[str]:
         return frozenset(self.damaged)
+
+    def controlled(self, by: list[Any]) -> None:
+        """Ray Train's controller has begun: its handle, in a list, for Ray looks up what is not in one."""
+        self.controllers += by
+
+    def controlling(self) -> list[Any]:
+        return self.controllers
 
     def ask(self) -> News:
         """What is new."""

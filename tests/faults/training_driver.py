@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,20 @@ def main() -> None:
 
 
 def train(run: Run) -> dict[str, Any]:
-    """To the end: {"run_id", "adapter": digest of what would be released, "curve", "damaged"}, or {"refused": why}."""
+    """To the end: {"run_id", "adapter": digest of what would be released, "curve", "damaged"}, or {"refused": why}.
+
+    AssertionError where what is refused goes on in the background.
+    """
     plan = stage.plan_training(run, from_scratch=True)
     plan |= {"damaged": stage.damaged_shards(run, plan)}
     try:
         stage.fit(run, plan)
         stage.finish(run, plan)
     except UserError as error:
+        for thread in threading.enumerate():
+            if thread.name == "background":
+                thread.join(1.0)
+                assert not thread.is_alive(), "Ray Train's thread would call a Ray that is being shut down"
         return {"refused": str(error)}
     return {"damaged": plan["damaged"], **outcome(run, plan["run_id"])}
 

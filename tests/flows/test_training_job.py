@@ -72,3 +72,10 @@ def test_a_full_disk_is_the_users_to_mend(work: Callable[..., Any]) -> None:
     with pytest.raises(UserError):
         work(actor, "stop", full)
     assert "no room left on the disk of /scratch/x" in actor.reporter.ask()[1]
+
+
+def test_who_controls_the_training_is_known_to_whoever_asks() -> None:
+    reporter = ProgressReporter()
+    assert reporter.controlling() == []
+    reporter.controlled(["handle"])
+    assert reporter.controlling() == ["handle"]
